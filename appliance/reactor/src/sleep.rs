@@ -87,7 +87,8 @@ impl<N: Notify> SleepGate<N> {
     /// Sleeper's side: it is awake and looks at work.
     pub fn retract(&self) {
         self.state.store(AWAKE, Ordering::Relaxed);
-        // A waker that saw "notified" did not notify: what it published is to be seen now.
+        // A waker that saw "notified" did not notify. What it published is seen before the next
+        // sleep in any case; the fence has it seen now.
         fence(Ordering::SeqCst);
     }
 

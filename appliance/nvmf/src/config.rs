@@ -136,6 +136,15 @@ impl SubsystemConfig {
         self.allow_any_host || self.hosts.contains(host)
     }
 
+    /// Whether no path to any namespace is in a state that forbids I/O.
+    pub(crate) fn is_accessible_everywhere(&self) -> bool {
+        let mut states = self
+            .listeners
+            .iter()
+            .flat_map(|listener| listener.ana.values().chain([&listener.ana_default]));
+        states.all(|state| matches!(state, AnaState::Optimized | AnaState::NonOptimized))
+    }
+
     /// The listener at an address.
     pub fn listener(&self, address: &TransportAddress) -> Option<&ListenerConfig> {
         self.listeners.iter().find(|listener| *listener.address == *address)

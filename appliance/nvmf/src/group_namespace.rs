@@ -2,10 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Instant;
 
 use block::{BdevChannel, Geometry, Io, Submit};
@@ -26,6 +24,8 @@ pub(crate) struct GroupSubsystem {
     config: RefCell<Arc<SubsystemConfig>>,
     /// Index is NSID - 1. Entries are opened on first use.
     namespaces: RefCell<Vec<Option<Rc<GroupNamespace>>>>,
+    /// No listener has a group in a state that forbids I/O: most subsystems, most of the time.
+    is_accessible_everywhere: Cell<bool>,
     /// Queue pairs of this subsystem in this group.
     pub(crate) users: Cell<u32>,
 }
@@ -34,6 +34,7 @@ impl GroupSubsystem {
     pub(crate) fn new(subsystem: Arc<Subsystem>, config: Arc<SubsystemConfig>) -> Self {
         Self {
             subsystem,
+            is_accessible_everywhere: Cell::new(config.is_accessible_everywhere()),
             config: RefCell::new(config),
             namespaces: RefCell::default(),
             users: Cell::new(0),
@@ -66,11 +67,14 @@ impl GroupSubsystem {
         }
         let namespace =
             config.namespaces.get(&nsid).ok_or(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true))?;
-        let channel = namespace.bdev.open(&group.channel_context()).map_err(|error| {
+        let channel = namespace.bdev.open(group.channel_context()).map_err(|error| {
             tracing::error!(nqn = %config.nqn, nsid = nsid.0, error = &error as &dyn std::error::Error,
                 "cannot open a channel to the namespace's device");
             Status::NAMESPACE_NOT_READY
         })?;
+        if let Some(fd) = channel.wake_fd() {
+            group.watch(fd);
+        }
         let opened = Rc::new(GroupNamespace::new(Arc::clone(namespace), channel));
         let index = (nsid.0 - 1) as usize;
         let mut namespaces = self.namespaces.borrow_mut();
@@ -104,7 +108,12 @@ impl GroupSubsystem {
                 }
             }
         }
+        self.is_accessible_everywhere.set(config.is_accessible_everywhere());
         self.config.replace(config);
+    }
+
+    pub(crate) fn is_accessible_everywhere(&self) -> bool {
+        self.is_accessible_everywhere.get()
     }
 
     /// Every namespace open in this group.
@@ -126,6 +135,8 @@ pub(crate) struct GroupNamespace {
     is_restricted: Cell<bool>,
     pub(crate) is_write_protected: Cell<bool>,
     pub(crate) lends: bool,
+    /// What the device says of itself; read anew with every snapshot, so a resize sends one.
+    pub(crate) geometry: Cell<Geometry>,
     /// I/O that the device holds.
     pub(crate) in_flight: Cell<u32>,
     /// Commands that have entered and not left.
@@ -143,6 +154,12 @@ pub(crate) struct GroupNamespace {
 /// Leaves the namespace when it is dropped, also when the command's future is.
 pub(crate) struct Entered(Rc<GroupNamespace>);
 
+impl Entered {
+    pub(crate) fn namespace(&self) -> &Rc<GroupNamespace> {
+        &self.0
+    }
+}
+
 impl Drop for Entered {
     fn drop(&mut self) {
         self.0.entered.set(self.0.entered.get() - 1);
@@ -153,12 +170,14 @@ impl Drop for Entered {
 impl GroupNamespace {
     fn new(config: Arc<NamespaceConfig>, channel: BdevChannel) -> Self {
         let lends = channel.lends();
+        let geometry = channel.bdev().geometry();
         let namespace = Self {
             config: RefCell::new(config),
             channel: RefCell::new(channel),
             is_restricted: Cell::new(false),
             is_write_protected: Cell::new(false),
             lends,
+            geometry: Cell::new(geometry),
             in_flight: Cell::new(0),
             entered: Cell::new(0),
             pauses: Cell::new(0),
@@ -173,6 +192,7 @@ impl GroupNamespace {
 
     fn refresh(&self) {
         let config = self.config.borrow();
+        self.geometry.set(config.bdev.geometry());
         self.is_restricted.set(matches!(config.visibility, Visibility::Hosts(_)));
         self.is_write_protected.set(config.write_protect != WriteProtect::None);
     }
@@ -182,10 +202,6 @@ impl GroupNamespace {
             return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true));
         }
         Ok(Rc::clone(self))
-    }
-
-    pub(crate) fn geometry(&self) -> Geometry {
-        self.channel.borrow().geometry()
     }
 
     pub(crate) fn ana_state(&self, queue: &Queue, config: &SubsystemConfig) -> AnaState {
@@ -202,17 +218,10 @@ impl GroupNamespace {
     ) -> Result<Entered, Status> {
         if self.pauses.get() > 0 {
             self.waiting.borrow_mut().push_back((queue.id, slot.id));
-            poll_fn(|_| {
-                if self.pauses.get() == 0 || self.is_retired.get() || slot.is_aborted() {
-                    Poll::Ready(())
-                } else {
-                    Poll::Pending
-                }
-            })
-            .await;
-            if slot.is_aborted() {
+            let waited = slot.until(|| self.pauses.get() == 0 || self.is_retired.get()).await;
+            if let Err(status) = waited {
                 self.waiting.borrow_mut().retain(|waiter| *waiter != (queue.id, slot.id));
-                return Err(Status::COMMAND_ABORT_REQUESTED);
+                return Err(status);
             }
         }
         if self.is_retired.get() {

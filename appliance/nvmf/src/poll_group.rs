@@ -34,6 +34,7 @@ pub(crate) struct GroupShared {
     /// The time that the caller passed to this poll.
     pub(crate) now: Cell<Instant>,
     pub(crate) iobuf_pool: Arc<IobufPool>,
+    channel_context: ChannelContext,
     pub(crate) subsystems: RefCell<HashMap<Nqn, Rc<GroupSubsystem>>>,
     /// Namespaces whose device holds I/O of this group.
     active: RefCell<Vec<Rc<GroupNamespace>>>,
@@ -52,8 +53,16 @@ impl GroupShared {
         }
     }
 
-    pub(crate) fn channel_context(&self) -> ChannelContext {
-        ChannelContext::new(&self.handle.name, Arc::clone(&self.iobuf_pool), self.handle.waker())
+    /// Takes back an I/O that a device has only queued in software; see [`block::Channel::abort`].
+    pub(crate) fn abort_in_device(&self, token: u64) -> bool {
+        self.active
+            .borrow()
+            .iter()
+            .any(|namespace| namespace.with_channel(|channel| channel.abort(token)))
+    }
+
+    pub(crate) fn channel_context(&self) -> &ChannelContext {
+        &self.channel_context
     }
 
     /// The group's view of a subsystem, made when the first of its queue pairs connects.
@@ -530,11 +539,14 @@ impl PollGroup {
     ) -> Result<Self, TargetError> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .map_err(|errno| TargetError::Epoll { source: errno.into() })?;
+        let channel_context = ChannelContext::new(&handle.name, handle.waker())
+            .with_pool(Arc::clone(&iobuf_pool));
         let shared = Rc::new(GroupShared {
             target,
             handle,
             now: Cell::new(now),
             iobuf_pool,
+            channel_context,
             subsystems: RefCell::default(),
             active: RefCell::default(),
             ready: RefCell::default(),

@@ -13,6 +13,7 @@ use block::Completion;
 use dma::{IoBuf, Payload};
 use nvme_spec::{Cqe, Sqe, Status};
 
+use crate::exec::io::FirstHalf;
 use crate::transport::{SlotId, Step};
 
 /// How far a slot's command has come.
@@ -80,6 +81,13 @@ pub(crate) struct Slot {
     in_capsule_len: Cell<u32>,
     /// Set by the Abort command; a future that can give up does so when it is polled.
     aborted: Cell<bool>,
+    /// How the first half of a fused pair ended, when this slot serves one.
+    pub(crate) fused: Cell<FirstHalf>,
+    /// The second half, when it waits for this first half's data.
+    pub(crate) fused_second: Cell<Option<SlotId>>,
+    is_parked: Cell<bool>,
+    /// The future waits for something that an abort ends.
+    can_give_up: Cell<bool>,
 }
 
 impl Slot {
@@ -95,6 +103,10 @@ impl Slot {
             cqe: Cell::new(Cqe::default()),
             in_capsule_len: Cell::new(0),
             aborted: Cell::new(false),
+            fused: Cell::new(FirstHalf::Ended(Status::SUCCESS)),
+            fused_second: Cell::new(None),
+            is_parked: Cell::new(false),
+            can_give_up: Cell::new(false),
         }
     }
 
@@ -118,6 +130,7 @@ impl Slot {
         self.sqe.set(sqe);
         self.in_capsule_len.set(in_capsule_len);
         self.aborted.set(false);
+        self.can_give_up.set(false);
         self.state.set(SlotState::Arrived);
     }
 
@@ -162,6 +175,10 @@ impl Slot {
         self.buffer.set(Some(buffer));
     }
 
+    pub(crate) fn can_give_up(&self) -> bool {
+        self.can_give_up.get()
+    }
+
     pub(crate) fn set_aborted(&self) {
         self.aborted.set(true);
     }
@@ -175,11 +192,34 @@ impl Slot {
 
     // The future's side.
 
-    pub(crate) fn is_aborted(&self) -> bool {
-        self.aborted.get()
+    /// Waits until `ready` says so, or until the command is aborted.
+    ///
+    /// # Errors
+    /// The command was aborted.
+    pub(crate) async fn until(&self, ready: impl Fn() -> bool) -> Result<(), Status> {
+        self.can_give_up.set(true);
+        let result = poll_fn(|_| match (ready(), self.aborted.get()) {
+            (true, _) => Poll::Ready(Ok(())),
+            (false, true) => Poll::Ready(Err(Status::COMMAND_ABORT_REQUESTED)),
+            (false, false) => Poll::Pending,
+        })
+        .await;
+        self.can_give_up.set(false);
+        result
+    }
+
+    /// Keeps data in the slot until somebody takes it.
+    pub(crate) fn park(&self, payload: Payload) {
+        self.payload.set(payload);
+        self.is_parked.set(true);
+    }
+
+    pub(crate) fn is_parked(&self) -> bool {
+        self.is_parked.get()
     }
 
     pub(crate) fn take_payload(&self) -> Payload {
+        self.is_parked.set(false);
         self.payload.take()
     }
 

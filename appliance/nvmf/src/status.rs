@@ -3,11 +3,15 @@
 use block::IoError;
 use nvme_spec::Status;
 
+use crate::target::TargetOptions;
+
 /// The NVMe status of a failed block I/O (NVM Command Set 1.1, section 3, "Status Code" tables).
 ///
 /// "Do Not Retry" is set where the same command can only fail again, and left clear where the
 /// host does well to try again or to use another path.
-pub(crate) fn of_io_error(error: IoError) -> Status {
+pub(crate) fn of_io_error(error: IoError, options: &TargetOptions) -> Status {
+    // CRD 1 tells the host to wait for CRDT1 before it tries again.
+    let busy = Status::NAMESPACE_NOT_READY.with_crd(u8::from(options.crdt1_100ms > 0));
     match error {
         IoError::OutOfRange => Status::LBA_OUT_OF_RANGE.with_dnr(true),
         IoError::InvalidField => Status::INVALID_FIELD.with_dnr(true),
@@ -20,7 +24,7 @@ pub(crate) fn of_io_error(error: IoError) -> Status {
         IoError::Aborted => Status::COMMAND_ABORT_REQUESTED,
         IoError::Removed => Status::NAMESPACE_NOT_READY,
         IoError::Internal => Status::INTERNAL_ERROR,
-        IoError::Busy => Status::NAMESPACE_NOT_READY,
+        IoError::Busy => busy,
         IoError::Injected { sct, sc, dnr } => Status::new(sct, sc).with_dnr(dnr),
         _ => Status::INTERNAL_ERROR,
     }

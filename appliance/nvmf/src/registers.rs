@@ -56,6 +56,11 @@ impl Registers {
         self.csts.into()
     }
 
+    /// Ready timeouts, with and without media (CRWMT, CRIMT), in units of 500 ms.
+    pub(crate) fn crto(&self) -> u32 {
+        u32::from(TIMEOUT_500MS) << 16 | u32::from(TIMEOUT_500MS)
+    }
+
     /// Fatal: the host must disconnect.
     pub(crate) fn fail(&mut self) {
         self.csts = self.csts.with_cfs(true).with_rdy(false);

@@ -32,9 +32,9 @@ pub struct TargetOptions {
     /// Discovery controllers that may exist at a time.
     pub max_discovery_controllers: usize,
     /// Data buffers that each poll group caches per transport: small and large.
-    pub iobuf_small_cache_size: usize,
+    pub iobuf_small_cache_size: u32,
     /// See [`TargetOptions::iobuf_small_cache_size`].
-    pub iobuf_large_cache_size: usize,
+    pub iobuf_large_cache_size: u32,
     /// How long a host shall wait before it retries a command refused for want of resources,
     /// in units of 100 ms (Identify CRDT1); 0: no delay given.
     pub crdt1_100ms: u16,
@@ -263,7 +263,7 @@ impl Target {
         Ok(self.transport(id)?.name())
     }
 
-    pub(crate) fn iobuf_cache_sizes(&self) -> (usize, usize) {
+    pub(crate) fn iobuf_cache_sizes(&self) -> (u32, u32) {
         (self.options.iobuf_small_cache_size, self.options.iobuf_large_cache_size)
     }
 
@@ -278,7 +278,7 @@ impl Target {
             entry.users += 1;
             return Ok(entry.local.clone());
         }
-        let name = address.trtype.name();
+        let name = address.trtype.as_str();
         let (id, transport) = self.transport_by_name(name)?;
         let group = self.poll_groups().into_iter().next().ok_or(TargetError::NoPollGroup)?;
         let address = Arc::new(address.clone());
@@ -302,7 +302,7 @@ impl Target {
         let transports = self.transports.read().unwrap_or_else(PoisonError::into_inner);
         let index = transports
             .iter()
-            .position(|(transport, _)| transport.name() == name)
+            .position(|(transport, _)| transport.name().eq_ignore_ascii_case(name))
             .ok_or_else(|| TargetError::NoTransport { name: name.into() })?;
         let id = TransportId(u16::try_from(index).expect("few transports exist"));
         Ok((id, Arc::clone(&transports[index].0)))

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use fabric_wire::Nqn;
 use fabric_wire::fabrics::{
-    self, ConnectCommand, ConnectData, PropertyGet, PropertySet, connect_invalid_parameters_result,
-    fctype,
+    CNTLID_DYNAMIC, ConnectCommand, ConnectData, ConnectDataError, ConnectParts, FCTYPE_CONNECT,
+    FCTYPE_DISCONNECT, FCTYPE_PROPERTY_GET, FCTYPE_PROPERTY_SET, FabricsError, PropertyGet,
+    PropertySet, PropertySize, connect_invalid_parameters_result, fctype,
 };
-use nvme_spec::{Cntlid, Qid, Sqe, Status, registers};
+use nvme_spec::{Cntlid, Sqe, Status, registers};
 
 use crate::controller::{
     AddQueueError, Controller, ControllerKind, ControllerParts, QpairRef,
@@ -27,44 +27,47 @@ const DUPLICATE_QID_WAIT: Duration = Duration::from_secs(2);
 const DUPLICATE_QID_PERIOD: Duration = Duration::from_millis(5);
 
 /// Runs a fabrics command of a queue pair that is connected.
-pub(crate) async fn execute(queue: &Rc<Queue>, slot: &Rc<Slot>, sqe: Sqe) -> Outcome {
+pub(crate) fn execute(queue: &Queue, sqe: &Sqe) -> Outcome {
     let Some(association) = queue.association() else {
         return Status::COMMAND_SEQUENCE_ERROR.into();
     };
     let is_admin = association.qid.0 == 0;
-    match fctype(&sqe) {
-        fabrics::PROPERTY_GET if is_admin => property_get(&association.controller, &sqe),
-        fabrics::PROPERTY_SET if is_admin => property_set(&association.controller, &sqe),
-        fabrics::DISCONNECT if !is_admin => {
+    match fctype(sqe) {
+        Some(FCTYPE_PROPERTY_GET) if is_admin => property_get(&association.controller, sqe),
+        Some(FCTYPE_PROPERTY_SET) if is_admin => property_set(&association.controller, sqe),
+        Some(FCTYPE_DISCONNECT) if !is_admin => {
             // The response goes out first, then the connection is closed.
-            let _ = slot;
             queue.close_after_response.set(true);
             Outcome::OK
         }
-        fabrics::DISCONNECT => Status::INVALID_QUEUE_TYPE.with_dnr(true).into(),
-        fabrics::CONNECT => Status::COMMAND_SEQUENCE_ERROR.with_dnr(true).into(),
+        Some(FCTYPE_DISCONNECT) => Status::INVALID_QUEUE_TYPE.with_dnr(true).into(),
+        Some(FCTYPE_CONNECT) => Status::COMMAND_SEQUENCE_ERROR.with_dnr(true).into(),
         _ => Status::INVALID_OPCODE.with_dnr(true).into(),
     }
 }
 
 fn property_get(controller: &Controller, sqe: &Sqe) -> Outcome {
-    let get = PropertyGet::parse(sqe);
+    let Ok(get) = PropertyGet::parse(sqe) else {
+        return Status::INVALID_FIELD.with_dnr(true).into();
+    };
     let state = controller.lock();
     let value = match (get.offset, get.size) {
-        (registers::CAP, 8) => state.registers.cap(),
-        (registers::VS, 4) => state.registers.vs().into(),
-        (registers::CC, 4) => state.registers.cc().into(),
-        (registers::CSTS, 4) => state.registers.csts().into(),
-        (registers::CRTO, 4) => state.registers.crto().into(),
+        (registers::CAP, PropertySize::Eight) => state.registers.cap(),
+        (registers::VS, PropertySize::Four) => state.registers.vs().into(),
+        (registers::CC, PropertySize::Four) => state.registers.cc().into(),
+        (registers::CSTS, PropertySize::Four) => state.registers.csts().into(),
+        (registers::CRTO, PropertySize::Four) => state.registers.crto().into(),
         _ => return Status::INVALID_FIELD.with_dnr(true).into(),
     };
     Outcome::ok(value)
 }
 
 fn property_set(controller: &Controller, sqe: &Sqe) -> Outcome {
-    let set = PropertySet::parse(sqe);
+    let Ok(set) = PropertySet::parse(sqe) else {
+        return Status::INVALID_FIELD.with_dnr(true).into();
+    };
     match (set.offset, set.size, u32::try_from(set.value)) {
-        (registers::CC, 4, Ok(value)) => match controller.write_cc(value) {
+        (registers::CC, PropertySize::Four, Ok(value)) => match controller.write_cc(value) {
             Ok(()) => Outcome::OK,
             Err(status) => status.into(),
         },
@@ -95,24 +98,33 @@ impl Refusal {
         }
     }
 
+    fn of_command(error: &FabricsError) -> Self {
+        match error {
+            FabricsError::RecordFormat { .. } => Self {
+                status: Status::CONNECT_INCOMPATIBLE_FORMAT.with_dnr(true),
+                result: connect_invalid_parameters_result(false, ConnectCommand::RECFMT_OFFSET),
+            },
+            FabricsError::Field { offset, .. } => Self::command(*offset),
+            _ => Self::status(Status::INVALID_FIELD.with_dnr(true)),
+        }
+    }
+
+    fn of_data(error: &ConnectDataError) -> Self {
+        match error.offset() {
+            Some(offset) => Self::data(offset),
+            None => Self::status(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true)),
+        }
+    }
+
     fn status(status: Status) -> Self {
         Self { status, result: 0 }
     }
 }
 
-// Byte offsets of fields for refusals (NVMe Base 2.1, Connect command and data).
-const RECFMT_AT: u16 = 40;
-const QID_AT: u16 = 42;
-const SQSIZE_AT: u16 = 44;
-const HOSTID_AT: u16 = 0;
-const CNTLID_AT: u16 = 16;
-const SUBNQN_AT: u16 = 256;
-const HOSTNQN_AT: u16 = 512;
-
 /// Runs the first command of a queue pair, which must be Connect. A queue pair whose Connect is
 /// refused is closed once the host has the response.
 pub(crate) async fn connect(queue: &Rc<Queue>, slot: &Rc<Slot>, sqe: Sqe) -> Outcome {
-    if !sqe.is_fabrics() || fctype(&sqe) != fabrics::CONNECT {
+    if fctype(&sqe) != Some(FCTYPE_CONNECT) {
         queue.close_after_response.set(true);
         return Status::COMMAND_SEQUENCE_ERROR.with_dnr(true).into();
     }
@@ -129,20 +141,22 @@ pub(crate) async fn connect(queue: &Rc<Queue>, slot: &Rc<Slot>, sqe: Sqe) -> Out
 
 /// The checked parts of a Connect.
 struct Request {
-    qid: Qid,
-    depth: u16,
-    kato_ms: u32,
-    has_flow_control: bool,
-    cntlid: Cntlid,
-    host_id: [u8; 16],
-    subsystem_nqn: Nqn,
-    host_nqn: Nqn,
+    command: ConnectCommand,
+    data: ConnectParts,
+}
+
+impl Request {
+    /// Entries of the submission queue.
+    fn depth(&self) -> u16 {
+        // SQSIZE was checked to be below a limit of the same type.
+        self.command.sqsize + 1
+    }
 }
 
 async fn try_connect(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<Cntlid, Refusal> {
     let request = read_request(queue, slot, sqe).await?;
-    queue.sq_flow_control.set(request.has_flow_control);
-    if request.qid.0 == 0 {
+    queue.sq_flow_control.set(!request.command.disables_sq_flow_control());
+    if request.command.qid.0 == 0 {
         connect_admin(queue, request)
     } else {
         connect_io(queue, slot, request).await
@@ -150,20 +164,14 @@ async fn try_connect(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<Cntlid
 }
 
 async fn read_request(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<Request, Refusal> {
-    let command = ConnectCommand::parse(sqe);
-    if command.recfmt != 0 {
-        return Err(Refusal {
-            status: Status::CONNECT_INCOMPATIBLE_FORMAT.with_dnr(true),
-            result: connect_invalid_parameters_result(false, RECFMT_AT),
-        });
-    }
+    let command = ConnectCommand::parse(sqe).map_err(|error| Refusal::of_command(&error))?;
     let max = if command.qid.0 == 0 {
         queue.limits.max_aq_depth
     } else {
         queue.limits.max_queue_depth
     };
-    if command.sqsize == 0 || command.sqsize >= max {
-        return Err(Refusal::command(SQSIZE_AT));
+    if command.sqsize >= max {
+        return Err(Refusal::command(ConnectCommand::SQSIZE_OFFSET));
     }
     let len = sgl_len(sqe, slot.in_capsule_len()).map_err(Refusal::status)?;
     if len as usize != size_of::<ConnectData>() {
@@ -171,23 +179,11 @@ async fn read_request(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<Reque
     }
     let payload = queue.receive_reserved(slot, len).await.map_err(Refusal::status)?;
     let bytes = payload.as_buf().map_or(&[][..], |buffer| buffer.as_slice());
-    let data = ConnectData::parse(bytes).map_err(|_| Refusal::data(HOSTID_AT))?;
-    let subsystem_nqn =
-        Nqn::from_padded(&data.subnqn).map_err(|_| Refusal::data(SUBNQN_AT))?;
-    let host_nqn = Nqn::from_padded(&data.hostnqn).map_err(|_| Refusal::data(HOSTNQN_AT))?;
-    if data.hostid == [0; 16] {
-        return Err(Refusal::data(HOSTID_AT));
+    let data = ConnectData::parse(bytes).map_err(|error| Refusal::of_data(&error))?;
+    if data.hostid_is_zero() {
+        return Err(Refusal::data(ConnectData::HOSTID_OFFSET));
     }
-    Ok(Request {
-        qid: command.qid,
-        depth: command.sqsize + 1,
-        kato_ms: command.kato_ms,
-        has_flow_control: !command.disables_sq_flow_control(),
-        cntlid: data.cntlid(),
-        host_id: data.hostid,
-        subsystem_nqn,
-        host_nqn,
-    })
+    Ok(Request { command, data })
 }
 
 /// The subsystem that a host asks for, if it may have it at this address.
@@ -195,17 +191,17 @@ fn find_subsystem(queue: &Queue, request: &Request) -> Result<Arc<Subsystem>, Re
     let subsystem = queue
         .group
         .target
-        .subsystem(&request.subsystem_nqn)
+        .subsystem(&request.data.subnqn)
         .filter(|subsystem| subsystem.is_active())
-        .ok_or_else(|| Refusal::data(SUBNQN_AT))?;
+        .ok_or_else(|| Refusal::data(ConnectData::SUBNQN_OFFSET))?;
     let config = subsystem.config();
     if config.listener(&queue.peer.listener).is_none() {
-        return Err(Refusal::data(SUBNQN_AT));
+        return Err(Refusal::data(ConnectData::SUBNQN_OFFSET));
     }
-    if !config.allows_host(&request.host_nqn) {
+    if !config.allows_host(&request.data.hostnqn) {
         return Err(Refusal {
             status: Status::CONNECT_INVALID_HOST.with_dnr(true),
-            result: connect_invalid_parameters_result(true, HOSTNQN_AT),
+            result: connect_invalid_parameters_result(true, ConnectData::HOSTNQN_OFFSET),
         });
     }
     Ok(subsystem)
@@ -224,17 +220,17 @@ fn granted_kato_ms(queue: &Queue, asked_ms: u32, is_discovery: bool) -> u32 {
 }
 
 fn connect_admin(queue: &Rc<Queue>, request: Request) -> Result<Cntlid, Refusal> {
-    if request.cntlid.0 != 0xffff {
+    if request.data.cntlid.0 != CNTLID_DYNAMIC {
         // Only the dynamic controller model: the controller identifier is the target's choice.
-        return Err(Refusal::data(CNTLID_AT));
+        return Err(Refusal::data(ConnectData::CNTLID_OFFSET));
     }
-    let is_discovery = request.subsystem_nqn == Nqn::discovery();
-    let kato_ms = granted_kato_ms(queue, request.kato_ms, is_discovery);
+    let is_discovery = request.data.subnqn.is_discovery();
+    let kato_ms = granted_kato_ms(queue, request.command.kato_ms, is_discovery);
     let parts = |kind, cntlid| ControllerParts {
         cntlid,
-        subsystem_nqn: request.subsystem_nqn.clone(),
-        host_nqn: request.host_nqn.clone(),
-        host_id: request.host_id,
+        subsystem_nqn: request.data.subnqn.clone(),
+        host_nqn: request.data.hostnqn.clone(),
+        host_id: request.data.hostid,
         kind,
         transport: queue.transport,
         limits: Arc::clone(&queue.limits),
@@ -255,7 +251,7 @@ fn connect_admin(queue: &Rc<Queue>, request: Request) -> Result<Cntlid, Refusal>
             .ok_or_else(|| Refusal::status(Status::CONNECT_CONTROLLER_BUSY))?;
         (controller, Some(subsystem))
     };
-    controller.set_admin_queue(qpair_ref(queue, request.depth));
+    controller.set_admin_queue(qpair_ref(queue, request.depth()));
     let cntlid = controller.cntlid();
     associate(queue, request, controller, subsystem.as_ref());
     if kato_ms > 0 {
@@ -277,15 +273,15 @@ async fn connect_io(
 ) -> Result<Cntlid, Refusal> {
     let subsystem = find_subsystem(queue, &request)?;
     let controller =
-        subsystem.controller(request.cntlid).ok_or_else(|| Refusal::data(CNTLID_AT))?;
-    if *controller.host_nqn() != request.host_nqn {
-        return Err(Refusal::data(HOSTNQN_AT));
+        subsystem.controller(request.data.cntlid).ok_or_else(|| Refusal::data(ConnectData::CNTLID_OFFSET))?;
+    if *controller.host_nqn() != request.data.hostnqn {
+        return Err(Refusal::data(ConnectData::HOSTNQN_OFFSET));
     }
-    if *controller.host_id() != request.host_id {
-        return Err(Refusal::data(HOSTID_AT));
+    if *controller.host_id() != request.data.hostid {
+        return Err(Refusal::data(ConnectData::HOSTID_OFFSET));
     }
-    if controller.transport != queue.transport || request.qid.0 > controller.granted_io_queues() {
-        return Err(Refusal::command(QID_AT));
+    if controller.transport != queue.transport || request.command.qid.0 > controller.granted_io_queues() {
+        return Err(Refusal::command(ConnectCommand::QID_OFFSET));
     }
     add_io_queue(queue, slot, &controller, &request).await?;
     let cntlid = controller.cntlid();
@@ -304,13 +300,13 @@ async fn add_io_queue(
     let group = &queue.group;
     let give_up_at = group.now.get() + DUPLICATE_QID_WAIT;
     loop {
-        match controller.add_io_queue(request.qid, qpair_ref(queue, request.depth)) {
+        match controller.add_io_queue(request.command.qid, qpair_ref(queue, request.depth())) {
             Ok(()) => return Ok(()),
             Err(AddQueueError::NotReady) => {
                 return Err(Refusal::status(Status::COMMAND_SEQUENCE_ERROR.with_dnr(true)));
             }
             Err(AddQueueError::InUse) if group.now.get() >= give_up_at => {
-                return Err(Refusal::command(QID_AT));
+                return Err(Refusal::command(ConnectCommand::QID_OFFSET));
             }
             Err(AddQueueError::InUse) => {
                 let at = group.now.get() + DUPLICATE_QID_PERIOD;
@@ -345,7 +341,7 @@ fn associate(
     subsystem: Option<&Arc<Subsystem>>,
 ) {
     let counters = &queue.group.handle.counters;
-    let (total, current) = if request.qid.0 == 0 {
+    let (total, current) = if request.command.qid.0 == 0 {
         (&counters.admin_qpairs, &counters.current_admin_qpairs)
     } else {
         (&counters.io_qpairs, &counters.current_io_qpairs)
@@ -354,10 +350,10 @@ fn associate(
     add(current, 1);
     add(&counters.current_unassociated_qpairs, u64::MAX);
     let association = Association {
-        qid: request.qid,
+        qid: request.command.qid,
         controller,
         subsystem: subsystem.map(|subsystem| queue.group.attach(subsystem)),
-        host_nqn: request.host_nqn,
+        host_nqn: request.data.hostnqn,
     };
     let is_new = queue.association.set(association).is_ok();
     debug_assert!(is_new, "a queue pair connects once");

@@ -49,5 +49,5 @@ fn range(payload: &Payload, index: usize) -> Result<(u64, u32), Status> {
     let range = bytes
         .and_then(|bytes| DsmRange::read_from_bytes(bytes).ok())
         .ok_or(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true))?;
-    Ok((range.slba.get(), range.nlb.get()))
+    Ok((range.slba.get(), range.llb.get()))
 }

@@ -34,6 +34,7 @@ unsafe impl Send for BufRef {}
 
 impl BufRef {
     /// The record. It lives as long as the pool, which whoever holds a buffer keeps alive.
+    #[inline]
     pub(crate) fn meta(&self) -> &Meta {
         // SAFETY: records live in a `Carved` until the pool is gone; every holder of a BufRef is
         // the pool itself or keeps it alive. `refs` is touched by the buffer's one holder only.

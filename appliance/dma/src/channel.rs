@@ -381,17 +381,14 @@ impl ChannelInner {
 
     /// The channel goes; its buffers in use come back to the central pool from now on.
     fn close(&self) {
+        self.pool.close_channel(&self.shared);
+        // Nothing is delivered any more: the pool has forgotten this channel.
+        let deliveries = std::mem::take(&mut *lock(&self.shared.inbox));
         for class in [SMALL, LARGE] {
             let cache = &self.caches[class];
             cache.limit.set(0);
             self.pool.give(class, std::iter::from_fn(|| cache.pop()));
-            self.shared.counters[class]
-                .cached
-                .store(0, Ordering::Relaxed);
         }
-        self.pool.close_channel(&self.shared);
-        // Nothing is delivered any more: the pool has forgotten this channel.
-        let deliveries = std::mem::take(&mut *lock(&self.shared.inbox));
         for delivery in deliveries {
             self.put_slow(delivery.buffer);
         }

@@ -32,6 +32,7 @@ pub struct IoBuf {
 
 impl IoBuf {
     /// A buffer that just left the pool; `len` is at most its size.
+    #[inline]
     pub(crate) fn from_pool(buffer: BufRef, channel: Rc<ChannelInner>, len: u32) -> Self {
         let meta = buffer.meta();
         debug_assert_eq!(meta.refs.get(), 0, "a buffer in the pool has no views");
@@ -49,6 +50,7 @@ impl IoBuf {
     }
 
     /// Bytes in use: the length asked for, or set since.
+    #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
         self.len as usize
@@ -80,6 +82,7 @@ impl IoBuf {
     }
 
     /// The bytes in use.
+    #[inline]
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
         // SAFETY: the view lies in the buffer. Overlapping views are read-only while there are
@@ -91,6 +94,7 @@ impl IoBuf {
     ///
     /// # Panics
     /// If another view overlaps this one; [`IoBuf::try_as_mut_slice`] does not.
+    #[inline]
     #[must_use]
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         self.try_as_mut_slice()
@@ -98,6 +102,7 @@ impl IoBuf {
     }
 
     /// The bytes in use, to write; `None` while another view overlaps this one.
+    #[inline]
     #[must_use]
     pub fn try_as_mut_slice(&mut self) -> Option<&mut [u8]> {
         if !self.is_exclusive() {
@@ -108,12 +113,14 @@ impl IoBuf {
     }
 
     /// Whether no other view overlaps this one, so that it can be written.
+    #[inline]
     #[must_use]
     pub fn is_exclusive(&self) -> bool {
         self.exclusive || self.is_sole()
     }
 
     /// Whether this is the buffer's only view.
+    #[inline]
     #[must_use]
     pub fn is_sole(&self) -> bool {
         self.buffer.meta().refs.get() == 1
@@ -121,6 +128,7 @@ impl IoBuf {
 
     /// Address of the first byte, for devices. Page-aligned unless the view was split or shared
     /// elsewhere.
+    #[inline]
     #[must_use]
     pub fn addr(&self) -> usize {
         self.pointer().addr()
@@ -205,6 +213,7 @@ impl IoBuf {
         }
     }
 
+    #[inline]
     fn pointer(&self) -> *mut u8 {
         // SAFETY: `start` is at most the buffer's size.
         unsafe { self.buffer.meta().address.as_ptr().add(self.start as usize) }

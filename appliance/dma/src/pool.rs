@@ -396,7 +396,9 @@ impl IobufPool {
             .filter(|channel| channel.id != shared.id);
         central.channels = rest.cloned().collect();
         let mut last = shared.stats();
-        (last.small.cache_size, last.large.cache_size) = (0, 0);
+        for cache in [&mut last.small, &mut last.large] {
+            (cache.cache_size, cache.cached) = (0, 0);
+        }
         let sum = module_entry(&mut central.closed, &last.module);
         sum.small.add(&last.small);
         sum.large.add(&last.large);

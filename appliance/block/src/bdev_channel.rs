@@ -546,7 +546,11 @@ impl BdevChannel {
     }
 
     /// Gives the device further parts. Returns the completion of the whole if that was the end.
+    ///
+    /// A device that answers at once could keep the thread for as long as the I/O is large, so after
+    /// some parts the rest waits for the next round.
     fn go_on_with_split(&mut self, index: usize, now: Instant) -> Option<Completion> {
+        let mut given = 0;
         loop {
             let room = self.parts_in_flight < self.queue_depth;
             let split = self.split;
@@ -558,9 +562,11 @@ impl BdevChannel {
             if parent.parts_out >= SPLIT_WINDOW {
                 return None;
             }
-            if !room {
-                if parent.parts_out == 0 {
+            if !room || given == SPLIT_WINDOW {
+                if parent.parts_out == 0 && !parent.parked {
+                    parent.parked = true;
                     self.parked.push_back(index);
+                    self.dirty = Some(now);
                 }
                 return None;
             }
@@ -571,6 +577,7 @@ impl BdevChannel {
                 first_block,
             };
             self.parts_in_flight += 1;
+            given += 1;
             if let Some(completion) = self.give(Waiting { io, started, part }, now) {
                 self.split_part_ended(index, first_block, completion);
             }

@@ -10,6 +10,9 @@ use crate::BlockError;
 use crate::device::{BlockDevice, Channel, ChannelContext, Geometry, unsupported};
 use crate::io::{Completion, Io, IoError, Op, Submit};
 
+/// Zeroed in one go; more is split, so that a large unmap does not keep its thread for long.
+const ZERO_BYTES_MAX: u32 = 1 << 20;
+
 /// How to make a [`Malloc`].
 #[derive(Clone, Debug)]
 pub struct MallocOptions {
@@ -128,6 +131,7 @@ impl BlockDevice for Malloc {
         let block_count = self.shared.memory().len_bytes / u64::from(block_size);
         Geometry {
             unmap_granularity_blocks: (4096 / block_size).max(1),
+            max_unmap_blocks: ZERO_BYTES_MAX / block_size,
             ..Geometry::new(block_size, block_count)
         }
     }
@@ -209,13 +213,13 @@ impl MallocChannel {
             Op::Write { .. } => self.write(first_byte, &io.payload),
             Op::Unmap | Op::WriteZeroes { unmap: true, .. } => {
                 self.pieces(first_byte, len, |region, offset, _, n| {
-                    region.discard(offset, n)
+                    region.discard(offset, n);
                 });
                 Ok(())
             }
             Op::WriteZeroes { .. } => {
                 self.pieces(first_byte, len, |region, offset, _, n| {
-                    region.zero(offset, n)
+                    region.zero(offset, n);
                 });
                 Ok(())
             }

@@ -66,6 +66,8 @@ pub(crate) struct Parent {
     given_blocks: u64,
     /// Parts that are with the device.
     pub(crate) parts_out: u32,
+    /// Waits in the channel's list of split I/Os without anything to wake them.
+    pub(crate) parked: bool,
     /// The error of the part with the lowest block.
     error: Option<(u64, IoError)>,
 }

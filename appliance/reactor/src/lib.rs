@@ -74,6 +74,7 @@
 )]
 
 mod cpu_mask;
+mod cpu_time;
 mod epoll_wait;
 mod error;
 mod event_loop;
@@ -87,6 +88,7 @@ mod thread;
 pub mod wheel;
 
 pub use cpu_mask::CpuMask;
+pub use cpu_time::CpuTime;
 pub use error::{ReactorError, SendError};
 pub use local_thread::MAX_POLLERS_PER_THREAD;
 pub use poller::{PollOutcome, PollerId, PollerSpec};

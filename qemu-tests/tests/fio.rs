@@ -6,7 +6,7 @@ use serde_json::Value;
 const NQN: &str = "nqn.2026-11.io.adit:fio";
 
 /// Every block carries its own number and a checksum; the first that is wrong ends the run.
-const FIO: &str = "fio --ioengine=libaio --direct=1 --group_reporting --output-format=terse \
+const FIO: &str = "fio --ioengine=libaio --direct=1 --group_reporting --eta=never \
     --verify=crc32c --verify_fatal=1 --do_verify=1 --randrepeat=0";
 
 /// Goal: data is right with header and data digests on. Method: random writes of mixed sizes at a
@@ -71,11 +71,11 @@ fn nothing_is_lost_when_the_target_is_killed_under_fio() {
     let controller = guest.nvme_connect(NQN, port, "--keep-alive-tmo 5").unwrap();
     let device = guest.wait_for_namespace(NQN, 1).unwrap();
 
-    const WRITES: u64 = (96 << 20) / 4096;
+    const WRITES: u64 = (48 << 20) / 4096;
     let name = device.trim_start_matches("/dev/");
     let script = format!(
         "{FIO} --name=killed --filename={device} --rw=randwrite --bs=4k --iodepth=16 \
-         --size=96M --rate_iops=,2000 --fsync=500"
+         --size=48M --rate_iops=,2000 --fsync=500"
     );
     let job = guest.spawn(&script).unwrap();
     for writes in [WRITES / 6, WRITES / 2] {

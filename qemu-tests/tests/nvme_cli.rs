@@ -125,7 +125,7 @@ fn io_commands_do_what_they_say(guest: &mut Guest, namespace: &str) {
              nvme flush $d --namespace-id=1\n\
              dd if=$d iflag=direct bs=4096 skip=1 count=2 status=none | cmp - /tmp/a\n\
              nvme compare $d --start-block=8 $a --data=/tmp/a\n\
-             ! nvme compare $d --start-block=8 $a --data=/tmp/b\n\
+             if nvme compare $d --start-block=8 $a --data=/tmp/b; then exit 1; fi\n\
              nvme verify $d --start-block=0 --block-count=127 --namespace-id=1\n\
              nvme copy $d --sdlba=64 --slbs=8 --blocks=15 --format=0 --namespace-id=1\n\
              nvme read $d --start-block=64 $a --data=/tmp/c\n\

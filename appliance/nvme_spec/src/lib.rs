@@ -26,6 +26,7 @@ pub mod event;
 pub mod feature;
 pub mod identify;
 mod ids;
+mod layout;
 pub mod log;
 pub mod opcode;
 pub mod range;

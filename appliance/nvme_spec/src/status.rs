@@ -195,8 +195,8 @@ statuses! { GENERIC, Status::SCT_GENERIC;
     0x89 KEY_EXISTS "key exists",
 }
 
-// Command specific status of admin and of I/O commands (Base §4.2.3.2; 80h to 8Ch: NVM §3.1;
-// B8h to BFh: Zoned Namespace Command Set).
+// Command specific status of admin and of I/O commands (Base §4.2.3.2; 80h to 89h: NVM §3.1;
+// B6h to BFh: Zoned Namespace Command Set).
 statuses! { COMMAND_SPECIFIC, Status::SCT_COMMAND_SPECIFIC;
     0x00 COMPLETION_QUEUE_INVALID "completion queue invalid",
     0x01 INVALID_QUEUE_IDENTIFIER "invalid queue identifier",
@@ -267,6 +267,8 @@ statuses! { COMMAND_SPECIFIC, Status::SCT_COMMAND_SPECIFIC;
     0x87 OVERLAPPING_IO_RANGE "overlapping i/o range",
     0x88 NAMESPACE_NOT_REACHABLE "namespace not reachable",
     0x89 INSUFFICIENT_RESOURCES "insufficient resources",
+    0xb6 INVALID_ZONE_OPERATION_REQUEST "invalid zone operation request",
+    0xb7 ZRWA_RESOURCES_UNAVAILABLE "zrwa resources unavailable",
     0xb8 ZONE_BOUNDARY_ERROR "zoned boundary error",
     0xb9 ZONE_IS_FULL "zone is full",
     0xba ZONE_IS_READ_ONLY "zone is read only",

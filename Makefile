@@ -1,0 +1,79 @@
+# Adit's six commands. Everything else is cargo's: see CONTRIBUTING.md.
+
+.DEFAULT_GOAL := help
+.PHONY: help deps run test check bench build-deps loom fuzz-smoke
+# A build uses every core by itself; two of these side by side would only wait for each other.
+.NOTPARALLEL:
+
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+export CARGO_TERM_COLOR ?= auto
+
+# Crates whose concurrency is model-checked. `--cfg loom` rebuilds everything: a target folder apart.
+loom_crates := reactor
+fuzz_seconds ?= 15
+
+help:
+	@echo 'make run     build, and serve a 1 GiB demonstration disk at tcp://127.0.0.1:4420'
+	@echo 'make test    run every test there is, those in QEMU included'
+	@echo 'make check   formatting, lints, licences and advisories, documentation, a short fuzz run'
+	@echo 'make bench   run the benchmarks of every crate (wants a quiet machine)'
+	@echo 'make deps    install what these need (Debian 12 or 13); run and test do it by themselves'
+
+deps:
+	@.ci/deps test
+
+build-deps:
+	@.ci/deps build
+
+run: build-deps
+	cargo build --release --bin aditd --bin aditctl
+	@appliance/target/demo.sh "$(CARGO_TARGET_DIR)/release"
+
+# Binaries and tests in one go: what the tests start is what was just built. The runner's summary is last.
+test: export ADIT_QEMU_TESTS ?= require
+test: deps
+	cargo fmt --all --check
+	cargo build --workspace --bins --tests --examples
+	cargo test --quiet --workspace --doc
+	@$(MAKE) --no-print-directory loom
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		cargo nextest run --workspace; \
+	else \
+		cargo test --no-fail-fast --workspace --lib --bins --tests -- --test-threads=1; \
+	fi
+
+loom: export RUSTFLAGS := $(RUSTFLAGS) --cfg loom
+loom: export CARGO_TARGET_DIR := $(CARGO_TARGET_DIR)/loom
+loom:
+	cargo test --quiet --release $(addprefix --package ,$(loom_crates)) --lib -- loom
+
+check: build-deps
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- --deny warnings
+	RUSTDOCFLAGS='--deny warnings' cargo doc --workspace --no-deps --document-private-items
+	@if cargo deny --version >/dev/null 2>&1; then \
+		cargo deny check; \
+	else \
+		echo 'check: licences and advisories skipped: cargo install --locked cargo-deny'; \
+	fi
+	@$(MAKE) --no-print-directory fuzz-smoke
+
+# What a run finds goes to a folder of its own: the committed corpus is only read.
+fuzz-smoke:
+	@if ! cargo +nightly fuzz --version >/dev/null 2>&1; then \
+		echo 'check: fuzz run skipped: it needs a nightly toolchain and cargo install --locked cargo-fuzz'; \
+		exit 0; \
+	fi; \
+	found=$$(mktemp -d) && trap 'rm -rf "$$found"' EXIT; \
+	for folder in $(wildcard appliance/*/fuzz); do \
+		for target in $$(cargo +nightly fuzz list --fuzz-dir $$folder); do \
+			echo "fuzz: $$folder $$target"; \
+			mkdir -p "$$found/$$target" "$$folder/corpus/$$target"; \
+			cargo +nightly fuzz run --fuzz-dir $$folder $$target \
+				"$$found/$$target" "$$folder/corpus/$$target" -- \
+				-max_total_time=$(fuzz_seconds) -verbosity=0 || exit 1; \
+		done; \
+	done
+
+bench: build-deps
+	cargo bench --workspace --benches

@@ -1,0 +1,929 @@
+//! The grammar: nouns, verbs and options. The doc comments are the help texts.
+
+use std::path::PathBuf;
+
+use api::quantity::{parse_bytes, parse_duration_ns};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Manage an Adit node.
+///
+/// Sizes take units (512MiB, 1TiB, 4KiB), times too (10s, 500ms). Exit codes: 0 done, 1 failed,
+/// 2 wrong usage.
+#[derive(Debug, Parser)]
+#[command(
+    name = "aditctl",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Where aditd is: unix:PATH or tcp:ADDRESS:PORT
+    #[arg(
+        long,
+        global = true,
+        env = "ADIT_SERVER",
+        default_value = "unix:/run/adit/aditd.sock"
+    )]
+    pub(crate) server: String,
+    /// Output for people (table) or for programs (json)
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    /// Wait until what was created is in place, at most this long
+    #[arg(long, global = true, value_name = "TIME", num_args = 0..=1, require_equals = true,
+          default_missing_value = "60s", value_parser = milliseconds)]
+    pub(crate) wait: Option<u64>,
+    /// Certificate authority of the server (PEM); turns TLS on for tcp:
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Our certificate (PEM)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) cert: Option<PathBuf>,
+    /// The key of our certificate (PEM)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Name in the server's certificate, when it is not its address
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) server_name: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Noun {
+    /// The node itself
+    #[command(subcommand)]
+    Node(NodeVerb),
+    /// How hosts reach this node
+    #[command(subcommand)]
+    Transport(TransportVerb),
+    /// Block devices
+    #[command(subcommand)]
+    Bdev(BdevVerb),
+    /// What a host connects to
+    #[command(subcommand)]
+    Subsystem(SubsystemVerb),
+    /// Block devices as hosts see them
+    #[command(subcommand)]
+    Namespace(NamespaceVerb),
+    /// Addresses at which a subsystem is reached
+    #[command(subcommand)]
+    Listener(ListenerVerb),
+    /// Hosts that may connect to a subsystem
+    #[command(subcommand)]
+    Host(HostVerb),
+    /// Path states (asymmetric namespace access)
+    #[command(subcommand)]
+    Ana(AnaVerb),
+    /// Threads pinned to CPUs
+    #[command(subcommand)]
+    Reactor(ListOnly),
+    /// Threads on reactors
+    #[command(subcommand)]
+    Thread(ListOnly),
+    /// What threads run
+    #[command(subcommand)]
+    Poller(ListOnly),
+    /// Ways from threads to devices
+    #[command(subcommand)]
+    Channel(ListOnly),
+    /// Poll groups: the queue pairs of a thread
+    #[command(subcommand)]
+    PollGroup(ListOnly),
+    /// I/O buffers
+    #[command(subcommand)]
+    Iobuf(IobufVerb),
+    /// Connected controllers
+    #[command(subcommand)]
+    Controller(ControllerVerb),
+    /// Connected queue pairs
+    #[command(subcommand)]
+    Qpair(QpairVerb),
+    /// Make the node be what a document says, in one transaction
+    Apply {
+        /// TOML or JSON; - is standard input
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        /// Say what would change and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Leave alone what the document does not name
+        #[arg(long)]
+        keep_others: bool,
+        /// Fail unless the state has this revision
+        #[arg(long, value_name = "REVISION")]
+        expected_revision: Option<u64>,
+    },
+    /// Print the state as a document that apply takes
+    Export,
+    /// Print changes as they happen
+    Watch {
+        /// Only these kinds: transport, bdev, subsystem, namespace, listener, host, controller
+        #[arg(long, value_name = "KIND")]
+        kind: Vec<String>,
+        /// Begin after this revision
+        #[arg(long, value_name = "REVISION")]
+        after: Option<u64>,
+    },
+    /// Show reactors, devices and connections live
+    Top {
+        /// Time between two screens
+        #[arg(long, default_value = "1s", value_parser = milliseconds)]
+        interval: u64,
+        /// End after so many screens; 0: go on until interrupted
+        #[arg(long, default_value_t = 0)]
+        count: u64,
+    },
+    /// Print a completion script
+    Completion {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a directory
+    Man {
+        /// Where to
+        directory: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ListOnly {
+    /// List them
+    List {
+        /// Only of this thread
+        #[arg(long)]
+        thread: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum IobufVerb {
+    /// Show pools and who uses them
+    Stat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeVerb {
+    /// Show what runs and how it is
+    Show,
+    /// Stop accepting and finish I/O
+    Drain {
+        /// How long I/O in flight may take
+        #[arg(long, default_value = "10s", value_parser = milliseconds)]
+        timeout: u64,
+    },
+    /// Drain, then end the program
+    Shutdown {
+        /// How long I/O in flight may take
+        #[arg(long, default_value = "10s", value_parser = milliseconds)]
+        timeout: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TransportVerb {
+    /// Create a transport with these options
+    Create {
+        #[command(subcommand)]
+        kind: TransportKind,
+    },
+    /// List transports
+    List,
+    /// Show one
+    Show {
+        /// Its type: tcp
+        #[arg(default_value = "tcp")]
+        trtype: String,
+    },
+    /// Change options; they hold for connections made afterwards
+    Set {
+        #[command(subcommand)]
+        kind: TransportKind,
+    },
+    /// Delete one; no listener may use it
+    Delete {
+        /// Its type: tcp
+        trtype: String,
+        #[command(flatten)]
+        expected: Expected,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TransportKind {
+    /// NVMe/TCP
+    Tcp(Box<TcpTransport>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TcpTransport {
+    /// Entries of an I/O queue [default: 128]
+    #[arg(long)]
+    pub(crate) max_queue_depth: Option<u32>,
+    /// I/O queue pairs of a controller [default: 127]
+    #[arg(long)]
+    pub(crate) max_io_qpairs_per_ctrlr: Option<u32>,
+    /// Data in a write capsule [default: 8KiB; SPDK: 4KiB, which costs a round trip at 8 KiB]
+    #[arg(long, value_name = "SIZE", value_parser = bytes_u32)]
+    pub(crate) in_capsule_data_size: Option<u32>,
+    /// Largest transfer of one command [default: 128KiB]
+    #[arg(long, value_name = "SIZE", value_parser = bytes_u32)]
+    pub(crate) max_io_size: Option<u32>,
+    /// Entries of the admin queue [default: 128]
+    #[arg(long)]
+    pub(crate) max_aq_depth: Option<u32>,
+    /// Small buffers that a reactor keeps [default: planned]
+    #[arg(long)]
+    pub(crate) iobuf_small_cache_size: Option<u32>,
+    /// Large buffers that a reactor keeps [default: planned]
+    #[arg(long)]
+    pub(crate) iobuf_large_cache_size: Option<u32>,
+    /// Lend device memory to the socket for reads [default: true; SPDK: false]
+    #[arg(long)]
+    pub(crate) zcopy: Option<bool>,
+    /// How long an Abort waits [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    pub(crate) abort_timeout: Option<u32>,
+    /// Keep-alive granularity, in units of 100 ms [default: 100]
+    #[arg(long)]
+    pub(crate) kas: Option<u32>,
+    /// Smallest keep-alive timeout granted [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = milliseconds_u32)]
+    pub(crate) min_kato: Option<u32>,
+    /// How long an association lives without its admin queue [default: 120s]
+    #[arg(long, value_name = "TIME", value_parser = milliseconds_u32)]
+    pub(crate) association_timeout: Option<u32>,
+    /// Connections of this transport [default: 1024]
+    #[arg(long)]
+    pub(crate) max_connections: Option<u32>,
+    /// New connections per second and listener, 0 = no limit [default: 0]
+    #[arg(long)]
+    pub(crate) accept_rate: Option<u32>,
+    /// Time from accept to a finished Connect [default: 10s]
+    #[arg(long, value_name = "TIME", value_parser = milliseconds_u32)]
+    pub(crate) connect_timeout: Option<u32>,
+    /// No completion capsule after a successful read [default: true]
+    #[arg(long)]
+    pub(crate) c2h_success: Option<bool>,
+    /// SO_PRIORITY of the sockets, 0 to 6 [default: 0]
+    #[arg(long)]
+    pub(crate) sock_priority: Option<u32>,
+    /// Type of service of the sockets, 0 to 255 [default: 0]
+    #[arg(long)]
+    pub(crate) tos: Option<u32>,
+    /// Pending connections per listener [default: 1024]
+    #[arg(long)]
+    pub(crate) acceptor_backlog: Option<u32>,
+    /// Grant header digests [default: true]
+    #[arg(long)]
+    pub(crate) header_digest: Option<bool>,
+    /// Grant data digests [default: true]
+    #[arg(long)]
+    pub(crate) data_digest: Option<bool>,
+    /// Data alignment asked of hosts, in 4-byte units less one, 0 to 31 [default: 0]
+    #[arg(long)]
+    pub(crate) cpda: Option<u32>,
+    /// Close connections that are silent for so long, 0s = never [default: 0s]
+    #[arg(long, value_name = "TIME", value_parser = milliseconds_u32)]
+    pub(crate) idle_timeout: Option<u32>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BdevVerb {
+    /// Create a block device
+    #[command(subcommand)]
+    Create(BdevKind),
+    /// List block devices
+    List,
+    /// Show one
+    Show {
+        /// Name or UUID
+        name: String,
+    },
+    /// Delete one; no namespace or layer may use it
+    Delete {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// Change its size
+    Resize {
+        /// Its name
+        name: String,
+        /// The new size
+        #[arg(long, value_parser = parse_bytes)]
+        size: u64,
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// Show its counters and latencies
+    Stat {
+        /// Its name
+        name: Option<String>,
+        /// By thread as well
+        #[arg(long)]
+        per_thread: bool,
+    },
+    /// Set its limits; what is not given stays, 0 takes a limit away
+    Qos {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        limits: Limits,
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// Change the errors that an error layer makes
+    Error {
+        /// Its name
+        name: String,
+        /// See bdev create error; none: no more errors
+        #[arg(long = "rule", value_parser = rule)]
+        rules: Vec<api::v1::ErrorRule>,
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// Change the latencies of a delay layer
+    Delay {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        latency: Latency,
+        #[command(flatten)]
+        expected: Expected,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BdevKind {
+    /// A disk in memory; its content is gone after a restart
+    Malloc {
+        /// Its name
+        name: String,
+        #[arg(long, value_parser = parse_bytes)]
+        /// Its size
+        size: u64,
+        #[command(flatten)]
+        options: BdevOptions,
+    },
+    /// Takes every write, reads as zeroes
+    Null {
+        /// Its name
+        name: String,
+        #[arg(long, value_parser = parse_bytes)]
+        /// Its size
+        size: u64,
+        #[command(flatten)]
+        options: BdevOptions,
+    },
+    /// A regular file or a block device of the kernel
+    File {
+        /// Its name
+        name: String,
+        /// Absolute path
+        path: PathBuf,
+        /// Create or grow the file to this size [default: as it is]
+        #[arg(long, value_parser = parse_bytes)]
+        size: Option<u64>,
+        /// Go round the page cache where that is possible [default: true]
+        #[arg(long)]
+        direct: Option<bool>,
+        /// Refuse writes
+        #[arg(long)]
+        read_only: bool,
+        #[command(flatten)]
+        options: BdevOptions,
+    },
+    /// A layer that fails or corrupts I/O on purpose
+    Error {
+        /// Its name
+        name: String,
+        /// The device below
+        base: String,
+        /// io=read|write|flush|unmap|write-zeroes|compare|any, type=failure|pending|corrupt-data,
+        /// num=N, ppm=N (of a million), sct=N, sc=N, dnr, offset=N, value=N, lba=FIRST-LAST;
+        /// separated by commas
+        #[arg(long = "rule", value_parser = rule)]
+        rules: Vec<api::v1::ErrorRule>,
+    },
+    /// A layer that makes I/O slower
+    Delay {
+        /// Its name
+        name: String,
+        /// The device below
+        base: String,
+        #[command(flatten)]
+        latency: Latency,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BdevOptions {
+    /// 512 or 4096 [default: 512]
+    #[arg(long, value_parser = bytes_u32)]
+    pub(crate) block_size: Option<u32>,
+    /// Identity of the device [default: made at random]
+    #[arg(long)]
+    pub(crate) uuid: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Latency {
+    /// Average latency of reads
+    #[arg(long, value_name = "TIME", value_parser = microseconds)]
+    pub(crate) avg_read: Option<u64>,
+    /// Latency of one read in a hundred
+    #[arg(long, value_name = "TIME", value_parser = microseconds)]
+    pub(crate) p99_read: Option<u64>,
+    /// Average latency of writes
+    #[arg(long, value_name = "TIME", value_parser = microseconds)]
+    pub(crate) avg_write: Option<u64>,
+    /// Latency of one write in a hundred
+    #[arg(long, value_name = "TIME", value_parser = microseconds)]
+    pub(crate) p99_write: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Limits {
+    /// Reads and writes per second
+    #[arg(long)]
+    pub(crate) iops: Option<u64>,
+    /// Bytes per second, reads and writes together
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) bandwidth: Option<u64>,
+    /// Bytes read per second
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) read_bandwidth: Option<u64>,
+    /// Bytes written per second
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) write_bandwidth: Option<u64>,
+    /// How far an idle device may run ahead
+    #[arg(long, value_name = "TIME", value_parser = milliseconds_u32)]
+    pub(crate) burst: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Expected {
+    /// Fail unless the object has this generation
+    #[arg(long, value_name = "GENERATION")]
+    pub(crate) expected_generation: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SubsystemVerb {
+    /// Create a subsystem
+    Create {
+        /// Its NVMe qualified name
+        nqn: String,
+        /// Let every host in
+        #[arg(long)]
+        allow_any_host: bool,
+        /// Serial number, at most 20 characters [default: derived from the NQN]
+        #[arg(long)]
+        serial: Option<String>,
+        /// Model number, at most 40 characters
+        #[arg(long)]
+        model: Option<String>,
+        /// Free text for people
+        #[arg(long)]
+        label: Option<String>,
+        /// Largest NSID [default: 32]
+        #[arg(long)]
+        max_namespaces: Option<u32>,
+        /// Report path states to hosts [default: true; SPDK: false]
+        #[arg(long)]
+        ana_reporting: Option<bool>,
+        /// Smallest controller ID [default: 1]
+        #[arg(long)]
+        min_cntlid: Option<u32>,
+        /// Largest controller ID [default: 65519]
+        #[arg(long)]
+        max_cntlid: Option<u32>,
+    },
+    /// List subsystems
+    List,
+    /// Show one with its namespaces, listeners and hosts
+    Show {
+        /// Its NQN
+        nqn: String,
+    },
+    /// Change one
+    Set {
+        /// Its NQN
+        nqn: String,
+        /// Let every host in
+        #[arg(long)]
+        allow_any_host: Option<bool>,
+        /// Free text for people
+        #[arg(long)]
+        label: Option<String>,
+        /// Largest NSID; only upwards
+        #[arg(long)]
+        max_namespaces: Option<u32>,
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// Delete one with all under it; its block devices stay
+    Delete {
+        /// Its NQN
+        nqn: String,
+        #[command(flatten)]
+        expected: Expected,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NamespaceVerb {
+    /// Show a block device to hosts
+    Add {
+        /// NQN of the subsystem
+        nqn: String,
+        /// Name or UUID of the block device
+        bdev: String,
+        /// Namespace ID [default: the lowest that is free]
+        #[arg(long)]
+        nsid: Option<u32>,
+        /// Globally unique ID, 32 hexadecimal digits [default: the UUID]
+        #[arg(long)]
+        nguid: Option<String>,
+        /// Extended unique ID, 16 hexadecimal digits [default: none]
+        #[arg(long)]
+        eui64: Option<String>,
+        /// UUID [default: the block device's]
+        #[arg(long)]
+        uuid: Option<String>,
+        /// ANA group [default: the NSID]
+        #[arg(long)]
+        anagrpid: Option<u32>,
+        /// Show it to these hosts only
+        #[arg(long, value_name = "HOSTNQN")]
+        visible_to: Vec<String>,
+        /// Show it to no host but those in --visible-to
+        #[arg(long)]
+        no_auto_visible: bool,
+        /// Refuse writes
+        #[arg(long)]
+        write_protect: bool,
+    },
+    /// List namespaces
+    List {
+        /// Only of this subsystem
+        nqn: Option<String>,
+    },
+    /// Change one live
+    Set {
+        /// NQN of the subsystem
+        nqn: String,
+        /// Namespace ID
+        nsid: u32,
+        /// ANA group
+        #[arg(long)]
+        anagrpid: Option<u32>,
+        /// Refuse writes
+        #[arg(long)]
+        write_protect: Option<bool>,
+        /// Show it to no host but those in --visible-to
+        #[arg(long)]
+        no_auto_visible: Option<bool>,
+        /// Show it to these hosts
+        #[arg(long, value_name = "HOSTNQN")]
+        visible_to: Vec<String>,
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// Change the size of the device behind one
+    Resize {
+        /// NQN of the subsystem
+        nqn: String,
+        /// Namespace ID
+        nsid: u32,
+        /// The new size
+        #[arg(long, value_parser = parse_bytes)]
+        size: u64,
+    },
+    /// Take one away from hosts; its block device stays
+    Remove {
+        /// NQN of the subsystem
+        nqn: String,
+        /// Namespace ID
+        nsid: u32,
+        #[command(flatten)]
+        expected: Expected,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ListenerVerb {
+    /// Let hosts reach a subsystem at an address
+    Add {
+        /// NQN of the subsystem
+        nqn: String,
+        /// tcp://ADDRESS:PORT
+        address: String,
+        /// Path state: optimized, non-optimized, inaccessible, persistent-loss or change
+        #[arg(long, value_parser = ana_state)]
+        ana_state: Option<api::v1::AnaState>,
+    },
+    /// List listeners
+    List {
+        /// Only of this subsystem
+        nqn: Option<String>,
+    },
+    /// Stop listening; connections made there are closed
+    Remove {
+        /// NQN of the subsystem
+        nqn: String,
+        /// tcp://ADDRESS:PORT
+        address: String,
+        #[command(flatten)]
+        expected: Expected,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostVerb {
+    /// Let a host in
+    Add {
+        /// NQN of the subsystem
+        nqn: String,
+        /// NQN of the host
+        host: String,
+    },
+    /// List hosts
+    List {
+        /// Only of this subsystem
+        nqn: Option<String>,
+    },
+    /// Take the right away and disconnect the host
+    Remove {
+        /// NQN of the subsystem
+        nqn: String,
+        /// NQN of the host
+        host: String,
+        /// How long its I/O in flight may take
+        #[arg(long, default_value = "5s", value_parser = milliseconds)]
+        timeout: u64,
+        #[command(flatten)]
+        expected: Expected,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AnaVerb {
+    /// Set the state of a path
+    Set {
+        /// NQN of the subsystem
+        nqn: String,
+        /// tcp://ADDRESS:PORT
+        address: String,
+        /// optimized, non-optimized, inaccessible, persistent-loss or change
+        #[arg(value_parser = ana_state)]
+        state: api::v1::AnaState,
+        /// Only this ANA group [default: every group]
+        #[arg(long)]
+        group: Option<u32>,
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// List path states
+    List {
+        /// Only of this subsystem
+        nqn: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ControllerVerb {
+    /// List controllers
+    List {
+        /// Only of this subsystem
+        nqn: Option<String>,
+    },
+    /// End one; its host may connect again
+    Disconnect {
+        /// NQN of the subsystem
+        nqn: String,
+        /// Controller ID
+        cntlid: u32,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum QpairVerb {
+    /// List queue pairs
+    List {
+        /// Only of this subsystem
+        nqn: Option<String>,
+    },
+}
+
+fn narrow(value: u64) -> Result<u32, String> {
+    u32::try_from(value).map_err(|_| format!("{value} is more than 4294967295"))
+}
+
+fn bytes_u32(text: &str) -> Result<u32, String> {
+    narrow(parse_bytes(text).map_err(|error| error.to_string())?)
+}
+
+/// A time in a unit of `per_unit` nanoseconds, exactly.
+fn time(text: &str, per_unit: u64, name: &str) -> Result<u64, String> {
+    let ns = parse_duration_ns(text).map_err(|error| error.to_string())?;
+    if ns.is_multiple_of(per_unit) {
+        Ok(ns / per_unit)
+    } else {
+        Err(format!("{text:?} is not a whole number of {name}"))
+    }
+}
+
+fn microseconds(text: &str) -> Result<u64, String> {
+    time(text, 1_000, "microseconds")
+}
+
+fn milliseconds(text: &str) -> Result<u64, String> {
+    time(text, 1_000_000, "milliseconds")
+}
+
+fn milliseconds_u32(text: &str) -> Result<u32, String> {
+    narrow(milliseconds(text)?)
+}
+
+fn seconds(text: &str) -> Result<u32, String> {
+    narrow(time(text, 1_000_000_000, "seconds")?)
+}
+
+fn ana_state(text: &str) -> Result<api::v1::AnaState, String> {
+    let name = format!("ANA_STATE_{}", text.to_ascii_uppercase().replace('-', "_"));
+    match api::v1::AnaState::from_str_name(&name) {
+        Some(state) if state != api::v1::AnaState::Unspecified => Ok(state),
+        _ => {
+            Err("use optimized, non-optimized, inaccessible, persistent-loss or change".to_owned())
+        }
+    }
+}
+
+/// Reads one `--rule`.
+fn rule(text: &str) -> Result<api::v1::ErrorRule, String> {
+    use api::v1::{ErrorRule, ErrorType, IoType};
+    let mut rule = ErrorRule {
+        error_type: ErrorType::Failure.into(),
+        ..ErrorRule::default()
+    };
+    for word in text
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+    {
+        let (key, value) = word.split_once('=').unwrap_or((word, ""));
+        let upper = value.to_ascii_uppercase().replace('-', "_");
+        let wrong = || format!("{word:?} is not understood; see --help");
+        let number = || integer(value).ok_or_else(wrong);
+        let small = || number().and_then(narrow).map(Some);
+        match key {
+            "io" if value == "any" => rule.io_type = IoType::Unspecified.into(),
+            "io" => {
+                let kind = IoType::from_str_name(&format!("IO_TYPE_{upper}"));
+                rule.io_type = kind.ok_or_else(wrong)?.into();
+            }
+            "type" => {
+                let kind = ErrorType::from_str_name(&format!("ERROR_TYPE_{upper}"));
+                rule.error_type = kind.ok_or_else(wrong)?.into();
+            }
+            "num" => rule.num = number()?,
+            "ppm" => rule.probability_ppm = small()?,
+            "sct" => rule.sct = small()?,
+            "sc" => rule.sc = small()?,
+            "dnr" if value.is_empty() => rule.dnr = true,
+            "offset" => rule.corrupt_offset = number()?,
+            "value" => rule.corrupt_value = small()?,
+            "lba" => {
+                let (first, last) = value.split_once('-').unwrap_or((value, value));
+                rule.lba_first = Some(integer(first).ok_or_else(wrong)?);
+                rule.lba_last = Some(integer(last).ok_or_else(wrong)?);
+            }
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(rule)
+}
+
+/// Decimal, or hexadecimal after `0x`.
+fn integer(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parses(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn lines_of_the_manual_are_understood() {
+        for line in [
+            "aditctl --server unix:/run/x bdev create malloc m0 --size 512MiB --block-size 512",
+            "aditctl transport create tcp --in-capsule-data-size 8KiB --max-queue-depth 128 \
+             --max-io-size 128KiB",
+            "aditctl transport list",
+            "aditctl bdev create null n0 --size 1TiB",
+            "aditctl bdev create file f0 /srv/f0 --size 4GiB",
+            "aditctl bdev create file f0 /srv/f0",
+            "aditctl bdev create error e0 m0 --rule io=read,num=5,sc=0x81",
+            "aditctl bdev create delay d0 m0 --avg-read 5ms --p99-read 10ms",
+            "aditctl bdev list",
+            "aditctl bdev delete m0",
+            "aditctl bdev stat m0",
+            "aditctl bdev qos m0 --iops 500",
+            "aditctl subsystem create nqn.2026-11.io.adit:a --allow-any-host --serial S --model M",
+            "aditctl namespace add nqn.2026-11.io.adit:a m0 --nsid 3",
+            "aditctl namespace list",
+            "aditctl namespace remove nqn.2026-11.io.adit:a 3",
+            "aditctl namespace resize nqn.2026-11.io.adit:a 3 --size 2GiB",
+            "aditctl listener add nqn.2026-11.io.adit:a tcp://127.0.0.1:4420",
+            "aditctl host add nqn.2026-11.io.adit:a nqn.2014-08.org.nvmexpress:uuid:x",
+            "aditctl ana set nqn.2026-11.io.adit:a tcp://127.0.0.1:4420 inaccessible --group 2",
+            "aditctl subsystem list -o json",
+            "aditctl subsystem show nqn.2026-11.io.adit:a",
+            "aditctl subsystem delete nqn.2026-11.io.adit:a",
+            "aditctl reactor list",
+            "aditctl thread list",
+            "aditctl poller list",
+            "aditctl channel list",
+            "aditctl iobuf stat",
+            "aditctl controller list",
+            "aditctl qpair list",
+            "aditctl apply -f FILE",
+            "aditctl watch",
+            "aditctl top",
+            "aditctl completion bash",
+            "aditctl man /tmp/x",
+            "aditctl listener add n tcp://127.0.0.1:4420 --wait",
+            "aditctl listener add n tcp://127.0.0.1:4420 --wait=5s",
+        ] {
+            if let Err(error) = parses(line) {
+                panic!("{line}\n{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_refused_with_code_2() {
+        for line in [
+            "aditctl bdev create malloc m0",
+            "aditctl bdev create malloc m0 --size lots",
+            "aditctl bdev create delay d m --avg-read 1ns",
+            "aditctl bdev create error e m --rule io=nothing",
+            "aditctl bdev create error e m --rule what=1",
+            "aditctl ana set n tcp://127.0.0.1:4420 fine",
+            "aditctl nonsense",
+        ] {
+            assert_eq!(parses(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn rules_carry_every_word() {
+        let rule = rule(
+            "io=write,type=corrupt-data,num=3,ppm=10,sct=2,sc=0x80,dnr,offset=4,value=1,lba=5-9",
+        );
+        assert_eq!(
+            rule.unwrap(),
+            api::v1::ErrorRule {
+                io_type: api::v1::IoType::Write.into(),
+                error_type: api::v1::ErrorType::CorruptData.into(),
+                num: 3,
+                probability_ppm: Some(10),
+                sct: Some(2),
+                sc: Some(0x80),
+                dnr: true,
+                corrupt_offset: 4,
+                corrupt_value: Some(1),
+                lba_first: Some(5),
+                lba_last: Some(9),
+            }
+        );
+    }
+}

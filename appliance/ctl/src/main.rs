@@ -1,0 +1,44 @@
+//! `aditctl`: the command line of Adit over gRPC.
+//!
+//! What it is: a grammar of nouns and verbs ([`grammar`]), one gRPC call or a few behind each, tables
+//! for people and `-o json` for programs. What it is not: it knows nothing that the API does not
+//! offer, keeps no state and checks no rule that is the server's.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+mod commands;
+mod connection;
+mod document;
+mod failure;
+mod grammar;
+mod output;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let arguments = grammar::Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(commands::run(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe went away, as `head` does: nothing is wrong.
+        Err(failure::Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            eprint!("{}", failure.report());
+            failure.exit_code()
+        }
+    }
+}

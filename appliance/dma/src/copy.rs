@@ -1,0 +1,103 @@
+//! Copies to and from memory that others may write at the same time.
+//!
+//! Devices, peers and other threads write regions while we read them. No Rust reference may
+//! exist to such memory, and an ordinary copy of it would be a data race. The copies here are
+//! opaque to the compiler (string instructions on `x86_64`) or made of relaxed atomics
+//! (elsewhere, and under Miri). What a racing copy reads is any mix of old and new bytes.
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod imp {
+    use std::arch::asm;
+
+    /// # Safety
+    /// `len` bytes must be mapped readable at `from` and writable at `to`, not overlapping.
+    pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+        // SAFETY: the caller vouches for both ranges; the direction flag is clear by the ABI.
+        unsafe {
+            asm!("rep movsb", inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _,
+                 options(nostack, preserves_flags));
+        }
+    }
+
+    /// # Safety
+    /// `len` bytes must be mapped writable at `to`.
+    pub(super) unsafe fn zero(to: *mut u8, len: usize) {
+        // SAFETY: the caller vouches for the range; the direction flag is clear by the ABI.
+        unsafe {
+            asm!("rep stosb", inout("rcx") len => _, inout("rdi") to => _, in("al") 0u8,
+                 options(nostack, preserves_flags));
+        }
+    }
+}
+
+#[cfg(any(not(target_arch = "x86_64"), miri))]
+mod imp {
+    use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+
+    /// # Safety
+    /// As the other `copy`. Only one side may be shared; the other is the caller's own.
+    pub(super) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+        let mut at = 0;
+        // SAFETY: `at` stays below `len`, words are used only where both sides are aligned.
+        unsafe {
+            while at < len {
+                let (f, t) = (from.add(at), to.add(at));
+                if len - at >= 8 && f.addr() % 8 == 0 && t.addr() % 8 == 0 {
+                    let word = AtomicU64::from_ptr(f.cast_mut().cast()).load(Relaxed);
+                    AtomicU64::from_ptr(t.cast()).store(word, Relaxed);
+                    at += 8;
+                } else {
+                    let byte = AtomicU8::from_ptr(f.cast_mut()).load(Relaxed);
+                    AtomicU8::from_ptr(t).store(byte, Relaxed);
+                    at += 1;
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// `len` bytes must be mapped writable at `to`.
+    pub(super) unsafe fn zero(to: *mut u8, len: usize) {
+        let mut at = 0;
+        // SAFETY: `at` stays below `len`, words are used only where aligned.
+        unsafe {
+            while at < len {
+                let t = to.add(at);
+                if len - at >= 8 && t.addr() % 8 == 0 {
+                    AtomicU64::from_ptr(t.cast()).store(0, Relaxed);
+                    at += 8;
+                } else {
+                    AtomicU8::from_ptr(t).store(0, Relaxed);
+                    at += 1;
+                }
+            }
+        }
+    }
+}
+
+/// Copies out of shared memory.
+///
+/// # Safety
+/// `to.len()` bytes must be mapped readable at `from`, and no Rust reference may exist to them.
+pub(crate) unsafe fn read_shared(from: *const u8, to: &mut [u8]) {
+    // SAFETY: the caller vouches for `from`; `to` is a live exclusive slice, so they are apart.
+    unsafe { imp::copy(from, to.as_mut_ptr(), to.len()) }
+}
+
+/// Copies into shared memory.
+///
+/// # Safety
+/// `from.len()` bytes must be mapped writable at `to`, and no Rust reference may exist to them.
+pub(crate) unsafe fn write_shared(to: *mut u8, from: &[u8]) {
+    // SAFETY: the caller vouches for `to`; `from` is a live slice of other memory.
+    unsafe { imp::copy(from.as_ptr(), to, from.len()) }
+}
+
+/// Zeroes shared memory.
+///
+/// # Safety
+/// `len` bytes must be mapped writable at `to`, and no Rust reference may exist to them.
+pub(crate) unsafe fn zero_shared(to: *mut u8, len: usize) {
+    // SAFETY: the caller vouches for the range.
+    unsafe { imp::zero(to, len) }
+}

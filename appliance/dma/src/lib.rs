@@ -1,0 +1,45 @@
+//! Memory that devices and sockets move data through: regions, iobuf pools, their planner.
+//!
+//! This crate is not an allocator, and it does not map memory into an IOMMU: others register
+//! its regions with `io_uring`, VFIO or verbs.
+//!
+//! - [`Region`]: one mapping (hugepages or 4 KiB pages) at a low fixed address.
+//! - [`IobufPool`]: small and large buffers for all threads; [`IobufChannel`]: a module's share on
+//!   one thread, with caches; [`IoBuf`]: a buffer; [`Payload`]: what an I/O carries.
+//! - [`planner`]: who will take which buffers, and what does not fit, before it happens.
+//! - [`sg`]: `sendmsg` and `recvmsg` over these, safe to call.
+//!
+//! # Threading
+//! `Region` and `IobufPool` belong to everyone. A channel and its buffers belong to the thread
+//! that opened it. Getting a buffer from the cache and putting it back takes no lock and no
+//! atomic read-modify-write. No call blocks but for the pool's short lock; there are no threads,
+//! clocks or sleeps in here.
+//!
+//! # Errors
+//! [`DmaError`], a variant per failing operation. Fallbacks are not errors: a region made of
+//! something else than was asked carries a sentence about it ([`Region::notice`]).
+#![expect(
+    unsafe_code,
+    reason = "memory mappings, buffers handed to devices, socket calls"
+)]
+
+mod buffer;
+mod channel;
+mod copy;
+mod error;
+mod iobuf;
+pub mod planner;
+mod pool;
+mod region;
+pub mod sg;
+mod stats;
+mod sys;
+
+pub use channel::{ChannelOptions, IobufChannel, POPULATE_BATCH, REFILL_BATCH};
+pub use error::DmaError;
+pub use iobuf::{IoBuf, Payload};
+pub use pool::{IobufOptions, IobufPool, MAX_CHANNELS, MAX_REGIONS};
+pub use region::{
+    Backing, BackingPreference, FIRST_ADDRESS, LIMIT_ADDRESS, Lent, Region, RegionOptions,
+};
+pub use stats::{CacheStats, ChannelStats, ClassStats, ModuleStats, PoolStats};

@@ -5,11 +5,14 @@
 //! disconnects take.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fabric_wire::Nqn;
+use nvme_spec::event::{self, event_dw0, kind, notice};
+use nvme_spec::feature::async_event;
+use nvme_spec::log::lid;
 use nvme_spec::{Cntlid, Nsid, Qid, Status};
 
 use crate::config::SubsystemConfig;
@@ -82,7 +85,6 @@ pub(crate) struct State {
     /// Log pages whose event was told and that have not been read since: no further event.
     pub(crate) masked_events: BTreeSet<u32>,
     pub(crate) changed_namespaces: BTreeSet<Nsid>,
-    pub(crate) has_too_many_changes: bool,
     pub(crate) errors: VecDeque<ErrorRecord>,
     pub(crate) error_count: u64,
     /// Counters of queue pairs that are gone.
@@ -122,7 +124,8 @@ pub struct Controller {
     is_ready: AtomicBool,
     is_ended: AtomicBool,
     kato_ms: AtomicU32,
-    pub(crate) started_ms: AtomicU64,
+    is_write_through: AtomicBool,
+    pub(crate) made_at: Instant,
     state: Mutex<State>,
 }
 
@@ -137,6 +140,7 @@ pub(crate) struct ControllerParts {
     pub(crate) limits: Arc<TransportLimits>,
     pub(crate) peer: Peer,
     pub(crate) kato_ms: u32,
+    pub(crate) made_at: Instant,
 }
 
 impl std::fmt::Debug for Controller {
@@ -153,7 +157,12 @@ impl Controller {
     pub(crate) fn new(parts: ControllerParts) -> Arc<Self> {
         let is_discovery = matches!(parts.kind, ControllerKind::Discovery);
         let registers = Registers::new(&parts.limits);
-        let features = Features::new(parts.host_id, parts.kato_ms, is_discovery);
+        let event_config = if is_discovery {
+            async_event::DISCOVERY_LOG_CHANGE
+        } else {
+            async_event::NAMESPACE_ATTRIBUTE | async_event::ANA_CHANGE
+        };
+        let features = Features::new(parts.kato_ms, event_config);
         Arc::new(Self {
             cntlid: parts.cntlid,
             subsystem_nqn: parts.subsystem_nqn,
@@ -166,7 +175,8 @@ impl Controller {
             is_ready: AtomicBool::new(false),
             is_ended: AtomicBool::new(false),
             kato_ms: AtomicU32::new(parts.kato_ms),
-            started_ms: AtomicU64::new(0),
+            is_write_through: AtomicBool::new(false),
+            made_at: parts.made_at,
             state: Mutex::new(State {
                 registers,
                 admin: None,
@@ -175,7 +185,6 @@ impl Controller {
                 events: VecDeque::new(),
                 masked_events: BTreeSet::new(),
                 changed_namespaces: BTreeSet::new(),
-                has_too_many_changes: false,
                 errors: VecDeque::new(),
                 error_count: 0,
                 past: PastCounters::default(),
@@ -420,6 +429,12 @@ impl Controller {
         }
         let count = state.error_count;
         state.errors.push_front(ErrorRecord { count, sqid, cid, status, lba, nsid });
+        // What the host did wrong is in the log; what the target or a device did is an event too.
+        if status.sct() == Status::INTERNAL_ERROR.sct() && status.sc() == Status::INTERNAL_ERROR.sc()
+            || status.sct() == Status::WRITE_FAULT.sct() && status.sc() != Status::COMPARE_FAILURE.sc()
+        {
+            self.raise(&mut state, Event::ERROR);
+        }
     }
 }
 
@@ -434,11 +449,73 @@ pub(crate) enum AddQueueError {
 impl Controller {
     /// The subsystem's configuration changed: notes what the host must be told.
     pub(crate) fn subsystem_changed(&self, config: &SubsystemConfig, changes: &Changes) {
-        let _ = (config, changes);
+        let mut state = self.lock();
+        let mut is_listed = false;
+        for nsid in &changes.namespaces {
+            // A namespace that is gone is told of to everyone: who saw it cannot be known now.
+            let was_or_is_seen = config
+                .namespaces
+                .get(nsid)
+                .is_none_or(|namespace| namespace.is_visible_to(&self.host_nqn) || changes.hides);
+            if was_or_is_seen {
+                is_listed = true;
+                if state.changed_namespaces.len() <= CHANGED_NAMESPACES_MAX {
+                    state.changed_namespaces.insert(*nsid);
+                }
+            }
+        }
+        if is_listed && state.wants(async_event::NAMESPACE_ATTRIBUTE) {
+            self.raise(&mut state, Event::NAMESPACE_ATTRIBUTE);
+        }
+        if changes.ana && config.ana_reporting && state.wants(async_event::ANA_CHANGE) {
+            self.raise(&mut state, Event::ANA_CHANGE);
+        }
     }
 
     /// The discovery log changed.
-    pub(crate) fn discovery_changed(&self) {}
+    pub(crate) fn discovery_changed(&self) {
+        let mut state = self.lock();
+        if state.wants(async_event::DISCOVERY_LOG_CHANGE) {
+            self.raise(&mut state, Event::DISCOVERY_LOG_CHANGE);
+        }
+    }
+
+    /// The oldest event that waits. From then on its kind is masked until its log has been read.
+    pub(crate) fn take_event(&self) -> Option<Event> {
+        let mut state = self.lock();
+        let event = state.events.pop_front()?;
+        state.masked_events.insert(event.0);
+        Some(event)
+    }
+
+    /// Whether every write is made durable before it is answered (feature 06h with WCE clear).
+    pub(crate) fn is_write_through(&self) -> bool {
+        self.is_write_through.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_write_through(&self, is_write_through: bool) {
+        self.is_write_through.store(is_write_through, Ordering::Relaxed);
+    }
+}
+
+impl Event {
+    const NAMESPACE_ATTRIBUTE: Self =
+        Self::notice(notice::NAMESPACE_ATTRIBUTE_CHANGED, lid::CHANGED_NAMESPACES);
+    const ANA_CHANGE: Self = Self::notice(notice::ANA_CHANGE, lid::ANA);
+    const DISCOVERY_LOG_CHANGE: Self = Self::notice(notice::DISCOVERY_LOG_CHANGE, lid::DISCOVERY);
+    /// A command failed for a reason that is the target's or the device's (error log page).
+    const ERROR: Self =
+        Self(event_dw0(kind::ERROR, event::error::TRANSIENT_INTERNAL_ERROR, lid::ERROR));
+
+    const fn notice(info: u8, log_id: u8) -> Self {
+        Self(event_dw0(kind::NOTICE, info, log_id))
+    }
+}
+
+impl State {
+    fn wants(&self, event: u32) -> bool {
+        self.features.event_config & event != 0
+    }
 }
 
 impl PastCounters {

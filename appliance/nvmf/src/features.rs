@@ -39,11 +39,11 @@ impl Features {
         fid::VOLATILE_WRITE_CACHE,
         fid::NUMBER_OF_QUEUES,
         fid::INTERRUPT_COALESCING,
-        fid::INTERRUPT_VECTOR_CONFIGURATION,
+        fid::INTERRUPT_VECTOR,
         fid::WRITE_ATOMICITY,
-        fid::ASYNC_EVENT_CONFIGURATION,
+        fid::ASYNC_EVENT_CONFIG,
         fid::KEEP_ALIVE_TIMER,
-        fid::HOST_BEHAVIOR_SUPPORT,
+        fid::HOST_BEHAVIOR,
         fid::HOST_IDENTIFIER,
         fid::NAMESPACE_WRITE_PROTECTION,
     ];
@@ -83,10 +83,10 @@ impl Features {
                 or_zero(granted << 16 | granted)
             }
             fid::INTERRUPT_COALESCING => or_zero(self.interrupt_coalescing.into()),
-            fid::INTERRUPT_VECTOR_CONFIGURATION => or_zero(self.interrupt_vector),
+            fid::INTERRUPT_VECTOR => or_zero(self.interrupt_vector),
             fid::WRITE_ATOMICITY => or_zero(self.write_atomicity),
-            fid::ASYNC_EVENT_CONFIGURATION if is_default => self.default_event_config,
-            fid::ASYNC_EVENT_CONFIGURATION => self.event_config,
+            fid::ASYNC_EVENT_CONFIG if is_default => self.default_event_config,
+            fid::ASYNC_EVENT_CONFIG => self.event_config,
             fid::KEEP_ALIVE_TIMER if is_default => self.default_kato_ms,
             fid::KEEP_ALIVE_TIMER => self.kato_ms,
             _ => return Err(Status::INVALID_FIELD.with_dnr(true)),
@@ -107,9 +107,9 @@ impl Features {
             // Deallocated blocks are read as zeroes: DULBE cannot be had.
             fid::ERROR_RECOVERY if cdw11 >> 16 & 1 == 0 => self.error_recovery = cdw11 as u16,
             fid::INTERRUPT_COALESCING => self.interrupt_coalescing = cdw11 as u16,
-            fid::INTERRUPT_VECTOR_CONFIGURATION => self.interrupt_vector = cdw11 & 0x1_ffff,
+            fid::INTERRUPT_VECTOR => self.interrupt_vector = cdw11 & 0x1_ffff,
             fid::WRITE_ATOMICITY => self.write_atomicity = cdw11 & 1,
-            fid::ASYNC_EVENT_CONFIGURATION => self.event_config = cdw11,
+            fid::ASYNC_EVENT_CONFIG => self.event_config = cdw11,
             _ => return invalid,
         }
         Ok(0)

@@ -26,6 +26,7 @@
 mod config;
 mod controller;
 mod error;
+mod events;
 mod exec;
 mod features;
 mod group_namespace;
@@ -47,6 +48,7 @@ pub use config::{
 };
 pub use controller::{Controller, QpairInfo};
 pub use error::TargetError;
+pub use events::TargetEvent;
 pub use inbox::{GroupCounters, GroupHandle, PollGroupId};
 pub use poll_group::{CommandError, Core, OpenQpair, PollGroup, PollResult};
 pub use queue::QpairCounters;

@@ -13,6 +13,7 @@ use crate::config::{
 use crate::controller::Controller;
 use crate::error::TargetError;
 use crate::inbox::{GroupHandle, Message};
+use crate::events::TargetEvent;
 use crate::target::Target;
 use crate::ticket::{Part, Ticket};
 use crate::transport::CloseReason;
@@ -364,7 +365,7 @@ impl Subsystem {
             }
             namespace.nsid = nsid;
             config.namespaces.insert(nsid, Arc::new(namespace));
-            Ok(Changes { namespaces: vec![nsid], ana: config.ana_reporting, discovery: false })
+            Ok(Changes { namespaces: vec![nsid], ana: config.ana_reporting, ..Changes::default() })
         })?;
         Ok((nsid, ticket))
     }
@@ -379,7 +380,7 @@ impl Subsystem {
                 .namespaces
                 .remove(&nsid)
                 .ok_or(TargetError::NoNamespace { nqn: self.nqn.clone(), nsid })?;
-            Ok(Changes { namespaces: vec![nsid], ana: config.ana_reporting, discovery: false })
+            Ok(Changes { namespaces: vec![nsid], ana: config.ana_reporting, ..Changes::default() })
         })
     }
 
@@ -395,7 +396,7 @@ impl Subsystem {
                 .get_mut(&nsid)
                 .ok_or(TargetError::NoNamespace { nqn: self.nqn.clone(), nsid })?;
             edit(Arc::make_mut(namespace));
-            Ok(Changes { namespaces: vec![nsid], ana: is_ana_change, discovery: false })
+            Ok(Changes { namespaces: vec![nsid], ana: is_ana_change, hides: true, ..Changes::default() })
         })
     }
 
@@ -417,6 +418,23 @@ impl Subsystem {
         write_protect: WriteProtect,
     ) -> Result<Ticket, TargetError> {
         self.change_namespace(nsid, false, |namespace| namespace.write_protect = write_protect)
+    }
+
+    /// A host's Set Features 84h. The target's owner learns of it from [`Target::take_events`].
+    pub(crate) fn set_write_protect_by_host(
+        &self,
+        nsid: Nsid,
+        write_protect: WriteProtect,
+    ) -> Result<(), TargetError> {
+        drop(self.set_write_protect(nsid, write_protect)?);
+        if let Some(target) = self.target.upgrade() {
+            target.tell(TargetEvent::WriteProtectChanged {
+                nqn: self.nqn.clone(),
+                nsid,
+                write_protect,
+            });
+        }
+        Ok(())
     }
 
     /// Sets who sees a namespace.
@@ -467,7 +485,7 @@ impl Subsystem {
                     listener.ana_default = state;
                 }
             }
-            Ok(Changes { namespaces: Vec::new(), ana: true, discovery: false })
+            Ok(Changes { ana: true, ..Changes::default() })
         })
     }
 
@@ -603,8 +621,11 @@ pub(crate) struct Changes {
     pub(crate) ana: bool,
     /// What a discovery log shows.
     pub(crate) discovery: bool,
+    /// A host may have lost sight of a namespace.
+    pub(crate) hides: bool,
 }
 
 impl Changes {
-    const DISCOVERY: Self = Self { namespaces: Vec::new(), ana: false, discovery: true };
+    const DISCOVERY: Self =
+        Self { namespaces: Vec::new(), ana: false, discovery: true, hides: false };
 }

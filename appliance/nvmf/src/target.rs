@@ -12,6 +12,7 @@ use nvme_spec::Cntlid;
 
 use crate::controller::Controller;
 use crate::error::TargetError;
+use crate::events::{Events, TargetEvent};
 use crate::inbox::{GroupHandle, Message, PollGroupId};
 use crate::poll_group::PollGroup;
 use crate::subsystem::{Subsystem, SubsystemOptions};
@@ -109,6 +110,7 @@ pub struct Target {
     next_port_id: AtomicUsize,
     pub(crate) discovery: Discovery,
     keep_alive_changes: AtomicU64,
+    events: Mutex<Events>,
 }
 
 impl std::fmt::Debug for Target {
@@ -138,6 +140,7 @@ impl Target {
             next_port_id: AtomicUsize::new(1),
             discovery: Discovery::default(),
             keep_alive_changes: AtomicU64::new(0),
+            events: Mutex::default(),
         })
     }
 
@@ -446,6 +449,20 @@ impl Target {
         let controller = make(Cntlid(id));
         controllers.by_id.insert(id, Arc::downgrade(&controller));
         Some(controller)
+    }
+
+    // Events.
+
+    pub(crate) fn tell(&self, event: TargetEvent) {
+        lock(&self.events).push(event);
+    }
+
+    /// Takes the events that have gathered, oldest first, and how many were dropped because
+    /// nobody took them. `waker` is woken when the next one comes.
+    pub fn take_events(&self, waker: Option<&Waker>) -> (Vec<TargetEvent>, u64) {
+        let mut events = lock(&self.events);
+        events.waker = waker.cloned();
+        (events.queue.drain(..).collect(), std::mem::take(&mut events.dropped))
     }
 
     // Keep-alive.

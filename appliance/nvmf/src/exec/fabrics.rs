@@ -16,6 +16,7 @@ use nvme_spec::{Cntlid, Sqe, Status, registers};
 use crate::controller::{
     AddQueueError, Controller, ControllerKind, ControllerParts, QpairRef,
 };
+use crate::events::TargetEvent;
 use crate::queue::{Association, Queue, add, sgl_len};
 use crate::slot::{Outcome, Slot};
 use crate::subsystem::Subsystem;
@@ -132,8 +133,10 @@ pub(crate) async fn connect(queue: &Rc<Queue>, slot: &Rc<Slot>, sqe: Sqe) -> Out
         Ok(cntlid) => Outcome::ok(cntlid.0.into()),
         Err(refusal) => {
             queue.close_after_response.set(true);
-            tracing::warn!(peer = queue.peer.remote, status = %refusal.status,
-                "connect refused");
+            queue.group.target.tell(TargetEvent::ConnectRefused {
+                remote: queue.peer.remote.clone(),
+                status: refusal.status.to_string(),
+            });
             Outcome { status: refusal.status, result: refusal.result.into() }
         }
     }
@@ -208,7 +211,7 @@ fn find_subsystem(queue: &Queue, request: &Request) -> Result<Arc<Subsystem>, Re
 }
 
 /// The keep-alive timeout granted: at least the minimum, rounded up to the granularity.
-fn granted_kato_ms(queue: &Queue, asked_ms: u32, is_discovery: bool) -> u32 {
+pub(crate) fn granted_kato_ms(queue: &Queue, asked_ms: u32, is_discovery: bool) -> u32 {
     let options = queue.group.target.options();
     let asked_ms = match asked_ms {
         0 if is_discovery => options.discovery_kato_ms,
@@ -236,6 +239,7 @@ fn connect_admin(queue: &Rc<Queue>, request: Request) -> Result<Cntlid, Refusal>
         limits: Arc::clone(&queue.limits),
         peer: queue.peer.clone(),
         kato_ms,
+        made_at: queue.group.now.get(),
     };
     let target = &queue.group.target;
     let (controller, subsystem) = if is_discovery {
@@ -252,6 +256,12 @@ fn connect_admin(queue: &Rc<Queue>, request: Request) -> Result<Cntlid, Refusal>
         (controller, Some(subsystem))
     };
     controller.set_admin_queue(qpair_ref(queue, request.depth()));
+    target.tell(TargetEvent::ControllerConnected {
+        nqn: request.data.subnqn.clone(),
+        host: request.data.hostnqn.clone(),
+        cntlid: controller.cntlid(),
+        remote: queue.peer.remote.clone(),
+    });
     let cntlid = controller.cntlid();
     associate(queue, request, controller, subsystem.as_ref());
     if kato_ms > 0 {

@@ -190,7 +190,7 @@ async fn write(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> 
     let namespace = begin(queue, slot, sqe, Access::Write).await?;
     let extent = Extent::of_transfer(queue, namespace.namespace(), sqe)?;
     let payload = receive(queue, slot, sqe, extent.bytes).await?;
-    let op = Op::Write { fua: sqe.fua() };
+    let op = Op::Write { fua: sqe.fua() || is_write_through(queue) };
     device(queue, slot, &namespace, op, (extent.lba, extent.blocks), payload).await?;
     add(&queue.counters.writes, 1);
     add(&queue.counters.write_bytes, u64::from(extent.bytes));
@@ -239,7 +239,8 @@ async fn write_zeroes(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), S
     if u64::from(extent.bytes) > limits::WRITE_ZEROES_BYTES_MAX {
         return Err(Status::INVALID_FIELD.with_dnr(true));
     }
-    let op = Op::WriteZeroes { unmap: sqe.deac(), fua: sqe.fua() };
+    let fua = sqe.fua() || is_write_through(queue);
+    let op = Op::WriteZeroes { unmap: sqe.deac(), fua };
     device(queue, slot, &namespace, op, (extent.lba, extent.blocks), Payload::None).await?;
     Ok(())
 }
@@ -253,6 +254,11 @@ async fn verify(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status>
     device(queue, slot, &namespace, Op::Verify, (extent.lba, extent.blocks), Payload::None)
         .await?;
     Ok(())
+}
+
+/// The host has turned the volatile write cache off: each write is durable before it is answered.
+fn is_write_through(queue: &Queue) -> bool {
+    queue.association().is_some_and(|association| association.controller.is_write_through())
 }
 
 /// The bytes of a received buffer; data comes in buffers only, never lent.

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use nvme_spec::feature::{self, Select, fid};
+use nvme_spec::feature::{Select, capability, fid};
 use nvme_spec::{Sqe, Status};
 
 use super::{answer, identify, namespace, receive};
@@ -11,7 +11,7 @@ use crate::queue::{Association, Queue};
 use crate::slot::Slot;
 
 /// Features that a discovery controller has.
-const OF_DISCOVERY: [u8; 2] = [fid::ASYNC_EVENT_CONFIGURATION, fid::KEEP_ALIVE_TIMER];
+const OF_DISCOVERY: [u8; 2] = [fid::ASYNC_EVENT_CONFIG, fid::KEEP_ALIVE_TIMER];
 
 fn check_known(association: &Association, fid: u8) -> Result<(), Status> {
     let known = if association.controller.is_discovery() {
@@ -28,10 +28,10 @@ fn capabilities(fid: u8) -> u64 {
     let changeable = fid != fid::HOST_IDENTIFIER;
     let mut bits = 0;
     if of_namespace {
-        bits |= feature::CAPABILITY_NAMESPACE_SPECIFIC;
+        bits |= capability::NAMESPACE_SPECIFIC;
     }
     if changeable {
-        bits |= feature::CAPABILITY_CHANGEABLE;
+        bits |= capability::CHANGEABLE;
     }
     bits.into()
 }
@@ -71,7 +71,7 @@ pub(super) async fn get(
             let host_id = *association.controller.host_id();
             answer(queue, slot, sqe, &host_id).await
         }
-        fid::HOST_BEHAVIOR_SUPPORT => {
+        fid::HOST_BEHAVIOR => {
             let data = association.controller.lock().features.host_behavior(is_default);
             answer(queue, slot, sqe, &data).await
         }
@@ -95,7 +95,7 @@ pub(super) async fn set(
         fid::KEEP_ALIVE_TIMER => set_keep_alive(queue, sqe, association),
         fid::HOST_IDENTIFIER => Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr(true)),
         fid::NAMESPACE_WRITE_PROTECTION => set_write_protection(sqe, association),
-        fid::HOST_BEHAVIOR_SUPPORT => {
+        fid::HOST_BEHAVIOR => {
             let payload = receive(queue, slot, sqe, 512).await?;
             let bytes = payload.as_buf().map_or(&[][..], |buffer| buffer.as_slice());
             association.controller.lock().features.set_host_behavior(bytes)

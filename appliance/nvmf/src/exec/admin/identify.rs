@@ -71,7 +71,7 @@ fn controller(queue: &Queue, association: &Association) -> Vec<u8> {
     id.aerl = (EVENT_REQUESTS_MAX - 1) as u8;
     id.acl = ABORTS_MAX;
     id.kas = options.kas_100ms.into();
-    id.sgls = (sgls::SUPPORTED | sgls::KEYED | sgls::OFFSET).into();
+    id.sgls = (sgls::SUPPORTED | sgls::OFFSET | sgls::TRANSPORT).into();
     id.maxcmd = queue.limits.max_queue_depth.into();
     id.ctratt = ctratt::HOST_ID_128.into();
     id.crdt1 = options.crdt1_100ms.into();

@@ -25,10 +25,11 @@ pub(super) async fn copy(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<()
     }
     let ranges = receive(queue, slot, sqe, count * size_of::<CopyRange>() as u32).await?;
     check(&namespace, sqe, &ranges, count)?;
+    let fua = sqe.fua() || super::is_write_through(queue);
     let mut target = sqe.copy_sdlba().0;
     for index in 0..count as usize {
         let (source, blocks) = range(&ranges, index)?;
-        copy_range(queue, slot, &namespace, source, target, blocks, sqe.fua()).await?;
+        copy_range(queue, slot, &namespace, source, target, blocks, fua).await?;
         target += u64::from(blocks);
     }
     Ok(())

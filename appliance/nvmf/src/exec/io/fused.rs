@@ -142,7 +142,7 @@ async fn pair(
     to_compare.copy_from_slice(bytes_of(&compare));
     to_write.copy_from_slice(bytes_of(&data));
     drop((compare, data));
-    let op = Op::CompareAndWrite { fua: sqe.fua() };
+    let op = Op::CompareAndWrite { fua: sqe.fua() || super::is_write_through(queue) };
     let extent = (block::Lba(sqe.slba().0), sqe.block_count());
     match device(queue, slot, &namespace, op, extent, Payload::Buf(both)).await {
         Ok(_) => Ok(()),

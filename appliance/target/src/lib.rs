@@ -1,0 +1,1 @@
+//! The target program; its first test is not written yet.

@@ -8,7 +8,7 @@ set -eu
 bin_dir=${1:?usage: demo.sh BIN_DIR}
 state_dir=${ADIT_STATE_DIR:-./state}
 listen=${ADIT_LISTEN:-tcp://127.0.0.1:4420}
-nqn=nqn.2026-11.com.example:demo
+nqn=nqn.2026-11.io.adit:demo
 server=unix:$state_dir/aditd.sock
 # Without hugepages the first lines of aditd's log say so, and it goes on.
 

@@ -53,7 +53,8 @@ impl AditBuilder {
     }
 }
 
-/// An `aditd` with a state directory of its own. Dropping it kills the process and removes the state.
+/// An `aditd` with a state directory of its own. Dropping it kills the process and removes the
+/// state.
 #[derive(Debug)]
 pub struct Adit {
     process: Option<KilledChild>,
@@ -105,16 +106,36 @@ impl Adit {
         })
     }
 
-    /// Makes a subsystem that any host may use, with one namespace on `bdev` and one listener; returns its port.
+    /// Makes a subsystem that any host may use, with `bdev` as namespace 1 and a listener; returns
+    /// its port.
     ///
     /// # Errors
     ///
     /// When one of the calls fails.
     pub fn export(&self, nqn: &str, bdev: &str) -> Result<u16, HarnessError> {
         self.ctl(&["subsystem", "create", nqn, "--allow-any-host"])?;
-        self.ctl(&["namespace", "add", nqn, bdev])?;
+        self.expose(nqn, bdev)
+    }
+
+    /// Adds `bdev` as namespace 1, and a listener, to a subsystem; returns its port.
+    ///
+    /// # Errors
+    ///
+    /// When one of the calls fails.
+    pub fn expose(&self, nqn: &str, bdev: &str) -> Result<u16, HarnessError> {
+        self.ctl(&["namespace", "add", nqn, bdev, "--nsid", "1"])?;
+        self.listen(nqn)
+    }
+
+    /// Adds a listener on a free port of 127.0.0.1 to a subsystem; returns the port.
+    ///
+    /// # Errors
+    ///
+    /// When the call fails.
+    pub fn listen(&self, nqn: &str) -> Result<u16, HarnessError> {
         let port = free_port()?;
-        self.ctl(&["listener", "add", nqn, &format!("tcp://127.0.0.1:{port}")])?;
+        let address = format!("tcp://127.0.0.1:{port}");
+        self.ctl(&["listener", "add", nqn, &address, "--wait"])?;
         Ok(port)
     }
 
@@ -241,7 +262,8 @@ pub fn free_port() -> Result<u16, HarnessError> {
         .map_err(HarnessError::file("take a free port of", "127.0.0.1"))
 }
 
-/// A program of this project: in `ADIT_BIN_DIR`, else beside the running test, else release before debug.
+/// A program of this project: in `ADIT_BIN_DIR`, else beside the running test, else release before
+/// debug.
 fn binary(name: &str) -> PathBuf {
     if let Some(folder) = std::env::var_os("ADIT_BIN_DIR") {
         return Path::new(&folder).join(name);

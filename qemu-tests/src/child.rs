@@ -48,7 +48,8 @@ impl KilledChild {
     pub(crate) fn signal(&mut self, signal: Signal) {
         if self.ended().is_none() {
             let pid = i32::try_from(self.child.id()).expect("a process id is a small number");
-            // It may end between the look and the signal; it is not reaped yet, so the id is still its own.
+            // It may end between the look and the signal; it is not reaped yet, so the id is still
+            // its own.
             let _ = kill(Pid::from_raw(pid), signal);
         }
     }

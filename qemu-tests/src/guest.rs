@@ -48,7 +48,8 @@ impl GuestBuilder {
     ///
     /// # Errors
     ///
-    /// When the tools root cannot be made, QEMU does not start, or the guest does not come up in time.
+    /// When the tools root cannot be made, QEMU does not start, or the guest does not come up in
+    /// time.
     pub fn boot(self) -> Result<Guest, HarnessError> {
         let tools = tools::tools_root()?;
         let prefix = format!("adit-{}-", self.name);
@@ -232,7 +233,8 @@ impl Guest {
         script: &str,
         deadline: Duration,
     ) -> Result<String, HarnessError> {
-        // The loop is in the guest: a round trip costs more than a look. Its output is that of the last try.
+        // The loop is in the guest: a round trip costs more than a look. Its output is that of the
+        // last try.
         let script = format!(
             "deadline=$(($(cut -d. -f1 /proc/uptime) + {}))\n\
              until ( set -eu\n{script}\n) >/tmp/try.$$ 2>&1; do\n\

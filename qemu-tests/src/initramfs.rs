@@ -1,4 +1,5 @@
-//! The guest's initramfs: busybox, a few modules and `guest/init`, as a cpio archive in "newc" format.
+//! The guest's initramfs: busybox, a few modules and `guest/init`, as a cpio archive in "newc"
+//! format.
 //!
 //! It is written for every guest anew: it takes milliseconds, and is never out of date.
 
@@ -58,7 +59,8 @@ impl Archive {
         let size = u32::try_from(content.len()).expect("a boot file is smaller than 4 GiB");
         let name_size = u32::try_from(name.len() + 1).expect("names are short");
         let (major, minor) = device;
-        // Inode, mode, uid, gid, links, mtime, size, device of the file (2), device (2), name size, checksum.
+        // Inode, mode, uid, gid, links, mtime, size, device of the file (2), device (2), name size,
+        // checksum.
         let fields = [
             self.entries,
             mode,

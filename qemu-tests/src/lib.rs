@@ -1,15 +1,19 @@
 //! Linux guests in QEMU, and the programs under test beside them on the host.
 //!
-//! A test boots an unmodified Debian kernel under emulation, runs shell scripts in it, and acts on `aditd` on the
-//! host in between. A guest reaches the host's 127.0.0.1 as [`HOST_ADDRESS`] through QEMU's user network, so nothing
-//! here needs root, a bridge or KVM. Userland comes from a tools root that `guest/make-root` makes once.
+//! A test boots an unmodified Debian kernel under emulation, runs shell scripts in it, and acts on
+//! `aditd` on the host in between. A guest reaches the host's 127.0.0.1 as [`HOST_ADDRESS`] through
+//! QEMU's user network, so nothing here needs root, a bridge or KVM. Userland comes from a tools
+//! root that `guest/make-root` makes once.
 //!
 //! This crate is not a virtual machine manager: one kind of guest, made for one test, gone with it.
 //!
 //! # Main types
 //!
-//! - [`Guest`]: a running guest. [`Guest::run`] runs a script and waits for it, [`Guest::spawn`] does not.
-//! - [`Adit`]: an `aditd` with its state directory, and `aditctl` to talk to it. It can be killed and started again.
+//! - [`Guest`]: a running guest. [`Guest::run`] runs a script and waits for it, [`Guest::spawn`]
+//!   does not.
+//! - [`Controller`]: a connection of the guest's kernel; [`Guest::nvme_connect`] makes one.
+//! - [`Adit`]: an `aditd` with its state directory, and `aditctl` to talk to it. It can be killed
+//!   and started again.
 //!
 //! # Threading
 //!
@@ -17,13 +21,14 @@
 //!
 //! # Errors and what is left behind
 //!
-//! A [`HarnessError`] says what failed and where the logs are. Dropping a [`Guest`] or an [`Adit`] kills its process. When
-//! the test is failing, logs are printed and kept. Should the test itself be killed, the kernel takes its children along
-//! (`setpriv --pdeathsig`).
+//! A [`HarnessError`] says what failed and where the logs are. Dropping a [`Guest`] or an [`Adit`]
+//! kills its process. When the test is failing, logs are printed and kept. Should the test itself
+//! be killed, the kernel takes its children along (`setpriv --pdeathsig`).
 
 mod adit;
 mod child;
 mod guest;
+mod initiator;
 mod initramfs;
 mod tools;
 
@@ -34,6 +39,7 @@ use std::time::Duration;
 
 pub use adit::{Adit, AditBuilder, free_port};
 pub use guest::{Guest, GuestBuilder, Job, Output};
+pub use initiator::Controller;
 pub use tools::{skip_without_qemu, tools_root};
 
 /// The host's 127.0.0.1 as a guest sees it.
@@ -91,6 +97,14 @@ pub enum HarnessError {
         /// What was waited for.
         what: String,
     },
+    /// A program that answered with something else than was expected.
+    #[error("`{command}` answered what is not understood: {answer}")]
+    Answer {
+        /// The command line.
+        command: String,
+        /// What it printed.
+        answer: String,
+    },
     /// The channel to a guest's agent.
     #[error("talk to the guest's agent")]
     Agent {
@@ -126,7 +140,8 @@ impl fmt::Debug for HarnessError {
     }
 }
 
-/// `seconds`, stretched by `ADIT_TEST_PATIENCE` (a factor, 1 by default) for machines slower than ours.
+/// `seconds`, stretched by `ADIT_TEST_PATIENCE` (a factor, 1 by default) for machines slower than
+/// ours.
 ///
 /// Deadlines are generous to begin with: they bound a hang, they measure nothing.
 pub fn patience(seconds: u64) -> Duration {

@@ -1,6 +1,7 @@
 //! The loop of a reactor: what runs on its OS thread.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -81,7 +82,9 @@ pub(crate) struct EventLoop {
     reactor: Reactor,
     core: Core,
     threads: Vec<Option<Box<LocalThread>>>,
-    due: Vec<TimerToken>,
+    /// Timers that have expired and wait for their poller to run. Kept across a panic of one of
+    /// them: those behind it still run.
+    due: VecDeque<TimerToken>,
     sleep_policy: SleepPolicy,
     idle_turns_before_sleep: u32,
     idle_ns_before_sleep: u64,
@@ -113,7 +116,7 @@ impl EventLoop {
                 ending_thread: None,
             },
             threads: Vec::new(),
-            due: Vec::new(),
+            due: VecDeque::new(),
             sleep_policy: options.sleep_policy,
             idle_turns_before_sleep: options.idle_turns_before_sleep,
             idle_ns_before_sleep: duration_ns(options.idle_time_before_sleep),
@@ -157,7 +160,7 @@ impl EventLoop {
         // Last made, first ended.
         while let Some(thread) = self.threads.pop() {
             if let Some(thread) = thread {
-                self.end_thread(*thread, ThreadState::Exited);
+                self.end_thread(*thread);
             }
         }
     }
@@ -190,7 +193,7 @@ impl EventLoop {
             }
             self.end_if_exiting(index);
         }
-        if self.core.wheel.may_be_due(self.core.now_ns) {
+        if self.core.wheel.may_be_due(self.core.now_ns) || !self.due.is_empty() {
             turn.busy |= self.run_timers();
         }
         self.core.running_thread = None;
@@ -273,12 +276,13 @@ impl EventLoop {
 
     #[cold]
     fn run_timers(&mut self) -> bool {
-        let mut due = std::mem::take(&mut self.due);
+        let due = &mut self.due;
+        let now_ns = self.core.now_ns;
         self.core
             .wheel
-            .advance(self.core.now_ns, |_, token| due.push(token));
+            .advance(now_ns, |_, token| due.push_back(token));
         let mut busy = false;
-        for token in due.drain(..) {
+        while let Some(token) = self.due.pop_front() {
             self.settle_bill(token.thread);
             let thread = self.threads.get_mut(token.thread).and_then(Option::as_mut);
             // One that ran before it may have ended its thread.
@@ -292,7 +296,6 @@ impl EventLoop {
             }
             self.end_if_exiting(token.thread);
         }
-        self.due = due;
         busy
     }
 
@@ -300,16 +303,19 @@ impl EventLoop {
     fn end_if_exiting(&mut self, index: usize) {
         let exiting = self.threads[index].take_if(|thread| thread.exiting);
         if let Some(thread) = exiting {
-            self.end_thread(*thread, ThreadState::Exited);
+            self.end_thread(*thread);
         }
     }
 
     #[cold]
-    fn end_thread(&mut self, thread: LocalThread, state: ThreadState) {
+    fn end_thread(&mut self, thread: LocalThread) {
         // Dropping its state can panic: the report then needs its name.
         self.core.ending_thread = Some(Arc::clone(&thread.shared));
         self.core.running_poller = None;
-        thread.end(&mut self.core, state);
+        let shared = Arc::clone(&thread.shared);
+        thread.end(&mut self.core, ThreadState::Exited);
+        // Last, so that whoever sees it gone can rely on its state being gone.
+        shared.close(ThreadState::Exited);
         self.core.ending_thread = None;
     }
 
@@ -350,8 +356,7 @@ impl EventLoop {
         counters.enter_sleep(began_ns);
         let mut events = [EpollEvent::empty(); 16];
         let woken = epoll_wait(&self.core.epoll, &mut events, timeout);
-        let ended_ns = self.core.to_ns(Instant::now());
-        counters.leave_sleep(began_ns, ended_ns);
+        let ended_ns = counters.leave_sleep(began_ns, || self.core.to_ns(Instant::now()));
         self.core.now_ns = ended_ns;
         self.billed_until_ns = ended_ns;
         match woken {
@@ -388,7 +393,7 @@ impl EventLoop {
             self.core.running_thread.take(),
         ) {
             (Some(shared), _) => {
-                shared.close(ThreadState::Failed);
+                ignoring_panics(|| shared.close(ThreadState::Failed));
                 shared
             }
             (None, Some(index)) => {
@@ -398,7 +403,8 @@ impl EventLoop {
                 let running = self.core.running_poller.take();
                 poller = running.and_then(|slot| thread.poller_name(slot));
                 let shared = Arc::clone(&thread.shared);
-                self.end_thread(*thread, ThreadState::Failed);
+                thread.end(&mut self.core, ThreadState::Failed);
+                ignoring_panics(|| shared.close(ThreadState::Failed));
                 shared
             }
             (None, None) => return Err(message),
@@ -412,6 +418,14 @@ impl EventLoop {
             message,
         });
         Ok(())
+    }
+}
+
+/// Drops what is left, where each item may panic once more: calls `drain` until it returns.
+pub(crate) fn ignoring_panics(mut drain: impl FnMut()) {
+    while let Err(panic) = catch_unwind(AssertUnwindSafe(&mut drain)) {
+        // Its drop could panic too.
+        std::mem::forget(panic);
     }
 }
 

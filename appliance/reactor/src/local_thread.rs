@@ -56,7 +56,6 @@ impl LocalThread {
     pub(crate) fn run_message(&mut self, core: &mut Core, message: Message) {
         core.running_poller = None;
         message(&mut ThreadContext { core, thread: self });
-        self.shared.messages.add(1);
     }
 
     /// One turn: messages, then active pollers. Whether there was work.
@@ -86,6 +85,7 @@ impl LocalThread {
                 break;
             };
             self.run_message(core, message);
+            self.shared.messages.add(1);
             count += 1;
         }
         count > 0
@@ -333,7 +333,8 @@ impl LocalThread {
         }
     }
 
-    /// Ends the thread. After a failure its pollers' state is leaked, see the crate's documentation.
+    /// Ends the thread but for its mailbox. After a failure its pollers' state is leaked: see the
+    /// crate's documentation.
     pub(crate) fn end(mut self, core: &mut Core, state: ThreadState) {
         for (_, fd) in self.wake_fds.drain(..).flatten() {
             core.forget_fd(&fd);
@@ -354,7 +355,5 @@ impl LocalThread {
                 drop(ManuallyDrop::into_inner(poll));
             }
         }
-        // Last, so that whoever sees it gone can rely on its state being gone.
-        self.shared.close(state);
     }
 }

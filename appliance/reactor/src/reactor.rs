@@ -1,7 +1,6 @@
 //! A reactor as seen from outside, and what it shares with its event loop.
 
 use std::fmt;
-use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Wake, Waker};
@@ -9,11 +8,11 @@ use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::time::{ClockId, clock_gettime};
 
+use crate::cpu_time::{self, CpuTime};
 use crate::set::SetShared;
 use crate::sleep::{Notify, SleepGate};
-use crate::stats::{ReactorCounters, ReactorState};
+use crate::stats::{ReactorCounters, ReactorState, ThreadState};
 use crate::thread::{Message, Thread, ThreadContext, ThreadShared};
 use crate::{CpuMask, ReactorError, ReactorStats};
 
@@ -252,36 +251,36 @@ impl Reactor {
 
     /// Processor time that the reactor's OS thread has used, by the kernel's account. Unlike busy
     /// and idle it leaves out what others took of the core.
-    pub fn cpu_time(&self) -> Result<Duration, ReactorError> {
+    pub fn cpu_time(&self) -> Result<CpuTime, ReactorError> {
         let tid = self.tid();
-        // As the kernel numbers the clocks of threads: see clock_getcpuclockid(3).
-        const PER_THREAD_SCHED: i32 = 0b110;
-        let clock = ClockId::from_raw((!tid << 3) | PER_THREAD_SCHED);
-        clock_gettime(clock)
-            .map(Duration::from)
-            .map_err(|errno| ReactorError::ReadCpuTime {
-                reactor: self.name().to_owned(),
-                tid,
-                source: io::Error::from(errno),
-            })
+        cpu_time::of_thread(tid).map_err(|source| ReactorError::ReadCpuTime {
+            reactor: self.name().to_owned(),
+            tid,
+            source,
+        })
     }
 
-    /// No thread is made from here on; those that were to be made are dropped.
+    /// No thread is made from here on; those that were to be made are dropped. A drop may panic: a
+    /// second call goes on where the first ended.
     pub(crate) fn close(&self, state: ReactorState) {
-        let waiting = {
-            let mut threads = lock(&self.shared.threads);
+        self.shared.counters.set_state(state);
+        let last = {
+            let threads = lock(&self.shared.threads);
             self.shared.closed.store(true, Ordering::SeqCst);
-            std::mem::take(&mut *threads)
+            threads.last().cloned()
         };
         while self.shared.mailbox.pop().is_some() {}
         let ended = match state {
-            ReactorState::Failed => crate::ThreadState::Failed,
-            _ => crate::ThreadState::Exited,
+            ReactorState::Failed => ThreadState::Failed,
+            _ => ThreadState::Exited,
         };
-        for thread in waiting {
+        let mut next = last;
+        while let Some(thread) = next {
             thread.close(ended);
+            let mut threads = lock(&self.shared.threads);
+            threads.pop();
+            next = threads.last().cloned();
         }
-        self.shared.counters.set_state(state);
     }
 }
 

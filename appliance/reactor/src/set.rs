@@ -1,6 +1,7 @@
 //! Starting and stopping a set of reactors.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
-use crate::event_loop::{Core, EventLoop, duration_ns, panic_message};
+use crate::event_loop::{Core, EventLoop, duration_ns, ignoring_panics, panic_message};
 use crate::reactor::{Reactor, Started, lock};
 use crate::stats::ReactorState;
 use crate::{CpuMask, ReactorError, Thread, ThreadContext, ThreadId};
@@ -321,7 +322,7 @@ fn run_reactor(
     // The starter may have given up waiting.
     let _ = report.send(());
     let mut event_loop = EventLoop::new(reactor, epoll);
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| event_loop.run()));
+    let result = catch_unwind(AssertUnwindSafe(|| event_loop.run()));
     end.failure = result
         .unwrap_or_else(|panic| Err(panic_message(&*panic)))
         .err();
@@ -338,12 +339,12 @@ struct EndOfReactor {
 
 impl Drop for EndOfReactor {
     fn drop(&mut self) {
-        let failed = self.failure.is_some();
-        self.reactor.close(if failed {
-            ReactorState::Failed
-        } else {
-            ReactorState::Stopped
-        });
+        let state = match self.failure {
+            Some(_) => ReactorState::Failed,
+            None => ReactorState::Stopped,
+        };
+        // Whatever there is to drop, the end must be told.
+        ignoring_panics(|| self.reactor.close(state));
         let set = Arc::clone(&self.reactor.shared.set);
         if let Some(message) = &self.failure {
             let reactor = self.reactor.name().to_owned();
@@ -355,8 +356,8 @@ impl Drop for EndOfReactor {
                 poller: None,
                 message,
             };
-            let report = std::panic::AssertUnwindSafe(|| set.report(&failure));
-            let _ = std::panic::catch_unwind(report);
+            let report = AssertUnwindSafe(|| set.report(&failure));
+            catch_unwind(report).unwrap_or_else(std::mem::forget);
         }
         lock(&set.ended)
             .reactors

@@ -291,7 +291,7 @@ mod tests {
     fn expire<T>(wheel: &mut TimerWheel<T>, now_ns: u64) -> Vec<(u64, T)> {
         let mut expired = Vec::new();
         wheel.advance(now_ns, |deadline_ns, value| {
-            expired.push((deadline_ns, value))
+            expired.push((deadline_ns, value));
         });
         expired
     }

@@ -6,6 +6,7 @@
 //! mutants show that the model can see one: each leaves out one step of the hand-off and must fail.
 
 #![cfg(loom)]
+#![expect(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 
 // Not loom's: its drop is a step of the model, and a deadlock that is found in a drop aborts.
 use std::sync::Arc;

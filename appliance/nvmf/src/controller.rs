@@ -1,0 +1,537 @@
+//! Controllers: what a host's Connect made, shared by the queue pairs of one association.
+//!
+//! A controller's queue pairs may live in different poll groups. What every I/O command asks is
+//! an atomic; everything else is behind one lock that only admin commands, connects and
+//! disconnects take.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use fabric_wire::Nqn;
+use nvme_spec::event::{self, event_dw0, kind, notice};
+use nvme_spec::feature::async_event;
+use nvme_spec::log::lid;
+use nvme_spec::{Cntlid, Nsid, Qid, Status};
+
+use crate::config::SubsystemConfig;
+use crate::features::Features;
+use crate::inbox::{GroupHandle, Message, PollGroupId};
+use crate::queue::QpairCounters;
+use crate::registers::{CcChange, Registers};
+use crate::subsystem::{Changes, Subsystem};
+use crate::ticket::Part;
+use crate::transport::{CloseReason, Peer, QpairId, TransportId, TransportLimits};
+
+/// Entries that the error log keeps (ELPE + 1).
+pub(crate) const ERROR_LOG_ENTRIES: usize = 64;
+/// Asynchronous Event Requests that may be outstanding (AERL + 1).
+pub(crate) const EVENT_REQUESTS_MAX: usize = 4;
+/// Namespaces that the changed namespace list holds; beyond it the list says "all".
+pub(crate) const CHANGED_NAMESPACES_MAX: usize = 1024;
+
+/// Where a queue pair of a controller lives.
+#[derive(Clone, Debug)]
+pub(crate) struct QpairRef {
+    pub(crate) group: Arc<GroupHandle>,
+    pub(crate) qpair: QpairId,
+    pub(crate) uid: u64,
+    pub(crate) depth: u16,
+    pub(crate) peer: Peer,
+    pub(crate) counters: Arc<QpairCounters>,
+    pub(crate) is_closed: bool,
+}
+
+/// A queue pair as an operator sees it.
+#[derive(Clone, Debug)]
+pub struct QpairInfo {
+    /// Queue identifier; 0 is the admin queue.
+    pub qid: Qid,
+    /// The poll group that it lives in.
+    pub group: PollGroupId,
+    /// Entries.
+    pub depth: u16,
+    /// Its connection's ends.
+    pub peer: Peer,
+    /// `active` or `closing`.
+    pub state: &'static str,
+    /// Its counters.
+    pub counters: Arc<QpairCounters>,
+}
+
+/// One entry of the error log, before it is put into wire form.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ErrorRecord {
+    pub(crate) count: u64,
+    pub(crate) sqid: Qid,
+    pub(crate) cid: u16,
+    pub(crate) status: Status,
+    pub(crate) lba: u64,
+    pub(crate) nsid: Nsid,
+}
+
+/// An asynchronous event in waiting, dword 0 of its completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Event(pub(crate) u32);
+
+pub(crate) struct State {
+    pub(crate) registers: Registers,
+    pub(crate) admin: Option<QpairRef>,
+    pub(crate) io: BTreeMap<Qid, QpairRef>,
+    pub(crate) features: Features,
+    /// Events not yet told, oldest first, at most one of each kind.
+    pub(crate) events: VecDeque<Event>,
+    /// Log pages whose event was told and that have not been read since: no further event.
+    pub(crate) masked_events: BTreeSet<u32>,
+    pub(crate) changed_namespaces: BTreeSet<Nsid>,
+    pub(crate) errors: VecDeque<ErrorRecord>,
+    pub(crate) error_count: u64,
+    /// Counters of queue pairs that are gone.
+    pub(crate) past: PastCounters,
+    /// Held until the controller's last queue pair is gone.
+    parts: Vec<Arc<Part>>,
+    /// What the host read of a discovery log at offset 0; later offsets are of the same log.
+    pub(crate) discovery_log: Option<Arc<[u8]>>,
+}
+
+/// Sums over queue pairs that are gone.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PastCounters {
+    pub(crate) reads: u64,
+    pub(crate) writes: u64,
+    pub(crate) read_bytes: u64,
+    pub(crate) write_bytes: u64,
+}
+
+/// What a controller serves.
+#[derive(Clone, Debug)]
+pub(crate) enum ControllerKind {
+    Io(Weak<Subsystem>),
+    Discovery,
+}
+
+/// A controller of a subsystem, or a discovery controller.
+pub struct Controller {
+    cntlid: Cntlid,
+    subsystem_nqn: Nqn,
+    host_nqn: Nqn,
+    host_id: [u8; 16],
+    pub(crate) kind: ControllerKind,
+    pub(crate) transport: TransportId,
+    pub(crate) limits: Arc<TransportLimits>,
+    peer: Peer,
+    is_ready: AtomicBool,
+    is_ended: AtomicBool,
+    kato_ms: AtomicU32,
+    is_write_through: AtomicBool,
+    pub(crate) made_at: Instant,
+    state: Mutex<State>,
+}
+
+/// What a controller is made from.
+pub(crate) struct ControllerParts {
+    pub(crate) cntlid: Cntlid,
+    pub(crate) subsystem_nqn: Nqn,
+    pub(crate) host_nqn: Nqn,
+    pub(crate) host_id: [u8; 16],
+    pub(crate) kind: ControllerKind,
+    pub(crate) transport: TransportId,
+    pub(crate) limits: Arc<TransportLimits>,
+    pub(crate) peer: Peer,
+    pub(crate) kato_ms: u32,
+    pub(crate) made_at: Instant,
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Controller")
+            .field("cntlid", &self.cntlid)
+            .field("subsystem", &self.subsystem_nqn)
+            .field("host", &self.host_nqn)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Controller {
+    pub(crate) fn new(parts: ControllerParts) -> Arc<Self> {
+        let is_discovery = matches!(parts.kind, ControllerKind::Discovery);
+        let registers = Registers::new(&parts.limits);
+        let event_config = if is_discovery {
+            async_event::DISCOVERY_LOG_CHANGE
+        } else {
+            async_event::NAMESPACE_ATTRIBUTE | async_event::ANA_CHANGE
+        };
+        let features = Features::new(parts.kato_ms, event_config);
+        Arc::new(Self {
+            cntlid: parts.cntlid,
+            subsystem_nqn: parts.subsystem_nqn,
+            host_nqn: parts.host_nqn,
+            host_id: parts.host_id,
+            kind: parts.kind,
+            transport: parts.transport,
+            limits: parts.limits,
+            peer: parts.peer,
+            is_ready: AtomicBool::new(false),
+            is_ended: AtomicBool::new(false),
+            kato_ms: AtomicU32::new(parts.kato_ms),
+            is_write_through: AtomicBool::new(false),
+            made_at: parts.made_at,
+            state: Mutex::new(State {
+                registers,
+                admin: None,
+                io: BTreeMap::new(),
+                features,
+                events: VecDeque::new(),
+                masked_events: BTreeSet::new(),
+                changed_namespaces: BTreeSet::new(),
+                errors: VecDeque::new(),
+                error_count: 0,
+                past: PastCounters::default(),
+                parts: Vec::new(),
+                discovery_log: None,
+            }),
+        })
+    }
+
+    /// The controller identifier.
+    pub fn cntlid(&self) -> Cntlid {
+        self.cntlid
+    }
+
+    /// The subsystem's name.
+    pub fn subsystem_nqn(&self) -> &Nqn {
+        &self.subsystem_nqn
+    }
+
+    /// The host's name.
+    pub fn host_nqn(&self) -> &Nqn {
+        &self.host_nqn
+    }
+
+    /// The host's identifier.
+    pub fn host_id(&self) -> &[u8; 16] {
+        &self.host_id
+    }
+
+    /// The ends of the admin queue's connection.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Keep-alive timeout in milliseconds as granted, 0 when there is none.
+    pub fn kato_ms(&self) -> u32 {
+        self.kato_ms.load(Ordering::Relaxed)
+    }
+
+    /// Whether this is a discovery controller.
+    pub fn is_discovery(&self) -> bool {
+        matches!(self.kind, ControllerKind::Discovery)
+    }
+
+    /// Its queue pairs, the admin queue first.
+    pub fn qpairs(&self) -> Vec<QpairInfo> {
+        let state = self.lock();
+        let admin = state.admin.iter().map(|qpair| (Qid(0), qpair));
+        admin
+            .chain(state.io.iter().map(|(qid, qpair)| (*qid, qpair)))
+            .map(|(qid, qpair)| QpairInfo {
+                qid,
+                group: qpair.group.id,
+                depth: qpair.depth,
+                peer: qpair.peer.clone(),
+                state: if qpair.is_closed { "closing" } else { "active" },
+                counters: Arc::clone(&qpair.counters),
+            })
+            .collect()
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock was held left plain data behind: go on with it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// CC.EN and CSTS.RDY are set: I/O commands run.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.is_ready.load(Ordering::Relaxed)
+    }
+
+    /// The controller takes no further queue pairs or commands.
+    pub fn is_ended(&self) -> bool {
+        self.is_ended.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn keep_alive_timeout(&self) -> Option<Duration> {
+        match self.kato_ms() {
+            0 => None,
+            ms => Some(Duration::from_millis(u64::from(ms))),
+        }
+    }
+
+    /// I/O queues that the host was granted; before it asked, as many as there can be.
+    pub(crate) fn granted_io_queues(&self) -> u16 {
+        match self.lock().features.io_queues {
+            0 => self.limits.max_io_qpairs_per_ctrlr,
+            granted => granted,
+        }
+    }
+
+    pub(crate) fn set_kato_ms(&self, kato_ms: u32) {
+        self.kato_ms.store(kato_ms, Ordering::Relaxed);
+    }
+
+    // Queue pairs.
+
+    pub(crate) fn set_admin_queue(&self, qpair: QpairRef) {
+        self.lock().admin = Some(qpair);
+    }
+
+    /// Adds an I/O queue pair.
+    ///
+    /// # Errors
+    /// The queue identifier is in use, or the controller is not ready.
+    pub(crate) fn add_io_queue(&self, qid: Qid, qpair: QpairRef) -> Result<(), AddQueueError> {
+        let mut state = self.lock();
+        if self.is_ended() || !self.is_ready() || state.admin.as_ref().is_none_or(|q| q.is_closed) {
+            return Err(AddQueueError::NotReady);
+        }
+        match state.io.entry(qid) {
+            std::collections::btree_map::Entry::Occupied(_) => Err(AddQueueError::InUse),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                entry.insert(qpair);
+                Ok(())
+            }
+        }
+    }
+
+    /// A queue pair's connection is gone. The end of the admin queue ends the controller.
+    pub(crate) fn queue_closed(&self, qid: Qid, uid: u64) {
+        let is_admin = {
+            let mut state = self.lock();
+            let qpair =
+                if qid.0 == 0 { state.admin.as_mut() } else { state.io.get_mut(&qid) };
+            match qpair.filter(|qpair| qpair.uid == uid) {
+                Some(qpair) => qpair.is_closed = true,
+                None => return,
+            }
+            qid.0 == 0
+        };
+        if is_admin {
+            self.end(CloseReason::ControllerEnded, None);
+        }
+    }
+
+    /// No device holds I/O of a closed queue pair any more.
+    pub(crate) fn queue_drained(&self, qid: Qid, uid: u64) {
+        let is_last = {
+            let mut state = self.lock();
+            let gone = if qid.0 == 0 {
+                state.admin.take_if(|qpair| qpair.uid == uid)
+            } else if state.io.get(&qid).is_some_and(|qpair| qpair.uid == uid) {
+                state.io.remove(&qid)
+            } else {
+                None
+            };
+            if let Some(qpair) = gone {
+                state.past.add(&qpair.counters);
+            }
+            if state.io.is_empty() {
+                state.registers.io_queues_gone();
+            }
+            state.admin.is_none() && state.io.is_empty()
+        };
+        if is_last {
+            if let ControllerKind::Io(subsystem) = &self.kind
+                && let Some(subsystem) = subsystem.upgrade()
+            {
+                subsystem.remove_controller(self.cntlid);
+            }
+            self.lock().parts.clear();
+        }
+    }
+
+    // The controller's life.
+
+    /// Ends the controller: every queue pair is closed. `part` is held until the last is gone.
+    pub(crate) fn end(&self, reason: CloseReason, part: Option<Arc<Part>>) {
+        self.is_ended.store(true, Ordering::Relaxed);
+        self.is_ready.store(false, Ordering::Relaxed);
+        let mut state = self.lock();
+        if state.admin.is_some() || !state.io.is_empty() {
+            state.parts.extend(part);
+        }
+        let admin = state.admin.iter().filter(|_| reason != CloseReason::Peer);
+        for qpair in state.io.values().chain(admin).filter(|qpair| !qpair.is_closed) {
+            qpair.group.send(Message::Close(qpair.qpair, qpair.uid, reason, None));
+        }
+    }
+
+    fn close_io_queues(state: &State) {
+        for qpair in state.io.values().filter(|qpair| !qpair.is_closed) {
+            qpair.group.send(Message::Close(
+                qpair.qpair,
+                qpair.uid,
+                CloseReason::ControllerEnded,
+                None,
+            ));
+        }
+    }
+
+    pub(crate) fn keep_alive_expired(&self) {
+        if !self.is_ended() {
+            tracing::warn!(host = %self.host_nqn, cntlid = self.cntlid.0,
+                timeout_ms = self.kato_ms(), "keep-alive timeout: the controller ends");
+            self.lock().registers.fail();
+            self.end(CloseReason::ControllerEnded, None);
+        }
+    }
+
+    /// Property Set of CC (NVMe Base 2.1, section 3.1.4.5).
+    ///
+    /// # Errors
+    /// A value that this controller does not support.
+    pub(crate) fn write_cc(&self, value: u32) -> Result<(), Status> {
+        let mut state = self.lock();
+        let has_io_queues = !state.io.is_empty();
+        match state.registers.write_cc(value, has_io_queues)? {
+            CcChange::None => {}
+            CcChange::Enabled => self.is_ready.store(true, Ordering::Relaxed),
+            CcChange::Reset | CcChange::ShutDown => {
+                self.is_ready.store(false, Ordering::Relaxed);
+                state.events.clear();
+                state.masked_events.clear();
+                Self::close_io_queues(&state);
+            }
+        }
+        Ok(())
+    }
+
+    // Events.
+
+    /// Notes an event for the host, unless it is of a kind that the host has been told of and has
+    /// not looked after. Wakes the admin queue's group.
+    pub(crate) fn raise(&self, state: &mut State, event: Event) {
+        if state.masked_events.contains(&event.0) || state.events.contains(&event) {
+            return;
+        }
+        state.events.push_back(event);
+        if let Some(admin) = &state.admin {
+            admin.group.send(Message::Event(admin.qpair, admin.uid));
+        }
+    }
+
+    /// Notes an error for the error log (log page 01h).
+    pub(crate) fn log_error(&self, sqid: Qid, cid: u16, status: Status, nsid: Nsid, lba: u64) {
+        let mut state = self.lock();
+        state.error_count += 1;
+        if state.errors.len() == ERROR_LOG_ENTRIES {
+            state.errors.pop_back();
+        }
+        let count = state.error_count;
+        state.errors.push_front(ErrorRecord { count, sqid, cid, status, lba, nsid });
+        // What the host did wrong is in the log; what the target or a device did is an event too.
+        if status.sct() == Status::INTERNAL_ERROR.sct() && status.sc() == Status::INTERNAL_ERROR.sc()
+            || status.sct() == Status::WRITE_FAULT.sct() && status.sc() != Status::COMPARE_FAILURE.sc()
+        {
+            self.raise(&mut state, Event::ERROR);
+        }
+    }
+}
+
+/// Why an I/O queue pair was not added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AddQueueError {
+    NotReady,
+    /// Another queue pair has the identifier; it may be on its way out.
+    InUse,
+}
+
+impl Controller {
+    /// The subsystem's configuration changed: notes what the host must be told.
+    pub(crate) fn subsystem_changed(&self, config: &SubsystemConfig, changes: &Changes) {
+        let mut state = self.lock();
+        let mut is_listed = false;
+        for nsid in &changes.namespaces {
+            // A namespace that is gone is told of to everyone: who saw it cannot be known now.
+            let was_or_is_seen = config
+                .namespaces
+                .get(nsid)
+                .is_none_or(|namespace| namespace.is_visible_to(&self.host_nqn) || changes.hides);
+            if was_or_is_seen {
+                is_listed = true;
+                if state.changed_namespaces.len() <= CHANGED_NAMESPACES_MAX {
+                    state.changed_namespaces.insert(*nsid);
+                }
+            }
+        }
+        if is_listed && state.wants(async_event::NAMESPACE_ATTRIBUTE) {
+            self.raise(&mut state, Event::NAMESPACE_ATTRIBUTE);
+        }
+        if changes.ana && config.ana_reporting && state.wants(async_event::ANA_CHANGE) {
+            self.raise(&mut state, Event::ANA_CHANGE);
+        }
+    }
+
+    /// The discovery log changed.
+    pub(crate) fn discovery_changed(&self) {
+        let mut state = self.lock();
+        if state.wants(async_event::DISCOVERY_LOG_CHANGE) {
+            self.raise(&mut state, Event::DISCOVERY_LOG_CHANGE);
+        }
+    }
+
+    /// The oldest event that waits. From then on its kind is masked until its log has been read.
+    pub(crate) fn take_event(&self) -> Option<Event> {
+        let mut state = self.lock();
+        let event = state.events.pop_front()?;
+        state.masked_events.insert(event.0);
+        Some(event)
+    }
+
+    /// Whether every write is made durable before it is answered (feature 06h with WCE clear).
+    pub(crate) fn is_write_through(&self) -> bool {
+        self.is_write_through.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_write_through(&self, is_write_through: bool) {
+        self.is_write_through.store(is_write_through, Ordering::Relaxed);
+    }
+}
+
+impl Event {
+    const NAMESPACE_ATTRIBUTE: Self =
+        Self::notice(notice::NAMESPACE_ATTRIBUTE_CHANGED, lid::CHANGED_NAMESPACES);
+    const ANA_CHANGE: Self = Self::notice(notice::ANA_CHANGE, lid::ANA);
+    const DISCOVERY_LOG_CHANGE: Self = Self::notice(notice::DISCOVERY_LOG_CHANGE, lid::DISCOVERY);
+    /// A command failed for a reason that is the target's or the device's (error log page).
+    const ERROR: Self =
+        Self(event_dw0(kind::ERROR, event::error::TRANSIENT_INTERNAL_ERROR, lid::ERROR));
+
+    const fn notice(info: u8, log_id: u8) -> Self {
+        Self(event_dw0(kind::NOTICE, info, log_id))
+    }
+}
+
+impl State {
+    fn wants(&self, event: u32) -> bool {
+        self.features.event_config & event != 0
+    }
+}
+
+impl PastCounters {
+    fn add(&mut self, counters: &QpairCounters) {
+        self.reads += counters.reads.load(Ordering::Relaxed);
+        self.writes += counters.writes.load(Ordering::Relaxed);
+        self.read_bytes += counters.read_bytes.load(Ordering::Relaxed);
+        self.write_bytes += counters.write_bytes.load(Ordering::Relaxed);
+    }
+}
+
+impl State {
+    /// Sums over all queue pairs, those that are gone included.
+    pub(crate) fn counters(&self) -> PastCounters {
+        let mut sum = self.past;
+        self.admin.iter().chain(self.io.values()).for_each(|qpair| sum.add(&qpair.counters));
+        sum
+    }
+}

@@ -1,0 +1,154 @@
+//! What the control side and other poll groups tell a poll group, and how.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
+
+use fabric_wire::{Nqn, TransportAddress};
+use nvme_spec::Nsid;
+
+use crate::config::SubsystemConfig;
+use crate::ticket::Part;
+use crate::transport::{Acceptor, CloseReason, NewConnection, QpairId};
+
+/// A poll group's number within its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PollGroupId(pub usize);
+
+/// Accepted connections that may wait for one poll group. At the bound a connection is closed.
+const WAITING_CONNECTIONS_MAX: usize = 4096;
+
+/// A message to a poll group. Messages other than connections are bounded by the control side:
+/// each belongs to a change for which somebody waits.
+pub(crate) enum Message {
+    Adopt(NewConnection),
+    Accept(Box<dyn Acceptor>, Arc<TransportAddress>),
+    StopAccepting(Arc<TransportAddress>, Arc<Part>),
+    Subsystem(Nqn, Arc<SubsystemConfig>, Arc<Part>),
+    Pause(Nqn, Nsid, Arc<Part>),
+    Resume(Nqn, Nsid),
+    /// Close a queue pair; the part is held until its I/O has ended.
+    Close(QpairId, u64, CloseReason, Option<Arc<Part>>),
+    /// A controller has news for its Asynchronous Event Requests.
+    Event(QpairId, u64),
+    /// Abort a command on a queue of this group (CID as in the Abort command).
+    Abort(QpairId, u64, u16, Arc<AbortResult>),
+    CloseAll(CloseReason, Arc<Part>),
+}
+
+/// Where the outcome of an Abort that crossed threads is put.
+#[derive(Debug, Default)]
+pub(crate) struct AbortResult {
+    pub(crate) is_done: AtomicBool,
+    pub(crate) was_aborted: AtomicBool,
+}
+
+/// Counters of a poll group; written by its thread, read by anyone.
+#[derive(Debug, Default)]
+pub struct GroupCounters {
+    /// Admin queue pairs since start.
+    pub admin_qpairs: AtomicU64,
+    /// I/O queue pairs since start.
+    pub io_qpairs: AtomicU64,
+    /// Admin queue pairs now.
+    pub current_admin_qpairs: AtomicU64,
+    /// I/O queue pairs now.
+    pub current_io_qpairs: AtomicU64,
+    /// Connections now that have not sent Connect yet.
+    pub current_unassociated_qpairs: AtomicU64,
+    /// Commands whose device I/O is under way.
+    pub pending_bdev_io: AtomicU64,
+    /// I/O commands finished.
+    pub completed_nvme_io: AtomicU64,
+    /// Times that a command had to wait for a buffer.
+    pub buffer_waits: AtomicU64,
+    /// Connections closed because the group could not take them.
+    pub refused_connections: AtomicU64,
+}
+
+/// A poll group as others see it.
+#[derive(Debug)]
+pub struct GroupHandle {
+    /// Its number.
+    pub id: PollGroupId,
+    /// Its name, `nvmf_tgt_poll_group_000`.
+    pub name: String,
+    /// The NUMA node of its thread, where known.
+    pub numa_node: Option<u32>,
+    /// Its counters.
+    pub counters: GroupCounters,
+    inbox: Mutex<VecDeque<Message>>,
+    has_mail: AtomicBool,
+    connections: AtomicUsize,
+    waker: Waker,
+}
+
+impl std::fmt::Debug for Message {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Adopt(_) => "Adopt",
+            Self::Accept(..) => "Accept",
+            Self::StopAccepting(..) => "StopAccepting",
+            Self::Subsystem(..) => "Subsystem",
+            Self::Pause(..) => "Pause",
+            Self::Resume(..) => "Resume",
+            Self::Close(..) => "Close",
+            Self::Event(..) => "Event",
+            Self::Abort(..) => "Abort",
+            Self::CloseAll(..) => "CloseAll",
+        })
+    }
+}
+
+impl GroupHandle {
+    pub(crate) fn new(id: PollGroupId, numa_node: Option<u32>, waker: Waker) -> Self {
+        Self {
+            id,
+            name: format!("nvmf_tgt_poll_group_{:03}", id.0),
+            numa_node,
+            counters: GroupCounters::default(),
+            inbox: Mutex::default(),
+            has_mail: AtomicBool::new(false),
+            connections: AtomicUsize::new(0),
+            waker,
+        }
+    }
+
+    pub(crate) fn send(&self, message: Message) {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push_back(message);
+        self.has_mail.store(true, Ordering::Release);
+        self.waker.wake_by_ref();
+    }
+
+    /// Hands over a connection; `false` if too many wait already: it is closed then.
+    pub(crate) fn adopt(&self, connection: NewConnection) -> bool {
+        if self.connections.fetch_add(1, Ordering::Relaxed) >= WAITING_CONNECTIONS_MAX {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            self.counters.refused_connections.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        self.send(Message::Adopt(connection));
+        true
+    }
+
+    /// What has come; one load when nothing has.
+    pub(crate) fn receive(&self, messages: &mut VecDeque<Message>) {
+        if !self.has_mail.load(Ordering::Acquire) {
+            return;
+        }
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        self.has_mail.store(false, Ordering::Relaxed);
+        messages.append(&mut inbox);
+        self.connections.store(0, Ordering::Relaxed);
+    }
+
+    /// Wakes the group's thread.
+    pub(crate) fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    pub(crate) fn has_mail(&self) -> bool {
+        self.has_mail.load(Ordering::Acquire)
+    }
+}

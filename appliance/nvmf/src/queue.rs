@@ -1,0 +1,350 @@
+//! A queue pair within its poll group: slots, association, and the loop that serves a slot.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use block::{Completion, Io, Submit};
+use dma::{IoBuf, IobufChannel, Payload};
+use fabric_wire::Nqn;
+use nvme_spec::{Cid, Cqe, Nsid, Qid, SglDescriptor, Sqe, Status};
+
+use crate::controller::Controller;
+use crate::exec;
+use crate::status;
+use crate::group_namespace::{GroupNamespace, GroupSubsystem};
+use crate::poll_group::GroupShared;
+use crate::slot::{Outcome, Slot, SlotState};
+use crate::transport::{ConnectionId, Peer, QpairId, SlotId, TransportId, TransportLimits};
+
+/// The logic of one slot: serves one command after another for as long as the queue pair lives.
+pub(crate) type SlotFuture = Pin<Box<dyn Future<Output = Infallible>>>;
+
+/// What Connect made of a queue pair.
+pub(crate) struct Association {
+    pub(crate) qid: Qid,
+    pub(crate) controller: Arc<Controller>,
+    /// The subsystem as this group sees it; a discovery controller has none.
+    pub(crate) subsystem: Option<Rc<GroupSubsystem>>,
+    /// Kept here because every I/O command asks.
+    pub(crate) host_nqn: Nqn,
+}
+
+/// Counters of one queue pair; written by its thread, read by anyone.
+#[derive(Debug, Default)]
+pub struct QpairCounters {
+    /// Commands accepted.
+    pub commands: AtomicU64,
+    /// Commands that ended with an error status.
+    pub errors: AtomicU64,
+    /// Read commands that succeeded.
+    pub reads: AtomicU64,
+    /// Write commands that succeeded.
+    pub writes: AtomicU64,
+    /// Bytes read by the host.
+    pub read_bytes: AtomicU64,
+    /// Bytes written by the host.
+    pub write_bytes: AtomicU64,
+    /// Commands being served now.
+    pub outstanding: AtomicU64,
+}
+
+/// Adds to a counter that only this thread writes: a load and a store, no locked instruction.
+pub(crate) fn add(counter: &AtomicU64, amount: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+}
+
+pub(crate) struct Queue {
+    pub(crate) group: Rc<GroupShared>,
+    pub(crate) id: QpairId,
+    /// Distinguishes this queue pair from a later one that reuses its index.
+    pub(crate) uid: u64,
+    pub(crate) transport: TransportId,
+    pub(crate) limits: Arc<TransportLimits>,
+    pub(crate) connection: ConnectionId,
+    pub(crate) peer: Peer,
+    /// Entries of the submission queue: SQSIZE + 1.
+    pub(crate) depth: u16,
+    /// Whether read data may be sent from memory that others write meanwhile. Not so with a data
+    /// digest: the digest and the data must be of one moment.
+    pub(crate) may_borrow_data: bool,
+    pub(crate) association: OnceCell<Association>,
+    pub(crate) iobuf: Rc<RefCell<IobufChannel>>,
+    pub(crate) counters: Arc<QpairCounters>,
+    pub(crate) slots: RefCell<Vec<Rc<Slot>>>,
+    pub(crate) free_slots: RefCell<Vec<u16>>,
+    sqhd: Cell<u16>,
+    pub(crate) sq_flow_control: Cell<bool>,
+    /// Commands that the device or the host has not let go of.
+    pub(crate) device_ios: Cell<u32>,
+    pub(crate) is_closed: Cell<bool>,
+    /// Set once the response to Disconnect or to a refused Connect is on its way.
+    pub(crate) close_after_response: Cell<bool>,
+    /// The first half of a fused operation that waits for its second.
+    pub(crate) fused: Cell<Option<SlotId>>,
+    /// Asynchronous Event Request commands outstanding, oldest first (admin queue only).
+    pub(crate) event_waiters: RefCell<Vec<SlotId>>,
+    pub(crate) last_command: Cell<Instant>,
+    cids: RefCell<CidSet>,
+}
+
+/// Which command identifiers are in use: 65,536 bits, made on first use.
+#[derive(Default)]
+struct CidSet(Vec<u64>);
+
+impl CidSet {
+    /// Marks a CID; `false` if it was marked already.
+    fn insert(&mut self, cid: Cid) -> bool {
+        if self.0.is_empty() {
+            self.0 = vec![0; 1024];
+        }
+        let (word, bit) = (usize::from(cid.0 / 64), 1_u64 << (cid.0 % 64));
+        let is_new = self.0[word] & bit == 0;
+        self.0[word] |= bit;
+        is_new
+    }
+
+    fn remove(&mut self, cid: Cid) {
+        if let Some(word) = self.0.get_mut(usize::from(cid.0 / 64)) {
+            *word &= !(1_u64 << (cid.0 % 64));
+        }
+    }
+}
+
+/// What a new queue pair is made from.
+pub(crate) struct QueueParts {
+    pub(crate) group: Rc<GroupShared>,
+    pub(crate) id: QpairId,
+    pub(crate) uid: u64,
+    pub(crate) transport: TransportId,
+    pub(crate) limits: Arc<TransportLimits>,
+    pub(crate) connection: ConnectionId,
+    pub(crate) peer: Peer,
+    pub(crate) depth: u16,
+    pub(crate) may_borrow_data: bool,
+    pub(crate) iobuf: Rc<RefCell<IobufChannel>>,
+}
+
+impl Queue {
+    pub(crate) fn new(parts: QueueParts) -> Rc<Self> {
+        let now = parts.group.now.get();
+        Rc::new(Self {
+            group: parts.group,
+            id: parts.id,
+            uid: parts.uid,
+            transport: parts.transport,
+            limits: parts.limits,
+            connection: parts.connection,
+            peer: parts.peer,
+            depth: parts.depth,
+            may_borrow_data: parts.may_borrow_data,
+            association: OnceCell::new(),
+            iobuf: parts.iobuf,
+            counters: Arc::default(),
+            slots: RefCell::default(),
+            free_slots: RefCell::default(),
+            sqhd: Cell::new(0),
+            sq_flow_control: Cell::new(true),
+            device_ios: Cell::new(0),
+            is_closed: Cell::new(false),
+            close_after_response: Cell::new(false),
+            fused: Cell::new(None),
+            event_waiters: RefCell::default(),
+            last_command: Cell::new(now),
+            cids: RefCell::default(),
+        })
+    }
+
+    pub(crate) fn slot(&self, id: SlotId) -> Rc<Slot> {
+        Rc::clone(&self.slots.borrow()[usize::from(id.0)])
+    }
+
+    /// Takes a free slot for a command; makes one if none is free and the depth allows it.
+    pub(crate) fn take_slot(&self) -> Option<Rc<Slot>> {
+        if let Some(index) = self.free_slots.borrow_mut().pop() {
+            return Some(Rc::clone(&self.slots.borrow()[usize::from(index)]));
+        }
+        let mut slots = self.slots.borrow_mut();
+        let index = u16::try_from(slots.len()).ok().filter(|index| *index < self.depth)?;
+        let slot = Rc::new(Slot::new(SlotId(index)));
+        slots.push(Rc::clone(&slot));
+        Some(slot)
+    }
+
+    /// Gives a command to a slot. `false`: its CID is in use by another command.
+    pub(crate) fn accept(&self, slot: &Slot, sqe: Sqe, in_capsule_len: u32) -> bool {
+        let next = self.sqhd.get() + 1;
+        self.sqhd.set(if next == self.depth { 0 } else { next });
+        self.last_command.set(self.group.now.get());
+        add(&self.counters.commands, 1);
+        add(&self.counters.outstanding, 1);
+        slot.accept(sqe, in_capsule_len);
+        self.cids.borrow_mut().insert(sqe.cid())
+    }
+
+    /// The slot's response has been sent: it may serve another command.
+    pub(crate) fn release(&self, slot: &Slot) {
+        self.cids.borrow_mut().remove(slot.sqe().cid());
+        slot.response_sent();
+        self.counters.outstanding.store(
+            self.counters.outstanding.load(Ordering::Relaxed).saturating_sub(1),
+            Ordering::Relaxed,
+        );
+        self.free_slots.borrow_mut().push(slot.id.0);
+    }
+
+    fn cqe(&self, cid: Cid, outcome: Outcome) -> Cqe {
+        let sqhd = if self.sq_flow_control.get() { self.sqhd.get() } else { 0xffff };
+        Cqe::new(cid, outcome.status).with_result(outcome.result).with_sqhd(sqhd)
+    }
+
+    // What the commands' logic uses.
+
+    /// The association; every command but Connect runs within one.
+    pub(crate) fn association(&self) -> Option<&Association> {
+        self.association.get()
+    }
+
+    /// The group's view of a namespace that this host sees.
+    pub(crate) fn namespace(&self, nsid: Nsid) -> Result<Rc<GroupNamespace>, Status> {
+        let association = self.association.get().ok_or(Status::COMMAND_SEQUENCE_ERROR)?;
+        let subsystem = association.subsystem.as_ref().ok_or(Status::INVALID_OPCODE)?;
+        subsystem.namespace(nsid, &association.host_nqn, &self.group)
+    }
+
+    /// Waits for a data buffer: from the cache, from the pool, or in the order of asking.
+    pub(crate) async fn buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
+        let token = token(self.id, slot.id);
+        // Refused only when the pool's queue of waiters is full, or no buffer is ever that large.
+        let ready = self
+            .iobuf
+            .borrow_mut()
+            .get_or_wait(len as usize, token)
+            .map_err(|_| status::no_buffer(self.group.target.options()))?;
+        if let Some(buffer) = ready {
+            return Ok(buffer);
+        }
+        self.group.buffer_waits.set(self.group.buffer_waits.get() + 1);
+        let buffer = slot.buffer().await;
+        if buffer.is_none() {
+            self.iobuf.borrow_mut().cancel_wait(token);
+        }
+        buffer.ok_or(Status::COMMAND_ABORT_REQUESTED)
+    }
+
+    /// Receives the host's data of a command into a buffer of exactly `len` bytes.
+    pub(crate) async fn receive(&self, slot: &Slot, len: u32) -> Result<Payload, Status> {
+        let buffer = self.buffer(slot, len).await?;
+        slot.receive(Payload::Buf(buffer), len).await
+    }
+
+    /// As [`Queue::receive`], for admin and fabrics commands: their buffers have a reserve, so
+    /// that a host can connect and manage while I/O holds every other buffer.
+    pub(crate) async fn receive_reserved(&self, slot: &Slot, len: u32) -> Result<Payload, Status> {
+        let buffer = self.reserved_buffer(slot, len).await?;
+        slot.receive(Payload::Buf(buffer), len).await
+    }
+
+    /// A buffer for an admin or fabrics command.
+    pub(crate) async fn reserved_buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
+        let reserved = {
+            let iobuf = self.iobuf.borrow();
+            iobuf.get(len as usize).or_else(|| iobuf.get_reserved(len as usize))
+        };
+        match reserved {
+            Some(buffer) => Ok(buffer),
+            None => self.buffer(slot, len).await,
+        }
+    }
+
+    /// Runs one I/O on a namespace's device.
+    pub(crate) async fn run(&self, slot: &Slot, ns: &Rc<GroupNamespace>, mut io: Io) -> Completion {
+        io.tag = token(self.id, slot.id);
+        match ns.submit(io, self.group.now.get()) {
+            Submit::Done(completion) => completion,
+            Submit::Pending => {
+                self.device_ios.set(self.device_ios.get() + 1);
+                self.group.mark_active(ns);
+                slot.completion().await
+            }
+        }
+    }
+
+    /// The command of a slot that has this CID and is not finished.
+    pub(crate) fn find(&self, cid: Cid) -> Option<Rc<Slot>> {
+        self.slots
+            .borrow()
+            .iter()
+            .find(|slot| {
+                matches!(
+                    slot.state(),
+                    SlotState::Arrived
+                        | SlotState::Running
+                        | SlotState::Receive
+                        | SlotState::Receiving
+                ) && slot.sqe().cid() == cid
+            })
+            .cloned()
+    }
+}
+
+/// The tag under which devices and buffer pools know a slot's request.
+pub(crate) fn token(qpair: QpairId, slot: SlotId) -> u64 {
+    u64::from(qpair.0) << 16 | u64::from(slot.0)
+}
+
+pub(crate) fn from_token(token: u64) -> (QpairId, SlotId) {
+    (QpairId((token >> 16) as u32), SlotId(token as u16))
+}
+
+/// The data length that a command's SGL gives, checked for the forms that this target takes.
+pub(crate) fn sgl_len(sqe: &Sqe, in_capsule_len: u32) -> Result<u32, Status> {
+    let sgl: SglDescriptor = sqe.sgl();
+    if sgl.is_in_capsule() {
+        if sgl.offset() != 0 {
+            return Err(Status::SGL_OFFSET_INVALID.with_dnr(true));
+        }
+        if sgl.len() != in_capsule_len {
+            return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
+        }
+        return Ok(sgl.len());
+    }
+    if sgl.is_transport_data() || sgl.is_keyed() {
+        return Ok(sgl.len());
+    }
+    Err(Status::SGL_DESCRIPTOR_TYPE_INVALID.with_dnr(true))
+}
+
+/// Serves one slot for the life of its queue pair.
+pub(crate) async fn serve(queue: Rc<Queue>, slot: Rc<Slot>) -> Infallible {
+    loop {
+        let sqe = slot.command().await;
+        let outcome = execute(&queue, &slot, sqe).await;
+        if !outcome.status.is_success() {
+            add(&queue.counters.errors, 1);
+        }
+        let cqe = queue.cqe(sqe.cid(), outcome);
+        slot.respond(cqe).await;
+    }
+}
+
+async fn execute(queue: &Rc<Queue>, slot: &Rc<Slot>, sqe: Sqe) -> Outcome {
+    match queue.association() {
+        // Boxed: these run rarely and would make every slot's future as large as theirs.
+        Some(association) if association.qid.0 != 0 && !sqe.is_fabrics() => {
+            if association.controller.is_ready() {
+                exec::io::execute(queue, slot, sqe).await
+            } else {
+                Status::COMMAND_SEQUENCE_ERROR.into()
+            }
+        }
+        Some(_) if sqe.is_fabrics() => exec::fabrics::execute(queue, &sqe),
+        Some(_) => Box::pin(exec::admin::execute(queue, slot, sqe)).await,
+        None => Box::pin(exec::fabrics::connect(queue, slot, sqe)).await,
+    }
+}

@@ -1,0 +1,291 @@
+//! Request slots: where a command lives from its capsule to its response.
+//!
+//! A queue pair owns its slots. Each slot has one future, written in place on first use and kept
+//! for the queue pair's life, that serves one command after another. Nothing is allocated for a
+//! command: whatever the future waits for is put into a cell of the slot, and then exactly this
+//! future is polled. Wakers are not used.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::task::Poll;
+
+use block::Completion;
+use dma::{IoBuf, Payload};
+use nvme_spec::{Cqe, Sqe, Status};
+
+use crate::exec::io::FirstHalf;
+use crate::transport::{SlotId, Step};
+
+/// How far a slot's command has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SlotState {
+    /// No command.
+    Free,
+    /// A command has arrived and its future has not seen it yet.
+    Arrived,
+    /// The future works or waits for a device, a buffer or an event.
+    Running,
+    /// The transport shall fetch the host's data.
+    Receive,
+    /// The transport has the buffer and receives.
+    Receiving,
+    /// The transport shall send the response.
+    Respond,
+    /// The transport has the response and sends.
+    Responding,
+}
+
+/// What a command ended with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outcome {
+    pub(crate) status: Status,
+    /// Dwords 0 and 1 of the completion.
+    pub(crate) result: u64,
+}
+
+impl Outcome {
+    pub(crate) const OK: Self = Self { status: Status::SUCCESS, result: 0 };
+
+    pub(crate) const fn ok(result: u64) -> Self {
+        Self { status: Status::SUCCESS, result }
+    }
+}
+
+impl From<Status> for Outcome {
+    fn from(status: Status) -> Self {
+        Self { status, result: 0 }
+    }
+}
+
+impl From<Result<u64, Status>> for Outcome {
+    fn from(result: Result<u64, Status>) -> Self {
+        match result {
+            Ok(result) => Self::ok(result),
+            Err(status) => status.into(),
+        }
+    }
+}
+
+/// One command slot.
+pub(crate) struct Slot {
+    pub(crate) id: SlotId,
+    sqe: Cell<Sqe>,
+    state: Cell<SlotState>,
+    /// The command's data: the host's when it came in, the host's to be when it goes out.
+    payload: Cell<Payload>,
+    data_len: Cell<u32>,
+    completion: Cell<Option<Completion>>,
+    buffer: Cell<Option<IoBuf>>,
+    cqe: Cell<Cqe>,
+    /// Bytes of data that came within the capsule.
+    in_capsule_len: Cell<u32>,
+    /// Set by the Abort command; a future that can give up does so when it is polled.
+    aborted: Cell<bool>,
+    /// How the first half of a fused pair ended, when this slot serves one.
+    pub(crate) fused: Cell<FirstHalf>,
+    /// The second half, when it waits for this first half's data.
+    pub(crate) fused_second: Cell<Option<SlotId>>,
+    is_parked: Cell<bool>,
+    /// The future waits for something that an abort ends.
+    can_give_up: Cell<bool>,
+}
+
+impl Slot {
+    pub(crate) fn new(id: SlotId) -> Self {
+        Self {
+            id,
+            sqe: Cell::new(Sqe::default()),
+            state: Cell::new(SlotState::Free),
+            payload: Cell::new(Payload::None),
+            data_len: Cell::new(0),
+            completion: Cell::new(None),
+            buffer: Cell::new(None),
+            cqe: Cell::new(Cqe::default()),
+            in_capsule_len: Cell::new(0),
+            aborted: Cell::new(false),
+            fused: Cell::new(FirstHalf::Ended(Status::SUCCESS)),
+            fused_second: Cell::new(None),
+            is_parked: Cell::new(false),
+            can_give_up: Cell::new(false),
+        }
+    }
+
+    // The group's and the transport's side.
+
+    pub(crate) fn state(&self) -> SlotState {
+        self.state.get()
+    }
+
+    /// The command that the slot serves, or served last.
+    pub(crate) fn sqe(&self) -> Sqe {
+        self.sqe.get()
+    }
+
+    pub(crate) fn in_capsule_len(&self) -> u32 {
+        self.in_capsule_len.get()
+    }
+
+    pub(crate) fn accept(&self, sqe: Sqe, in_capsule_len: u32) {
+        debug_assert_eq!(self.state.get(), SlotState::Free, "a slot serves one command at a time");
+        self.sqe.set(sqe);
+        self.in_capsule_len.set(in_capsule_len);
+        self.aborted.set(false);
+        self.can_give_up.set(false);
+        self.state.set(SlotState::Arrived);
+    }
+
+    /// What the transport shall do next.
+    pub(crate) fn step(&self) -> Step {
+        match self.state.get() {
+            SlotState::Receive => Step::Receive,
+            SlotState::Respond => Step::Respond,
+            _ => Step::Pending,
+        }
+    }
+
+    /// The buffer to fill, and how many bytes the host shall send.
+    pub(crate) fn take_receive(&self) -> (Payload, u32) {
+        debug_assert_eq!(self.state.get(), SlotState::Receive);
+        self.state.set(SlotState::Receiving);
+        (self.payload.take(), self.data_len.get())
+    }
+
+    pub(crate) fn data_received(&self, payload: Payload) {
+        debug_assert_eq!(self.state.get(), SlotState::Receiving);
+        self.payload.set(payload);
+        self.state.set(SlotState::Running);
+    }
+
+    pub(crate) fn take_response(&self) -> (Cqe, Payload, u32) {
+        debug_assert_eq!(self.state.get(), SlotState::Respond);
+        self.state.set(SlotState::Responding);
+        (self.cqe.get(), self.payload.take(), self.data_len.get())
+    }
+
+    pub(crate) fn response_sent(&self) {
+        debug_assert_eq!(self.state.get(), SlotState::Responding);
+        self.state.set(SlotState::Free);
+    }
+
+    pub(crate) fn deliver_completion(&self, completion: Completion) {
+        self.completion.set(Some(completion));
+    }
+
+    pub(crate) fn deliver_buffer(&self, buffer: IoBuf) {
+        self.buffer.set(Some(buffer));
+    }
+
+    pub(crate) fn can_give_up(&self) -> bool {
+        self.can_give_up.get()
+    }
+
+    pub(crate) fn set_aborted(&self) {
+        self.aborted.set(true);
+    }
+
+    /// Drops what the slot holds; for a queue pair that is closed.
+    pub(crate) fn clear(&self) {
+        self.payload.take();
+        self.completion.take();
+        self.buffer.take();
+    }
+
+    // The future's side.
+
+    /// Waits until `ready` says so, or until the command is aborted.
+    ///
+    /// # Errors
+    /// The command was aborted.
+    pub(crate) async fn until(&self, ready: impl Fn() -> bool) -> Result<(), Status> {
+        self.can_give_up.set(true);
+        let result = poll_fn(|_| match (ready(), self.aborted.get()) {
+            (true, _) => Poll::Ready(Ok(())),
+            (false, true) => Poll::Ready(Err(Status::COMMAND_ABORT_REQUESTED)),
+            (false, false) => Poll::Pending,
+        })
+        .await;
+        self.can_give_up.set(false);
+        result
+    }
+
+    /// Keeps data in the slot until somebody takes it.
+    pub(crate) fn park(&self, payload: Payload) {
+        self.payload.set(payload);
+        self.is_parked.set(true);
+    }
+
+    pub(crate) fn is_parked(&self) -> bool {
+        self.is_parked.get()
+    }
+
+    pub(crate) fn take_payload(&self) -> Payload {
+        self.is_parked.set(false);
+        self.payload.take()
+    }
+
+    /// Sets the data that goes to the host with a successful response.
+    pub(crate) fn set_response_data(&self, payload: Payload, data_len: u32) {
+        self.payload.set(payload);
+        self.data_len.set(data_len);
+    }
+
+    pub(crate) async fn command(&self) -> Sqe {
+        poll_fn(|_| match self.state.get() {
+            SlotState::Arrived => {
+                self.state.set(SlotState::Running);
+                Poll::Ready(self.sqe.get())
+            }
+            _ => Poll::Pending,
+        })
+        .await
+    }
+
+    /// Waits until the transport has filled `payload` with `len` bytes of the host. An error if
+    /// they have not come intact.
+    pub(crate) async fn receive(&self, payload: Payload, len: u32) -> Result<Payload, Status> {
+        self.payload.set(payload);
+        self.data_len.set(len);
+        self.state.set(SlotState::Receive);
+        poll_fn(|_| match self.state.get() {
+            SlotState::Running => Poll::Ready(match self.payload.take() {
+                Payload::None => Err(Status::TRANSIENT_TRANSPORT_ERROR),
+                payload => Ok(payload),
+            }),
+            _ => Poll::Pending,
+        })
+        .await
+    }
+
+    pub(crate) async fn completion(&self) -> Completion {
+        poll_fn(|_| match self.completion.take() {
+            Some(completion) => Poll::Ready(completion),
+            None => Poll::Pending,
+        })
+        .await
+    }
+
+    /// Waits for a buffer for which the slot has queued; `None` once the command is aborted.
+    pub(crate) async fn buffer(&self) -> Option<IoBuf> {
+        poll_fn(|_| match self.buffer.take() {
+            Some(buffer) => Poll::Ready(Some(buffer)),
+            None if self.aborted.get() => Poll::Ready(None),
+            None => Poll::Pending,
+        })
+        .await
+    }
+
+    /// Gives the response to the transport and waits until it has been sent.
+    pub(crate) async fn respond(&self, cqe: Cqe) {
+        self.cqe.set(cqe);
+        if !cqe.status().is_success() {
+            self.payload.take();
+            self.data_len.set(0);
+        }
+        self.state.set(SlotState::Respond);
+        poll_fn(|_| match self.state.get() {
+            SlotState::Free | SlotState::Arrived => Poll::Ready(()),
+            _ => Poll::Pending,
+        })
+        .await;
+    }
+}

@@ -8,7 +8,7 @@ mod observe;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use api::v1::{self, BdevSpec};
 use block::Claim;
@@ -25,7 +25,6 @@ const HOST_DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
 /// Drives a [`DataPlane`] as the control plane says.
 pub struct NvmfRuntime {
     plane: Arc<DataPlane>,
-    started: Instant,
     connections_max: u32,
     state: Mutex<State>,
 }
@@ -52,7 +51,7 @@ impl NvmfRuntime {
             connects_refused: 0,
             host_deadline: HOST_DEADLINE_DEFAULT,
         };
-        Self { plane, started: Instant::now(), connections_max, state: Mutex::new(state) }
+        Self { plane, connections_max, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -22,6 +22,7 @@ pub mod events;
 pub mod logging;
 pub mod metrics;
 pub mod model;
+pub mod nvmf_runtime;
 pub mod runtime;
 pub mod serve;
 pub mod services;

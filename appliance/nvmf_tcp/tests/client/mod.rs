@@ -1,7 +1,7 @@
 //! A raw NVMe/TCP host for tests and benchmarks: it sends what it is told to, right or wrong.
 //! It never blocks: while it waits it has the target polled.
 
-#![allow(dead_code, reason = "each user of this file takes what it needs")]
+#![expect(dead_code, reason = "each user of this file takes what it needs")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -20,13 +20,13 @@ use zerocopy::IntoBytes;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Polls the target once.
-pub trait Pump {
+pub(crate) trait Pump {
     /// As said.
     fn pump(&mut self);
 }
 
 /// The target runs elsewhere.
-pub struct Elsewhere;
+pub(crate) struct Elsewhere;
 
 impl Pump for Elsewhere {
     fn pump(&mut self) {
@@ -36,48 +36,49 @@ impl Pump for Elsewhere {
 
 /// How a command ended.
 #[derive(Debug)]
-pub struct Done {
+pub(crate) struct Done {
     /// The completion's status; success if the data said so.
-    pub status: Status,
+    pub(crate) status: Status,
     /// Dwords 0 and 1 of the completion.
-    pub result: u64,
+    pub(crate) result: u64,
     /// The data read.
-    pub data: Vec<u8>,
+    pub(crate) data: Vec<u8>,
     /// Whether a response PDU came.
-    pub had_response: bool,
+    pub(crate) had_response: bool,
     /// R2Ts that came.
-    pub r2ts: usize,
+    pub(crate) r2ts: usize,
 }
 
 /// A connection.
-pub struct Client {
+pub(crate) struct Client {
     /// Its socket, non-blocking.
-    pub stream: TcpStream,
+    pub(crate) stream: TcpStream,
     /// What was agreed for sending.
-    pub encode: EncodeOptions,
+    pub(crate) encode: EncodeOptions,
     /// What was agreed for receiving.
-    pub decode: DecodeLimits,
+    pub(crate) decode: DecodeLimits,
     /// From ICResp.
-    pub maxh2cdata: u32,
+    pub(crate) maxh2cdata: u32,
     /// The target has closed its end.
-    pub is_closed: bool,
+    pub(crate) is_closed: bool,
+    chunk: Box<[u8]>,
     received: Vec<u8>,
     start: usize,
 }
 
 /// The subsystem that tests connect to.
-pub fn subsystem_nqn() -> Nqn {
+pub(crate) fn subsystem_nqn() -> Nqn {
     Nqn::new("nqn.2026-11.example.adit:tcp-test").unwrap()
 }
 
 /// The host that tests connect as.
-pub fn host_nqn() -> Nqn {
+pub(crate) fn host_nqn() -> Nqn {
     Nqn::new("nqn.2026-11.example.adit:host").unwrap()
 }
 
 impl Client {
     /// Connects to an address of the form `127.0.0.1:4420`.
-    pub fn connect(address: &str) -> Self {
+    pub(crate) fn connect(address: &str) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_nonblocking(true).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -87,13 +88,14 @@ impl Client {
             decode: DecodeLimits::default(),
             maxh2cdata: 0,
             is_closed: false,
+            chunk: vec![0; 256 << 10].into(),
             received: Vec::new(),
             start: 0,
         }
     }
 
     /// Sends all of it.
-    pub fn write(&mut self, pump: &mut dyn Pump, mut bytes: &[u8]) {
+    pub(crate) fn write(&mut self, pump: &mut dyn Pump, mut bytes: &[u8]) {
         let start = Instant::now();
         while !bytes.is_empty() {
             match self.stream.write(bytes) {
@@ -106,12 +108,12 @@ impl Client {
     }
 
     /// Sends what goes without waiting; the target may have closed.
-    pub fn try_write(&mut self, bytes: &[u8]) -> usize {
+    pub(crate) fn try_write(&mut self, bytes: &[u8]) -> usize {
         self.stream.write(bytes).unwrap_or(0)
     }
 
     /// Receives what is there.
-    pub fn fill(&mut self) {
+    pub(crate) fn fill(&mut self) {
         if self.start == self.received.len() {
             self.received.clear();
             self.start = 0;
@@ -119,25 +121,21 @@ impl Client {
             self.received.drain(..self.start);
             self.start = 0;
         }
-        let end = self.received.len();
-        self.received.resize(end + (256 << 10), 0);
-        let received = self.stream.read(&mut self.received[end..]);
-        self.received.truncate(end + *received.as_ref().unwrap_or(&0));
-        match received {
+        match self.stream.read(&mut self.chunk) {
             Ok(0) => self.is_closed = true,
-            Ok(_) => {}
+            Ok(count) => self.received.extend_from_slice(&self.chunk[..count]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => self.is_closed = true,
         }
     }
 
     /// Bytes that were received and not looked at.
-    pub fn pending(&self) -> usize {
+    pub(crate) fn pending(&self) -> usize {
         self.received.len() - self.start
     }
 
     /// The next PDU among what was received, if it is there whole: its header's bytes and data.
-    pub fn buffered_pdu(&mut self) -> Option<(PduLayout, Pdu, &[u8])> {
+    pub(crate) fn buffered_pdu(&mut self) -> Option<(PduLayout, Pdu, &[u8])> {
         let bytes = &self.received[self.start..];
         let layout = match tcp::decode_common(bytes, Receiver::Host, &self.decode) {
             Ok(layout) => layout,
@@ -148,7 +146,9 @@ impl Client {
             return None;
         }
         let pdu = layout.decode(bytes).unwrap();
+        let start = self.start;
         self.start += layout.plen as usize;
+        let bytes = &self.received[start..];
         let end = layout.data_offset + layout.data_len as usize;
         let data = &bytes[layout.data_offset..end];
         if layout.data_digest {
@@ -159,12 +159,13 @@ impl Client {
     }
 
     /// Waits for a PDU.
-    pub fn pdu(&mut self, pump: &mut dyn Pump) -> (Pdu, Vec<u8>) {
-        self.pdu_or_end(pump).expect("the target closed the connection")
+    pub(crate) fn pdu(&mut self, pump: &mut dyn Pump) -> (Pdu, Vec<u8>) {
+        self.pdu_or_end(pump)
+            .expect("the target closed the connection")
     }
 
     /// Waits for a PDU, or for the target to close: `None`.
-    pub fn pdu_or_end(&mut self, pump: &mut dyn Pump) -> Option<(Pdu, Vec<u8>)> {
+    pub(crate) fn pdu_or_end(&mut self, pump: &mut dyn Pump) -> Option<(Pdu, Vec<u8>)> {
         let start = Instant::now();
         loop {
             if let Some((_, pdu, data)) = self.buffered_pdu() {
@@ -179,8 +180,19 @@ impl Client {
         }
     }
 
+    /// Waits for the target to close, whatever it sends before.
+    pub(crate) fn wait_for_end(&mut self, pump: &mut dyn Pump) {
+        let start = Instant::now();
+        while !self.is_closed {
+            pump.pump();
+            self.fill();
+            self.start = self.received.len();
+            assert!(start.elapsed() < PATIENCE, "the target does not close");
+        }
+    }
+
     /// Waits for the C2HTermReq and the end; returns its FES and FEI.
-    pub fn term_req(&mut self, pump: &mut dyn Pump) -> (u16, u32) {
+    pub(crate) fn term_req(&mut self, pump: &mut dyn Pump) -> (u16, u32) {
         loop {
             match self.pdu_or_end(pump) {
                 Some((Pdu::TermReq { fes, fei, .. }, _)) => {
@@ -194,22 +206,28 @@ impl Client {
     }
 
     /// Bytes of an ICReq.
-    pub fn ic_req(hpda: u8, header_digest: bool, data_digest: bool) -> Vec<u8> {
+    pub(crate) fn ic_req(hpda: u8, header_digest: bool, data_digest: bool) -> Vec<u8> {
         let mut bytes = vec![0; 128];
         tcp::encode_ic_req(&mut bytes, hpda, header_digest, data_digest, 0).unwrap();
         bytes
     }
 
     /// Sends ICReq and takes ICResp.
-    pub fn initialize(&mut self, pump: &mut dyn Pump, hpda: u8, digests: (bool, bool)) {
+    pub(crate) fn initialize(&mut self, pump: &mut dyn Pump, hpda: u8, digests: (bool, bool)) {
         self.write(pump, &Self::ic_req(hpda, digests.0, digests.1));
         let (pdu, _) = self.pdu(pump);
         self.agree(hpda, pdu);
     }
 
     /// Takes what an ICResp says.
-    pub fn agree(&mut self, hpda: u8, pdu: Pdu) {
-        let Pdu::IcResp { cpda, header_digest, data_digest, maxh2cdata } = pdu else {
+    pub(crate) fn agree(&mut self, hpda: u8, pdu: Pdu) {
+        let Pdu::IcResp {
+            cpda,
+            header_digest,
+            data_digest,
+            maxh2cdata,
+        } = pdu
+        else {
             panic!("{pdu:?} where ICResp was due");
         };
         self.encode = EncodeOptions {
@@ -234,7 +252,7 @@ impl Client {
     }
 
     /// Bytes of a command capsule.
-    pub fn capsule(&self, sqe: &Sqe, data: &[u8]) -> Vec<u8> {
+    pub(crate) fn capsule(&self, sqe: &Sqe, data: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; 256];
         let len =
             tcp::encode_capsule_cmd(&mut bytes, sqe, data.len() as u32, &self.encode).unwrap();
@@ -242,7 +260,7 @@ impl Client {
     }
 
     /// Bytes of an H2CData.
-    pub fn h2c(&self, cid: Cid, ttag: u16, datao: u32, data: &[u8], last: bool) -> Vec<u8> {
+    pub(crate) fn h2c(&self, cid: Cid, ttag: u16, datao: u32, data: &[u8], last: bool) -> Vec<u8> {
         let mut bytes = vec![0; 256];
         let len = data.len() as u32;
         let len =
@@ -251,9 +269,14 @@ impl Client {
     }
 
     /// A Connect and its data.
-    pub fn connect_capsule(qid: u16, sqsize: u16, cntlid: u16) -> (Sqe, Vec<u8>) {
-        let command =
-            ConnectCommand { recfmt: 0, qid: Qid(qid), sqsize, cattr: 0, kato_ms: 0 };
+    pub(crate) fn connect_capsule(qid: u16, sqsize: u16, cntlid: u16) -> (Sqe, Vec<u8>) {
+        let command = ConnectCommand {
+            recfmt: 0,
+            qid: Qid(qid),
+            sqsize,
+            cattr: 0,
+            kato_ms: 0,
+        };
         let data = ConnectData::new([7; 16], Cntlid(cntlid), &subsystem_nqn(), &host_nqn());
         let sqe = command
             .to_sqe(Cid(0xc0))
@@ -262,7 +285,13 @@ impl Client {
     }
 
     /// Connects a queue; the result is the controller identifier.
-    pub fn connect_queue(&mut self, pump: &mut dyn Pump, qid: u16, sqsize: u16, cntlid: u16) -> Done {
+    pub(crate) fn connect_queue(
+        &mut self,
+        pump: &mut dyn Pump,
+        qid: u16,
+        sqsize: u16,
+        cntlid: u16,
+    ) -> Done {
         let (sqe, data) = Self::connect_capsule(qid, sqsize, cntlid);
         let capsule = self.capsule(&sqe, &data);
         self.write(pump, &capsule);
@@ -270,14 +299,14 @@ impl Client {
     }
 
     /// Runs a command that sends nothing, or its data in the capsule.
-    pub fn run(&mut self, pump: &mut dyn Pump, sqe: Sqe, in_capsule: &[u8]) -> Done {
+    pub(crate) fn run(&mut self, pump: &mut dyn Pump, sqe: Sqe, in_capsule: &[u8]) -> Done {
         let capsule = self.capsule(&sqe, in_capsule);
         self.write(pump, &capsule);
         self.finish(pump, sqe.cid(), &[])
     }
 
     /// Runs a command whose data the target asks for.
-    pub fn run_with_r2t(&mut self, pump: &mut dyn Pump, sqe: Sqe, data: &[u8]) -> Done {
+    pub(crate) fn run_with_r2t(&mut self, pump: &mut dyn Pump, sqe: Sqe, data: &[u8]) -> Done {
         let sqe = sqe.with_sgl(SglDescriptor::transport_data(data.len() as u32));
         let capsule = self.capsule(&sqe, &[]);
         self.write(pump, &capsule);
@@ -285,7 +314,7 @@ impl Client {
     }
 
     /// Takes PDUs of one command until it ends, and sends the data asked for.
-    pub fn finish(&mut self, pump: &mut dyn Pump, cid: Cid, data: &[u8]) -> Done {
+    pub(crate) fn finish(&mut self, pump: &mut dyn Pump, cid: Cid, data: &[u8]) -> Done {
         let mut done = Done {
             status: Status::SUCCESS,
             result: 0,
@@ -296,7 +325,12 @@ impl Client {
         loop {
             let (pdu, bytes) = self.pdu(pump);
             match pdu {
-                Pdu::R2T { cccid, ttag, r2to, r2tl } => {
+                Pdu::R2T {
+                    cccid,
+                    ttag,
+                    r2to,
+                    r2tl,
+                } => {
                     assert_eq!(cccid, cid);
                     done.r2ts += 1;
                     let (from, end) = (r2to as usize, (r2to + r2tl) as usize);
@@ -307,7 +341,12 @@ impl Client {
                         self.write(pump, &pdu);
                     }
                 }
-                Pdu::C2HData { cccid, datao, success, .. } => {
+                Pdu::C2HData {
+                    cccid,
+                    datao,
+                    success,
+                    ..
+                } => {
                     assert_eq!(cccid, cid);
                     assert_eq!(datao as usize, done.data.len(), "data comes in order");
                     done.data.extend_from_slice(&bytes);
@@ -328,7 +367,7 @@ impl Client {
     }
 
     /// The next response, whatever the command.
-    pub fn response(&mut self, pump: &mut dyn Pump) -> Cqe {
+    pub(crate) fn response(&mut self, pump: &mut dyn Pump) -> Cqe {
         match self.pdu(pump) {
             (Pdu::CapsuleResp { cqe }, _) => cqe,
             (other, _) => panic!("{other:?} where a response was due"),

@@ -8,7 +8,7 @@
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TERM_COLOR ?= auto
 
-# Crates whose concurrency is model-checked. `--cfg loom` rebuilds everything: a target folder apart.
+# Crates with tests/loom_*.rs. `--cfg loom` builds all below them anew: a target folder apart.
 loom_crates := reactor
 fuzz_seconds ?= 15
 
@@ -45,7 +45,7 @@ test: deps
 loom: export RUSTFLAGS := $(RUSTFLAGS) --cfg loom
 loom: export CARGO_TARGET_DIR := $(CARGO_TARGET_DIR)/loom
 loom:
-	cargo test --quiet --release $(addprefix --package ,$(loom_crates)) --lib -- loom
+	cargo test --quiet $(addprefix --package ,$(loom_crates)) --test 'loom_*'
 
 check: build-deps
 	cargo fmt --all --check

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{self, AtomicU64, Ordering};
 use std::task::Waker;
 
 use crate::buffer::{BufRef, CLASSES, LARGE, RESERVE, SMALL};
@@ -12,6 +12,7 @@ use crate::error::DmaError;
 use crate::iobuf::IoBuf;
 use crate::pool::{IobufPool, lock};
 use crate::stats::{CacheStats, ChannelStats};
+use crate::sync::{AtomicU32, Mutex};
 
 /// Buffers that a cache takes from the central pool at once while it is first filled.
 pub const POPULATE_BATCH: usize = 64;
@@ -525,7 +526,7 @@ struct Counters {
     cache: AtomicU64,
     main: AtomicU64,
     retry: AtomicU64,
-    cached: AtomicU32,
+    cached: atomic::AtomicU32,
 }
 
 /// Adds to a counter that only this thread writes: no locked instruction is needed.

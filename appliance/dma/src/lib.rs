@@ -33,6 +33,7 @@ mod pool;
 mod region;
 pub mod sg;
 mod stats;
+mod sync;
 mod sys;
 
 pub use channel::{ChannelOptions, IobufChannel, POPULATE_BATCH, REFILL_BATCH};

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use crate::buffer::{BufRef, CLASSES, Carved, LARGE, Meta, RESERVE, SMALL};
 use crate::channel::{ChannelInner, ChannelOptions, ChannelShared, Delivery, IobufChannel, Waiter};
@@ -11,6 +11,7 @@ use crate::error::DmaError;
 use crate::planner::{PlanPools, PoolKind, Refusal, Shortage, Term};
 use crate::region::{BackingPreference, Region, RegionOptions};
 use crate::stats::{ClassStats, ModuleStats, PoolStats};
+use crate::sync::{AtomicU32, Mutex, MutexGuard};
 use crate::sys::{MIB_2, PAGE};
 
 /// Most channels of one pool.

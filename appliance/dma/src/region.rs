@@ -441,13 +441,17 @@ fn auto(options: &RegionOptions) -> Result<Region, DmaError> {
         return Ok(region);
     }
     let needed = options.len.div_ceil(MIB_2);
-    let why = match shortage {
-        DmaError::Hugepages { free, .. } => {
-            format!("{free} of the {needed} 2 MiB hugepages needed are free")
-        }
-        _ => format!("the kernel refuses the {needed} 2 MiB hugepages needed"),
+    let (why, missing) = match shortage {
+        DmaError::Hugepages { free, .. } if free < needed => (
+            format!("{free} of the {needed} hugepages of 2 MiB needed are free"),
+            needed - free,
+        ),
+        _ => (
+            format!("the kernel refuses the {needed} hugepages of 2 MiB needed"),
+            needed,
+        ),
     };
-    let advice = format!("set vm.nr_hugepages to at least {needed} more for full speed");
+    let advice = format!("raise vm.nr_hugepages by {missing} for full speed");
     small_pages(options, Backing::Locked4K, Some((why, advice)))
 }
 

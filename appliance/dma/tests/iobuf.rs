@@ -1,4 +1,8 @@
 //! What iobuf pools, channels and buffers promise, case by case.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,4 +1,8 @@
 //! Random use of a pool over several channels, against a model that predicts every hand-over.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

@@ -1,4 +1,8 @@
 //! The planner's verdict is what happens.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
 
 use dma::planner::{Plan, PlanInput, PlanPools, PoolKind, Refusal, Taker, plan};
 use dma::{

@@ -1,10 +1,15 @@
 //! Regions: back-ends, fallbacks, copies. What needs hugepages is skipped where none are free.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
 
 use std::fs;
 use std::sync::Arc;
 
 use dma::{
-    Backing, BackingPreference, DmaError, FIRST_ADDRESS, LIMIT_ADDRESS, Region, RegionOptions,
+    Backing, BackingPreference, ChannelOptions, DmaError, FIRST_ADDRESS, IobufOptions, IobufPool,
+    LIMIT_ADDRESS, Region, RegionOptions,
 };
 use proptest::prelude::*;
 
@@ -354,4 +359,45 @@ proptest! {
         }
         prop_assert_eq!(region.compare_at(offset, &vec![0; len]), Some(at));
     }
+}
+
+#[test]
+fn a_pool_on_small_pages_is_resident_only_where_it_was_used() {
+    for backing in [BackingPreference::Plain4K, BackingPreference::Locked4K] {
+        let options = IobufOptions {
+            backing,
+            ..IobufOptions::default()
+        };
+        let pool = IobufPool::new(options).unwrap();
+        let region = &pool.regions()[0];
+        assert!(region.len() > 190 << 20, "the defaults");
+        let channels: Vec<_> = (0..8)
+            .map(|_| pool.channel("test", ChannelOptions::default()).unwrap())
+            .collect();
+        assert_eq!(
+            smaps_kib(region.addr(), "Rss"),
+            Some(0),
+            "channels touch nothing"
+        );
+        for _ in 0..1000 {
+            channels[0].get(8192).unwrap().as_mut_slice().fill(1);
+        }
+        assert_eq!(
+            smaps_kib(region.addr(), "Rss"),
+            Some(8),
+            "one buffer, used again and again"
+        );
+    }
+}
+
+#[test]
+#[should_panic(expected = "reached through its buffers")]
+fn the_memory_of_a_pool_cannot_be_copied_to_beside_its_buffers() {
+    let backing = BackingPreference::Plain4K;
+    let pool = IobufPool::new(IobufOptions {
+        backing,
+        ..IobufOptions::default()
+    })
+    .unwrap();
+    pool.regions()[0].write_at(0, &[1]);
 }

@@ -1,4 +1,8 @@
 //! The hand-over between threads: nothing lost, nothing twice, nobody left asleep.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in its helpers too"
+)]
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -217,7 +221,7 @@ fn growth_and_statistics_are_safe_while_buffers_are_in_use() {
             let stats = pool.stats();
             assert_eq!(stats.small.total, 8 + grown);
             assert!(stats.small.free <= stats.small.total);
-            if grown < 16 && reads.fetch_add(1, Ordering::Relaxed) % 64 == 0 {
+            if grown < 16 && reads.fetch_add(1, Ordering::Relaxed).is_multiple_of(64) {
                 pool.grow(1, 0).unwrap();
                 grown += 1;
             }

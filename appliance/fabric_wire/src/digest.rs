@@ -8,16 +8,18 @@ use crc_fast::CrcAlgorithm::Crc32Iscsi;
 /// Length of a digest on the wire in bytes.
 pub const DIGEST_LEN: usize = 4;
 
-/// Up to this length the table below is cheaper than the set-up of the vector code.
-const TABLE_MAX_LEN: usize = 32;
+/// Up to this length the table below is cheaper than a call of the vector code.
+const TABLE_MAX_LEN: usize = 16;
 
 /// The CRC-32C of `bytes`.
 #[inline]
 #[must_use]
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    let mut state = Crc32c::new();
-    state.update(bytes);
-    state.finalize()
+    if bytes.len() <= TABLE_MAX_LEN {
+        !update_by_table(u32::MAX, bytes)
+    } else {
+        crc_fast::crc32_iscsi(bytes)
+    }
 }
 
 /// A CRC-32C over bytes that arrive in several parts.
@@ -40,6 +42,9 @@ impl Crc32c {
     pub fn update(&mut self, bytes: &[u8]) {
         self.register = if bytes.len() <= TABLE_MAX_LEN {
             update_by_table(self.register, bytes)
+        } else if self.register == u32::MAX {
+            // The call for whole inputs is cheaper than one that takes a register.
+            !crc_fast::crc32_iscsi(bytes)
         } else {
             update_by_vector(self.register, bytes)
         };

@@ -1,1 +1,3 @@
-//! The target program; its first test is not written yet.
+//! The target program, `aditd`: what it is made of.
+
+pub mod data_plane;

@@ -197,6 +197,7 @@ impl PduLayout {
 
     /// Checks the header digest and the fields of `bytes`, which start with the common header that
     /// gave this layout, and gives the PDU.
+    #[inline]
     pub fn decode(&self, bytes: &[u8]) -> Result<Pdu, PduError> {
         let needed = self.header_len_with_digest();
         if bytes.len() < needed {
@@ -461,6 +462,7 @@ pub enum Pdu {
 
 /// Checks a whole header, which starts at the start of `bytes`: [`decode_common`] and
 /// [`PduLayout::decode`] in one.
+#[inline]
 pub fn decode_header(
     bytes: &[u8],
     receiver: Receiver,
@@ -471,6 +473,7 @@ pub fn decode_header(
 
 /// Checks the common header, which starts at the start of `bytes`: type, direction, flags, HLEN, PDO
 /// and PLEN.
+#[inline]
 pub fn decode_common(
     bytes: &[u8],
     receiver: Receiver,
@@ -487,6 +490,7 @@ pub fn decode_common(
 
 impl CommonHeader {
     /// Checks the header as [`decode_common`] does.
+    #[inline]
     pub fn layout(&self, receiver: Receiver, limits: &DecodeLimits) -> Result<PduLayout, PduError> {
         let pdu_type = self.checked_type(receiver)?;
         if self.hlen != pdu_type.header_len() {

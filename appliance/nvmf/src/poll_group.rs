@@ -249,7 +249,8 @@ impl Core {
         }
     }
 
-    /// Gives the filled buffer back; the command goes on.
+    /// Gives the filled buffer back; the command goes on. [`Payload::None`] in its place says that
+    /// the data has not come intact: the command ends with Transient Transport Error.
     pub fn data_received(&mut self, qpair: QpairId, slot: SlotId, payload: Payload) -> Step {
         let Some(entry) = self.entry(qpair) else { return Step::Pending };
         let cell = entry.queue.slot(slot);

@@ -240,14 +240,14 @@ impl Queue {
     /// Receives the host's data of a command into a buffer of exactly `len` bytes.
     pub(crate) async fn receive(&self, slot: &Slot, len: u32) -> Result<Payload, Status> {
         let buffer = self.buffer(slot, len).await?;
-        Ok(slot.receive(Payload::Buf(buffer), len).await)
+        slot.receive(Payload::Buf(buffer), len).await
     }
 
     /// As [`Queue::receive`], for admin and fabrics commands: their buffers have a reserve, so
     /// that a host can connect and manage while I/O holds every other buffer.
     pub(crate) async fn receive_reserved(&self, slot: &Slot, len: u32) -> Result<Payload, Status> {
         let buffer = self.reserved_buffer(slot, len).await?;
-        Ok(slot.receive(Payload::Buf(buffer), len).await)
+        slot.receive(Payload::Buf(buffer), len).await
     }
 
     /// A buffer for an admin or fabrics command.

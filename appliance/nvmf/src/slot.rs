@@ -240,13 +240,17 @@ impl Slot {
         .await
     }
 
-    /// Waits until the transport has filled `payload` with `len` bytes of the host.
-    pub(crate) async fn receive(&self, payload: Payload, len: u32) -> Payload {
+    /// Waits until the transport has filled `payload` with `len` bytes of the host. An error if
+    /// they have not come intact.
+    pub(crate) async fn receive(&self, payload: Payload, len: u32) -> Result<Payload, Status> {
         self.payload.set(payload);
         self.data_len.set(len);
         self.state.set(SlotState::Receive);
         poll_fn(|_| match self.state.get() {
-            SlotState::Running => Poll::Ready(self.payload.take()),
+            SlotState::Running => Poll::Ready(match self.payload.take() {
+                Payload::None => Err(Status::TRANSIENT_TRANSPORT_ERROR),
+                payload => Ok(payload),
+            }),
             _ => Poll::Pending,
         })
         .await

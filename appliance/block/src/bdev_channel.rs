@@ -221,19 +221,24 @@ impl BdevChannel {
     /// See [`Channel::abort`]. A split I/O of which a part is with the device runs to its end.
     pub fn abort(&mut self, tag: u64) -> bool {
         if let Some(waiting) = self.take_waiting(tag) {
+            // A deadline in the past: the completion is there.
+            self.dirty = Some(waiting.started);
             self.end_early(waiting, IoError::Aborted);
             if self.caw.is_none() && self.caw_waiting.is_empty() {
                 self.gate.give_up();
             }
             return true;
         }
-        let slot = self
-            .slots
-            .iter()
-            .find(|(_, slot)| slot.tag == tag && matches!(slot.part, Part::Whole))
-            .map(|(index, _)| index);
-        let Some(slot) = slot else { return false };
-        self.leaf.abort(slot as u64)
+        let is_it = |slot: &Slot| slot.tag == tag && matches!(slot.part, Part::Whole);
+        let found = self.slots.iter().find(|(_, slot)| is_it(slot));
+        let Some((index, started)) = found.map(|(index, slot)| (index, slot.started)) else {
+            return false;
+        };
+        let aborted = self.leaf.abort(index as u64);
+        if aborted {
+            self.dirty = Some(started);
+        }
+        aborted
     }
 
     /// Takes a whole I/O out of the queue that it waits in.
@@ -426,6 +431,9 @@ impl BdevChannel {
             }
         }
         self.scratch = scratch;
+        if !self.parked.is_empty() {
+            self.dirty = Some(now);
+        }
         done.append(&mut self.ready);
         let count = done.len() - before;
         self.in_flight -= count;
@@ -492,6 +500,9 @@ impl BdevChannel {
             let Some(parent) = self.parked.pop_front() else {
                 break;
             };
+            if let Some(parent) = self.parents.get_mut(parent) {
+                parent.parked = false;
+            }
             if let Some(completion) = self.go_on_with_split(parent, now) {
                 self.ready.push(completion);
             }

@@ -109,6 +109,7 @@ impl BlockDevice for DelayLayer {
             inner: self.inner.open_channel(ctx)?,
             shared: Arc::clone(&self.shared),
             held: BinaryHeap::new(),
+            aborted: Vec::new(),
             sequence: 0,
             scratch: Vec::new(),
         }))
@@ -149,6 +150,7 @@ struct DelayChannel {
     inner: Box<dyn Channel>,
     shared: Arc<Shared>,
     held: BinaryHeap<Held>,
+    aborted: Vec<Completion>,
     sequence: u64,
     scratch: Vec<Completion>,
 }
@@ -209,6 +211,7 @@ impl Channel for DelayChannel {
 
     fn poll(&mut self, now: Instant, done: &mut Vec<Completion>) -> usize {
         let before = done.len();
+        done.append(&mut self.aborted);
         let mut scratch = std::mem::take(&mut self.scratch);
         self.inner.poll(now, &mut scratch);
         for completion in scratch.drain(..) {
@@ -246,23 +249,18 @@ impl Channel for DelayChannel {
         if self.inner.abort(tag) {
             return true;
         }
-        let mut held: Vec<Held> = std::mem::take(&mut self.held).into_vec();
-        let found = held.iter_mut().find(|held| held.completion.io.tag == tag);
-        let is_found = found.is_some();
-        if let Some(held) = found {
-            held.completion.result = Err(IoError::Aborted);
-        }
-        // Due at once: earlier than anything else.
-        if is_found && let Some(earliest) = held.iter().map(|held| held.due).min() {
-            for held in held.iter_mut().filter(|held| held.completion.io.tag == tag) {
-                held.due = held.due.min(earliest);
-            }
+        let mut held = std::mem::take(&mut self.held).into_vec();
+        let index = held.iter().position(|held| held.completion.io.tag == tag);
+        if let Some(index) = index {
+            let aborted = held.swap_remove(index).completion;
+            self.aborted
+                .push(aborted.io.complete(Err(IoError::Aborted)));
         }
         self.held = held.into();
-        is_found
+        index.is_some()
     }
 
     fn in_flight(&self) -> usize {
-        self.inner.in_flight() + self.held.len()
+        self.inner.in_flight() + self.held.len() + self.aborted.len()
     }
 }

@@ -89,7 +89,8 @@ impl Limiter {
 
     fn cost(rate: u64, amount: u64) -> u64 {
         match amount.checked_mul(UNITS_PER_S) {
-            Some(product) => product / rate,
+            // Rounded up: never more than the limit.
+            Some(product) => product.div_ceil(rate),
             None => {
                 let wide = u128::from(amount) * u128::from(UNITS_PER_S) / u128::from(rate);
                 u64::try_from(wide).unwrap_or(u64::MAX / 2)

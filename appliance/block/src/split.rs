@@ -81,6 +81,7 @@ impl Parent {
             started,
             given_blocks: 0,
             parts_out: 0,
+            parked: false,
             error: None,
         }
     }

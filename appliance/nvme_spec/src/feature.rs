@@ -51,11 +51,11 @@ pub mod fid {
         ARBITRATION = 0x01;
         /// Power Management.
         POWER_MANAGEMENT = 0x02;
-        /// LBA Range Type (NVM §4.1.3).
+        /// LBA Range Type (NVM command set).
         LBA_RANGE_TYPE = 0x03;
         /// Temperature Threshold.
         TEMPERATURE_THRESHOLD = 0x04;
-        /// Error Recovery (NVM §4.1.3).
+        /// Error Recovery (NVM command set).
         ERROR_RECOVERY = 0x05;
         /// Volatile Write Cache.
         VOLATILE_WRITE_CACHE = 0x06;
@@ -65,7 +65,7 @@ pub mod fid {
         INTERRUPT_COALESCING = 0x08;
         /// Interrupt Vector Configuration.
         INTERRUPT_VECTOR = 0x09;
-        /// Write Atomicity Normal (NVM §4.1.3).
+        /// Write Atomicity Normal (NVM command set).
         WRITE_ATOMICITY = 0x0a;
         /// Asynchronous Event Configuration.
         ASYNC_EVENT_CONFIG = 0x0b;
@@ -87,7 +87,7 @@ pub mod fid {
         PREDICTABLE_LATENCY_CONFIG = 0x13;
         /// Predictable Latency Mode Window.
         PREDICTABLE_LATENCY_WINDOW = 0x14;
-        /// LBA Status Information Attributes (NVM §4.1.3).
+        /// LBA Status Information Attributes (NVM command set).
         LBA_STATUS_ATTRIBUTES = 0x15;
         /// Host Behavior Support.
         HOST_BEHAVIOR = 0x16;
@@ -101,7 +101,7 @@ pub mod fid {
         SPINUP_CONTROL = 0x1a;
         /// Power Loss Signaling Config.
         POWER_LOSS_SIGNALING = 0x1b;
-        /// Performance Characteristics (NVM §4.1.3).
+        /// Performance Characteristics.
         PERFORMANCE_CHARACTERISTICS = 0x1c;
         /// Flexible Data Placement.
         FDP = 0x1d;
@@ -150,7 +150,7 @@ pub mod capability {
     }
 }
 
-/// Dword 11 of Asynchronous Event Configuration (Base §5.1.25.1.5): a set bit asks for the event.
+/// Dword 11 of Asynchronous Event Configuration (Base §5.1.25): a set bit asks for the event.
 ///
 /// Bits 31:8 are those of [`crate::identify::oaes`], but for bit 10, which OAES lacks, and the
 /// discovery controller's bits 30:28.
@@ -196,14 +196,14 @@ pub mod async_event {
     }
 }
 
-/// Dword 11 of Volatile Write Cache, bit 0, WCE: the cache is on (Base §5.1.25.1.4).
+/// Dword 11 of Volatile Write Cache, bit 0, WCE: the cache is on (Base §5.1.25).
 pub const VOLATILE_WRITE_CACHE_ENABLE: u32 = 1 << 0;
 
 /// Dword 11 of Host Identifier, bit 0, EXHID: the identifier has 128 bits, not 64.
 pub const HOST_IDENTIFIER_EXTENDED: u32 = 1 << 0;
 
 /// Dword 11 of Set Features, or dword 0 of its completion, for Number of Queues
-/// (Base §5.1.25.2.1).
+/// (Base §5.1.25).
 ///
 /// Both counts are of I/O queues, 1 to 65535; the wire has them zero-based.
 pub const fn number_of_queues(submission: u16, completion: u16) -> u32 {
@@ -218,7 +218,7 @@ pub const fn parse_number_of_queues(dword: u32) -> (u32, u32) {
 }
 
 wire_structs! {
-    /// Data of Host Behavior Support, FID 16h (Base §5.1.25.1.14).
+    /// Data of Host Behavior Support, FID 16h (Base §5.1.25).
     HostBehaviorSupport[512] {
         /// ACRE: 1 if Command Interrupted and CRD are understood.
         0 acre: u8,

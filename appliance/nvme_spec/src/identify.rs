@@ -22,7 +22,7 @@ pub use namespace::{
 /// Length of every Identify data structure, in bytes.
 pub const LEN: usize = 4096;
 
-/// Values of CNS, the Controller or Namespace Structure asked for (Base §5.1.13.1).
+/// Values of CNS, the Controller or Namespace Structure asked for (Base §5.1.13).
 pub mod cns {
     crate::layout::constants! { u8;
         /// Identify Namespace of the NVM command set.
@@ -84,7 +84,7 @@ pub mod cns {
     }
 }
 
-/// Writes `s` into an ASCII field: left-justified, padded with spaces (Base §1.4.2).
+/// Writes `s` into an ASCII field: left-justified, padded with spaces.
 ///
 /// What does not fit is cut. A byte that such a field may not hold (outside 20h to 7Eh) becomes
 /// `_`: the field stays valid whatever the configuration says.

@@ -52,7 +52,7 @@ identifier! {
 impl Nsid {
     /// No namespace.
     pub const NONE: Self = Self(0);
-    /// The broadcast value FFFFFFFFh: all namespaces, where a command allows it (Base §3.2.1.2).
+    /// The broadcast value FFFFFFFFh: all namespaces, where a command allows it (Base §3.2.1).
     pub const ALL: Self = Self(0xffff_ffff);
 
     /// Whether this is the broadcast value.

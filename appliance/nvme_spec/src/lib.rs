@@ -42,3 +42,6 @@ pub use range::{CopyRange, DsmRange};
 pub use sgl::SglDescriptor;
 pub use sqe::{Fuse, Sqe};
 pub use status::Status;
+
+#[cfg(test)]
+mod tests;

@@ -36,7 +36,7 @@ pub mod lid {
         ANA = 0x0c;
         /// Persistent Event Log.
         PERSISTENT_EVENT = 0x0d;
-        /// LBA Status Information (NVM §4.1.4).
+        /// LBA Status Information (NVM command set).
         LBA_STATUS = 0x0e;
         /// Endurance Group Event Aggregate.
         ENDURANCE_GROUP_EVENTS = 0x0f;
@@ -202,13 +202,13 @@ pub const ANA_RETURN_GROUPS_ONLY: u8 = 1 << 0;
 pub const CHANGED_NAMESPACES_OVERFLOW: Nsid = Nsid::ALL;
 
 wire_structs! {
-    /// Supported Log Pages, LID 00h (Base §5.1.12.1.1): an entry for each LID; see [`supported`].
+    /// Supported Log Pages, LID 00h (Base §5.1.12.1): an entry for each LID; see [`supported`].
     SupportedLogPages[1024] {
         /// LIDS.
         0 lids: [U32; 256],
     }
 
-    /// Error Information Log Entry, LID 01h (Base §5.1.12.1.2). The log page is ELPE + 1 of them,
+    /// Error Information Log Entry, LID 01h (Base §5.1.12.1). The log page is ELPE + 1 of them,
     /// the newest first.
     ErrorEntry[64] {
         /// ECNT: number of this error since the controller was made; 0: no entry.
@@ -243,7 +243,7 @@ wire_structs! {
         63 log_page_version: u8,
     }
 
-    /// SMART / Health Information, LID 02h (Base §5.1.12.1.3).
+    /// SMART / Health Information, LID 02h (Base §5.1.12.1).
     SmartLog[512] {
         /// CW; see [`critical_warning`].
         0 critical_warning: u8,
@@ -297,7 +297,7 @@ wire_structs! {
         232 reserved232: [u8; 280],
     }
 
-    /// Firmware Slot Information, LID 03h (Base §5.1.12.1.4).
+    /// Firmware Slot Information, LID 03h (Base §5.1.12.1).
     FirmwareSlot[512] {
         /// AFI: active slot in bits 2:0, slot of the next reset in bits 6:4.
         0 afi: u8,
@@ -309,13 +309,13 @@ wire_structs! {
         64 reserved64: [u8; 448],
     }
 
-    /// Changed Attached Namespace List, LID 04h (Base §5.1.12.1.5).
+    /// Changed Attached Namespace List, LID 04h (Base §5.1.12.1).
     ChangedNamespaces[4096] {
         /// Identifiers in increasing order, then zeroes; or [`CHANGED_NAMESPACES_OVERFLOW`] alone.
         0 nsid: [U32; 1024],
     }
 
-    /// Commands Supported and Effects, LID 05h (Base §5.1.12.1.6); see [`effects`].
+    /// Commands Supported and Effects, LID 05h (Base §5.1.12.1); see [`effects`].
     CommandsEffects[4096] {
         /// ACS: an entry for each admin opcode.
         0 admin: [U32; 256],
@@ -325,14 +325,14 @@ wire_structs! {
         2048 reserved2048: [u8; 2048],
     }
 
-    /// Feature Identifiers Supported and Effects, LID 12h (Base §5.1.12.1.18); see
+    /// Feature Identifiers Supported and Effects, LID 12h (Base §5.1.12.1); see
     /// [`feature_effects`].
     FeatureEffects[1024] {
         /// FIS: an entry for each FID.
         0 fid: [U32; 256],
     }
 
-    /// Head of the Asymmetric Namespace Access log page, LID 0Ch (Base §5.1.12.1.13). As many
+    /// Head of the Asymmetric Namespace Access log page, LID 0Ch (Base §5.1.12.1). As many
     /// group descriptors follow as `groups` says.
     AnaHeader[16] {
         /// CHGCNT: changes of this log page.
@@ -343,7 +343,7 @@ wire_structs! {
         10 reserved10: [u8; 6],
     }
 
-    /// Head of an ANA Group Descriptor (Base §5.1.12.1.13). As many 32-bit namespace identifiers
+    /// Head of an ANA Group Descriptor (Base §5.1.12.1). As many 32-bit namespace identifiers
     /// follow, in increasing order, as `namespaces` says.
     AnaGroupDescriptor[32] {
         /// AGID: group identifier.

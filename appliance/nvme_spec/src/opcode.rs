@@ -98,7 +98,7 @@ pub mod admin {
     pub const SANITIZE: u8 = 0x84;
     /// Load Program (Computational Programs).
     pub const LOAD_PROGRAM: u8 = 0x85;
-    /// Get LBA Status (NVM §4.2).
+    /// Get LBA Status (NVM command set).
     pub const GET_LBA_STATUS: u8 = 0x86;
 }
 

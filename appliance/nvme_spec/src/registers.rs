@@ -97,10 +97,14 @@ macro_rules! register {
 
 /// Getter and builder of one-bit and of wider fields.
 macro_rules! fields {
-    ($inner:ty: $($(#[$doc:meta])* $get:ident $with:ident $ty:tt $shift:literal $width:literal;)*) => {
+    ($inner:ty: $(
+        $(#[$doc:meta])* $get:ident $with:ident $ty:tt $shift:literal $width:literal;
+    )*) => {
         $(fields!(@one $inner, $(#[$doc])* $get $with $ty $shift $width);)*
     };
-    (@one $inner:ty, $(#[$doc:meta])* $get:ident $with:ident bool $shift:literal $width:literal) => {
+    (@one $inner:ty,
+        $(#[$doc:meta])* $get:ident $with:ident bool $shift:literal $width:literal
+    ) => {
         $(#[$doc])*
         pub const fn $get(self) -> bool {
             self.field($shift, $width) != 0
@@ -112,7 +116,9 @@ macro_rules! fields {
             self.with_field($shift, $width, value as $inner)
         }
     };
-    (@one $inner:ty, $(#[$doc:meta])* $get:ident $with:ident $ty:tt $shift:literal $width:literal) => {
+    (@one $inner:ty,
+        $(#[$doc:meta])* $get:ident $with:ident $ty:tt $shift:literal $width:literal
+    ) => {
         $(#[$doc])*
         pub const fn $get(self) -> $ty {
             self.field($shift, $width) as $ty
@@ -339,7 +345,7 @@ impl Csts {
 }
 
 register! {
-    /// Controller Ready Timeouts (Base §3.1.4.22).
+    /// Controller Ready Timeouts (Base §3.1.4).
     Crto(u32)
 }
 

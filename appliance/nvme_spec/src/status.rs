@@ -195,7 +195,7 @@ statuses! { GENERIC, Status::SCT_GENERIC;
     0x89 KEY_EXISTS "key exists",
 }
 
-// Command specific status of admin and of I/O commands (Base §4.2.3.2; 80h to 89h: NVM §3.1;
+// Command specific status of admin and of I/O commands (Base §4.2.3.2; 80h to 89h: NVM §3;
 // B6h to BFh: Zoned Namespace Command Set).
 statuses! { COMMAND_SPECIFIC, Status::SCT_COMMAND_SPECIFIC;
     0x00 COMPLETION_QUEUE_INVALID "completion queue invalid",

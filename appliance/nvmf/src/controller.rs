@@ -21,7 +21,7 @@ use crate::inbox::{GroupHandle, Message, PollGroupId};
 use crate::queue::QpairCounters;
 use crate::registers::{CcChange, Registers};
 use crate::subsystem::{Changes, Subsystem};
-use crate::ticket::Part;
+use crate::ticket::{Part, Ticket};
 use crate::transport::{CloseReason, Peer, QpairId, TransportId, TransportLimits};
 
 /// Entries that the error log keeps (ELPE + 1).
@@ -88,20 +88,24 @@ pub(crate) struct State {
     pub(crate) errors: VecDeque<ErrorRecord>,
     pub(crate) error_count: u64,
     /// Counters of queue pairs that are gone.
-    pub(crate) past: PastCounters,
+    pub(crate) past: IoCounters,
     /// Held until the controller's last queue pair is gone.
     parts: Vec<Arc<Part>>,
     /// What the host read of a discovery log at offset 0; later offsets are of the same log.
     pub(crate) discovery_log: Option<Arc<[u8]>>,
 }
 
-/// Sums over queue pairs that are gone.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct PastCounters {
-    pub(crate) reads: u64,
-    pub(crate) writes: u64,
-    pub(crate) read_bytes: u64,
-    pub(crate) write_bytes: u64,
+/// Sums over queue pairs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoCounters {
+    /// Read commands that succeeded.
+    pub reads: u64,
+    /// Write commands that succeeded.
+    pub writes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
 }
 
 /// What a controller serves.
@@ -187,7 +191,7 @@ impl Controller {
                 changed_namespaces: BTreeSet::new(),
                 errors: VecDeque::new(),
                 error_count: 0,
-                past: PastCounters::default(),
+                past: IoCounters::default(),
                 parts: Vec::new(),
                 discovery_log: None,
             }),
@@ -278,6 +282,34 @@ impl Controller {
 
     pub(crate) fn set_kato_ms(&self, kato_ms: u32) {
         self.kato_ms.store(kato_ms, Ordering::Relaxed);
+    }
+
+    /// Ends the controller; the host may connect again. The ticket is done when its last queue
+    /// pair is gone and no device holds I/O of it.
+    pub fn disconnect(&self) -> Ticket {
+        let (ticket, part) = Ticket::new();
+        self.end(CloseReason::ControllerEnded, Some(part));
+        ticket
+    }
+
+    /// The state in words: `disabled`, `ready`, `shutdown` or `failed`.
+    pub fn state_name(&self) -> &'static str {
+        self.lock().registers.state_name()
+    }
+
+    /// When it was made.
+    pub fn made_at(&self) -> Instant {
+        self.made_at
+    }
+
+    /// Errors logged since it was made.
+    pub fn error_count(&self) -> u64 {
+        self.lock().error_count
+    }
+
+    /// Commands and bytes over all queue pairs, those that are gone included.
+    pub fn io_counters(&self) -> IoCounters {
+        self.lock().counters()
     }
 
     // Queue pairs.
@@ -518,7 +550,7 @@ impl State {
     }
 }
 
-impl PastCounters {
+impl IoCounters {
     fn add(&mut self, counters: &QpairCounters) {
         self.reads += counters.reads.load(Ordering::Relaxed);
         self.writes += counters.writes.load(Ordering::Relaxed);
@@ -529,7 +561,7 @@ impl PastCounters {
 
 impl State {
     /// Sums over all queue pairs, those that are gone included.
-    pub(crate) fn counters(&self) -> PastCounters {
+    pub(crate) fn counters(&self) -> IoCounters {
         let mut sum = self.past;
         self.admin.iter().chain(self.io.values()).for_each(|qpair| sum.add(&qpair.counters));
         sum

@@ -46,7 +46,7 @@ pub use config::{
     AnaGroupId, AnaState, ListenerConfig, NamespaceConfig, SubsystemConfig, Visibility,
     WriteProtect,
 };
-pub use controller::{Controller, QpairInfo};
+pub use controller::{Controller, IoCounters, QpairInfo};
 pub use error::TargetError;
 pub use events::TargetEvent;
 pub use inbox::{GroupCounters, GroupHandle, PollGroupId};

@@ -61,6 +61,19 @@ impl Registers {
         u32::from(TIMEOUT_500MS) << 16 | u32::from(TIMEOUT_500MS)
     }
 
+    /// The controller's state in words.
+    pub(crate) fn state_name(&self) -> &'static str {
+        if self.csts.cfs() {
+            "failed"
+        } else if self.csts.shst() != ShutdownStatus::Normal {
+            "shutdown"
+        } else if self.csts.rdy() {
+            "ready"
+        } else {
+            "disabled"
+        }
+    }
+
     /// Fatal: the host must disconnect.
     pub(crate) fn fail(&mut self) {
         self.csts = self.csts.with_cfs(true).with_rdy(false);

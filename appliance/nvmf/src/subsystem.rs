@@ -468,14 +468,7 @@ impl Subsystem {
         state: AnaState,
     ) -> Result<Ticket, TargetError> {
         self.change(|config| {
-            let listener = config
-                .listeners
-                .iter_mut()
-                .find(|listener| *listener.address == *address)
-                .ok_or_else(|| TargetError::NoListener {
-                    nqn: self.nqn.clone(),
-                    address: address.to_string(),
-                })?;
+            let listener = self.find_listener(config, address)?;
             match group {
                 Some(group) => {
                     listener.ana.insert(group, state);
@@ -486,6 +479,50 @@ impl Subsystem {
                 }
             }
             Ok(Changes { ana: true, ..Changes::default() })
+        })
+    }
+
+    /// Sets the ANA states of all groups at one address at once.
+    ///
+    /// # Errors
+    /// The subsystem is not reached at this address.
+    pub fn set_ana_states(
+        &self,
+        address: &TransportAddress,
+        default: AnaState,
+        states: BTreeMap<AnaGroupId, AnaState>,
+    ) -> Result<Ticket, TargetError> {
+        self.change(|config| {
+            let listener = self.find_listener(config, address)?;
+            listener.ana_default = default;
+            listener.ana = states;
+            Ok(Changes { ana: true, ..Changes::default() })
+        })
+    }
+
+    fn find_listener<'a>(
+        &self,
+        config: &'a mut SubsystemConfig,
+        address: &TransportAddress,
+    ) -> Result<&'a mut ListenerConfig, TargetError> {
+        config.listeners.iter_mut().find(|listener| *listener.address == *address).ok_or_else(|| {
+            TargetError::NoListener { nqn: self.nqn.clone(), address: address.to_string() }
+        })
+    }
+
+    /// Raises or lowers the highest namespace number. Hosts learn of it when they connect anew.
+    ///
+    /// # Errors
+    /// A namespace above the new limit exists.
+    pub fn set_max_namespaces(&self, max_namespaces: u32) -> Result<Ticket, TargetError> {
+        self.change(|config| {
+            if let Some((nsid, _)) = config.namespaces.last_key_value()
+                && nsid.0 > max_namespaces
+            {
+                return Err(TargetError::NamespaceExists { nqn: self.nqn.clone(), nsid: *nsid });
+            }
+            config.max_namespaces = max_namespaces;
+            Ok(Changes::default())
         })
     }
 

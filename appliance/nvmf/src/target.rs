@@ -101,7 +101,9 @@ pub struct Target {
     me: Weak<Target>,
     options: TargetOptions,
     subsystems: RwLock<HashMap<Nqn, Arc<Subsystem>>>,
-    transports: RwLock<Vec<(Arc<dyn Transport>, Arc<TransportLimits>)>>,
+    /// By identifier. Entries stay for the connections that use them; the flag is clear once the
+    /// transport has been replaced or removed.
+    transports: RwLock<Vec<(Arc<dyn Transport>, Arc<TransportLimits>, bool)>>,
     groups: RwLock<Vec<Arc<GroupHandle>>>,
     next_group_id: AtomicUsize,
     round_robin: AtomicUsize,
@@ -229,25 +231,65 @@ impl Target {
     /// One of this name is there.
     pub fn add_transport(&self, transport: Arc<dyn Transport>) -> Result<TransportId, TargetError> {
         let mut transports = self.transports.write().unwrap_or_else(PoisonError::into_inner);
-        if transports.iter().any(|(other, _)| other.name() == transport.name()) {
+        if transports.iter().any(|(other, _, used)| *used && other.name() == transport.name()) {
             return Err(TargetError::TransportExists { name: transport.name().into() });
         }
         let limits = Arc::new(transport.limits().clone());
-        transports.push((transport, limits));
+        transports.push((transport, limits, true));
         Ok(TransportId(u16::try_from(transports.len() - 1).expect("few transports exist")))
     }
 
-    /// The transports, in the order of their identifiers.
+    /// Puts a transport in the place of the one of the same name, or adds it. Connections that are
+    /// up keep the old one's options. Listeners are opened anew; those that fail are returned, and
+    /// are gone.
+    pub fn put_transport(&self, transport: Arc<dyn Transport>) -> Vec<TargetError> {
+        let name = transport.name();
+        {
+            let mut transports = self.transports.write().unwrap_or_else(PoisonError::into_inner);
+            let limits = Arc::new(transport.limits().clone());
+            transports.iter_mut().filter(|entry| entry.2 && entry.0.name() == name).for_each(
+                |entry| entry.2 = false,
+            );
+            transports.push((transport, limits, true));
+        }
+        let reopened: Vec<_> = {
+            let mut listening = lock(&self.listening);
+            let of_transport =
+                |entry: &mut Listening| entry.address.trtype.as_str().eq_ignore_ascii_case(name);
+            listening.extract_if(.., of_transport).collect()
+        };
+        let mut failed = Vec::new();
+        for entry in reopened {
+            let (_ticket, part) = Ticket::new();
+            entry.group.send(Message::StopAccepting(Arc::clone(&entry.address), part));
+            for _ in 0..entry.users {
+                failed.extend(self.listen(&entry.address).err());
+            }
+        }
+        failed
+    }
+
+    /// Takes a transport away: nobody can listen with it any more. Connections end by themselves.
+    /// `false` if there is none of this name.
+    pub fn remove_transport(&self, name: &str) -> bool {
+        let mut transports = self.transports.write().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = transports.iter_mut();
+        let found = entries.find(|entry| entry.2 && entry.0.name().eq_ignore_ascii_case(name));
+        found.map(|entry| entry.2 = false).is_some()
+    }
+
+    /// The transports in use, in the order of their identifiers.
     pub fn transports(&self) -> Vec<Arc<dyn Transport>> {
         let transports = self.transports.read().unwrap_or_else(PoisonError::into_inner);
-        transports.iter().map(|(transport, _)| Arc::clone(transport)).collect()
+        let used = transports.iter().filter(|(_, _, used)| *used);
+        used.map(|(transport, ..)| Arc::clone(transport)).collect()
     }
 
     pub(crate) fn transport(&self, id: TransportId) -> Result<Arc<dyn Transport>, TargetError> {
         let transports = self.transports.read().unwrap_or_else(PoisonError::into_inner);
         transports
             .get(usize::from(id.0))
-            .map(|(transport, _)| Arc::clone(transport))
+            .map(|(transport, ..)| Arc::clone(transport))
             .ok_or_else(|| TargetError::NoTransport { name: format!("number {}", id.0) })
     }
 
@@ -258,7 +300,7 @@ impl Target {
         let transports = self.transports.read().unwrap_or_else(PoisonError::into_inner);
         transports
             .get(usize::from(id.0))
-            .map(|(_, limits)| Arc::clone(limits))
+            .map(|(_, limits, _)| Arc::clone(limits))
             .ok_or_else(|| TargetError::NoTransport { name: format!("number {}", id.0) })
     }
 
@@ -305,7 +347,7 @@ impl Target {
         let transports = self.transports.read().unwrap_or_else(PoisonError::into_inner);
         let index = transports
             .iter()
-            .position(|(transport, _)| transport.name().eq_ignore_ascii_case(name))
+            .position(|(transport, _, used)| *used && transport.name().eq_ignore_ascii_case(name))
             .ok_or_else(|| TargetError::NoTransport { name: name.into() })?;
         let id = TransportId(u16::try_from(index).expect("few transports exist"));
         Ok((id, Arc::clone(&transports[index].0)))

@@ -13,8 +13,8 @@ use fabric_wire::tcp::{
     DecodeLimits, EncodeOptions, FES_SEQUENCE_ERROR, MAX_TERM_REQ_DATA_LEN, PduError,
 };
 use nvme_spec::{Qid, Sqe};
-use nvmf::transport::{CloseReason, ConnectionId, Peer, QpairId, Response, SlotId, Step};
 use nvmf::OpenQpair;
+use nvmf::transport::{CloseReason, ConnectionId, Peer, QpairId, Response, SlotId, Step};
 
 use crate::commands::Commands;
 use crate::group_io::GroupIo;
@@ -67,16 +67,25 @@ pub(crate) struct Fatal {
 impl Fatal {
     /// `header` is that of the PDU that broke the protocol.
     #[cold]
-    pub(crate) fn new(fes: u16, fei: u32, header: &[u8]) -> End {
+    pub(crate) fn end(fes: u16, fei: u32, header: &[u8]) -> End {
         let header_len = header.len().min(MAX_TERM_REQ_DATA_LEN);
         let mut copy = [0; MAX_TERM_REQ_DATA_LEN];
         copy[..header_len].copy_from_slice(&header[..header_len]);
-        End::Fatal(Box::new(Self { fes, fei, header: copy, header_len }))
+        End::Fatal(Box::new(Self {
+            fes,
+            fei,
+            header: copy,
+            header_len,
+        }))
     }
 
     #[cold]
     pub(crate) fn of_pdu(error: &PduError, header: &[u8]) -> End {
-        Self::new(error.fes().unwrap_or(FES_SEQUENCE_ERROR), error.fei(), header)
+        Self::new(
+            error.fes().unwrap_or(FES_SEQUENCE_ERROR),
+            error.fei(),
+            header,
+        )
     }
 }
 
@@ -112,6 +121,8 @@ pub(crate) struct Connection {
     pub(crate) is_dirty: bool,
     /// The socket took no more; an event will tell when it does.
     pub(crate) is_send_blocked: bool,
+    /// The epoll also tells when the socket takes more.
+    pub(crate) watches_send: bool,
     pub(crate) close_when_sent: Option<CloseReason>,
     _ticket: ConnectionTicket,
 }
@@ -147,6 +158,7 @@ impl Connection {
             empty_polls: 0,
             is_dirty: false,
             is_send_blocked: false,
+            watches_send: false,
             close_when_sent: None,
             _ticket: accepted.ticket,
         }
@@ -170,7 +182,10 @@ impl Connection {
             .map_or((Qid::ADMIN, 1), |connect| (connect.qid, connect.entries()));
         let options = &io.options;
         let (depth_max, max_in_capsule) = if qid.is_admin() {
-            (options.max_aq_depth, ADMIN_IN_CAPSULE.max(options.in_capsule_data_size))
+            (
+                options.max_aq_depth,
+                ADMIN_IN_CAPSULE.max(options.in_capsule_data_size),
+            )
         } else {
             (options.max_queue_depth, options.in_capsule_data_size)
         };
@@ -239,14 +254,13 @@ impl Connection {
         &mut self.transfers[index]
     }
 
-    fn respond<C: Commands>(
-        &mut self,
-        core: &mut C,
-        io: &GroupIo,
-        qpair: QpairId,
-        slot: SlotId,
-    ) {
-        let Some(Response { cqe, payload, data_len }) = core.take_response(qpair, slot) else {
+    fn respond<C: Commands>(&mut self, core: &mut C, io: &GroupIo, qpair: QpairId, slot: SlotId) {
+        let Some(Response {
+            cqe,
+            payload,
+            data_len,
+        }) = core.take_response(qpair, slot)
+        else {
             return;
         };
         let is_success = cqe.status().is_success();
@@ -257,9 +271,11 @@ impl Connection {
         if data_len == 0 || !is_success {
             self.send.push_response(slot, &cqe, &self.encode);
         } else if io.options.c2h_success && cqe.result() == 0 {
-            self.send.push_data(cqe.cid(), payload, data_len, Some(slot), &self.encode);
+            self.send
+                .push_data(cqe.cid(), payload, data_len, Some(slot), &self.encode);
         } else {
-            self.send.push_data(cqe.cid(), payload, data_len, None, &self.encode);
+            self.send
+                .push_data(cqe.cid(), payload, data_len, None, &self.encode);
             self.send.push_response(slot, &cqe, &self.encode);
         }
     }
@@ -272,7 +288,9 @@ impl Connection {
     ) -> io::Result<bool> {
         while !self.send.is_empty() {
             io.send_calls += 1;
-            let sent = self.send.send(self.stream.as_fd(), &mut io.list, &mut io.released);
+            let sent = self
+                .send
+                .send(self.stream.as_fd(), &mut io.list, &mut io.released);
             for slot in io.released.drain(..) {
                 // A connection that ends has given its slots back already.
                 if let Some(qpair) = self.qpair {
@@ -322,7 +340,8 @@ impl Connection {
             return;
         }
         self.begin_close(core, io);
-        self.send.push_term_req(fatal.fes, fatal.fei, &fatal.header[..fatal.header_len]);
+        self.send
+            .push_term_req(fatal.fes, fatal.fei, &fatal.header[..fatal.header_len]);
     }
 
     /// Everything has been sent: closes this end and waits for the peer's. Closing both at once

@@ -7,13 +7,15 @@
 //! Epoll is asked when nothing is hot, when a send waits for room, and else every few polls.
 //!
 //! # Sleeping loses nothing
-//! Sockets are in the epoll edge-triggered, once, for everything. An edge that has been fetched is
+//! Sockets are in the epoll edge-triggered. An edge that has been fetched is
 //! gone, so a connection leaves the hot list only after a receive that found nothing
 //! (EAGAIN): what comes later makes a new edge. A poll that did no work has received from every
 //! hot connection and found nothing: whoever sleeps after it is woken by new edges, since an epoll
 //! descriptor is readable while it holds an edge that was not fetched and whose socket is ready. A
 //! connection whose reading has stopped for want of a buffer is made hot when it goes on. A send
-//! that found no room (EAGAIN) is followed by an edge when there is some.
+//! that found no room (EAGAIN) is followed by an edge when there is some: such a connection is
+//! watched for that from then on until it is no longer hot. (Were all watched for it, an edge that
+//! was not fetched would always find its socket ready, and nobody would sleep.)
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -75,7 +77,7 @@ pub(crate) struct TcpGroup {
     dirty: Vec<ConnectionId>,
     /// Empty between flushes: the other memory of `dirty`.
     flushing: Vec<ConnectionId>,
-    blocked_sends: usize,
+    pub(crate) blocked_sends: usize,
     next_serial: u64,
     ic_req: DeadlineQueue<Timed>,
     half_open: DeadlineQueue<Timed>,
@@ -110,7 +112,10 @@ impl TcpGroup {
     pub(crate) fn add(&mut self, connection: NewConnection, now: Instant) {
         let NewConnection { peer, io, .. } = connection;
         let Ok(accepted) = io.downcast::<Accepted>() else {
-            tracing::error!(peer = peer.remote, "a connection of another transport was closed");
+            tracing::error!(
+                peer = peer.remote,
+                "a connection of another transport was closed"
+            );
             return;
         };
         self.io.now = Some(now);
@@ -125,19 +130,17 @@ impl TcpGroup {
             return;
         };
         let connection = self.slab.get(id).expect("just added");
-        let flags = EpollFlags::EPOLLIN
-            | EpollFlags::EPOLLOUT
-            | EpollFlags::EPOLLRDHUP
-            | EpollFlags::EPOLLET;
-        let event = EpollEvent::new(flags, u64::from(id.0));
+        let event = watch(connection);
         if let Err(error) = self.epoll.add(&connection.stream, event) {
             tracing::warn!(%error, peer = connection.peer.remote, "cannot watch a connection");
             self.slab.remove(id);
             return;
         }
         let slab = &self.slab;
-        self.ic_req.push(now, (id, serial), |timed| waits_for_ic_req(slab, timed));
-        self.half_open.push(now, (id, serial), |timed| is_half_open(slab, timed));
+        self.ic_req
+            .push(now, (id, serial), |timed| waits_for_ic_req(slab, timed));
+        self.half_open
+            .push(now, (id, serial), |timed| is_half_open(slab, timed));
     }
 
     pub(crate) fn poll_with<C: Commands>(&mut self, core: &mut C, now: Instant) -> usize {
@@ -163,13 +166,34 @@ impl TcpGroup {
                 Turn::Idle => at += 1,
                 Turn::Cold => {
                     self.hot.swap_remove(at);
-                    if let Some(connection) = self.slab.get_mut(id) {
-                        connection.is_hot = false;
-                    }
+                    self.cool(id);
                 }
             }
         }
         work
+    }
+
+    fn cool(&mut self, id: ConnectionId) {
+        let Some(connection) = self.slab.get_mut(id) else {
+            return;
+        };
+        connection.is_hot = false;
+        if connection.watches_send && !connection.is_send_blocked {
+            connection.watches_send = false;
+            rewatch(&self.epoll, connection);
+        }
+    }
+
+    /// The socket takes no more: an event shall tell when it does.
+    fn note_blocked(&mut self, id: ConnectionId) {
+        self.blocked_sends += 1;
+        let Some(connection) = self.slab.get_mut(id) else {
+            return;
+        };
+        if !connection.watches_send {
+            connection.watches_send = true;
+            rewatch(&self.epoll, connection);
+        }
     }
 
     /// Fetches events: heats connections that can be read, and takes up sends that waited.
@@ -188,7 +212,9 @@ impl TcpGroup {
         for index in 0..count {
             let event = self.events[index];
             let id = ConnectionId(event.data() as u32);
-            let Some(connection) = self.slab.get_mut(id) else { continue };
+            let Some(connection) = self.slab.get_mut(id) else {
+                continue;
+            };
             if connection.is_send_blocked && event.events().contains(EpollFlags::EPOLLOUT) {
                 connection.is_send_blocked = false;
                 self.blocked_sends -= 1;
@@ -204,7 +230,9 @@ impl TcpGroup {
 
     /// Receives from a hot connection.
     fn turn<C: Commands>(&mut self, core: &mut C, id: ConnectionId, patience: u32) -> Turn {
-        let Some(connection) = self.slab.get_mut(id) else { return Turn::Cold };
+        let Some(connection) = self.slab.get_mut(id) else {
+            return Turn::Cold;
+        };
         if connection.is_reading_stopped() {
             return Turn::Cold;
         }
@@ -220,7 +248,11 @@ impl TcpGroup {
                 }
                 Err(end) => {
                     self.end(core, id, &end);
-                    return if self.slab.get(id).is_some() { Turn::Worked } else { Turn::Cold };
+                    return if self.slab.get(id).is_some() {
+                        Turn::Worked
+                    } else {
+                        Turn::Cold
+                    };
                 }
             }
         }
@@ -241,7 +273,9 @@ impl TcpGroup {
     /// Ends a connection for a reason that it found itself.
     #[cold]
     fn end<C: Commands>(&mut self, core: &mut C, id: ConnectionId, end: &End) {
-        let Some(connection) = self.slab.get_mut(id) else { return };
+        let Some(connection) = self.slab.get_mut(id) else {
+            return;
+        };
         match end {
             End::Fatal(fatal) => {
                 count(&self.io.stats.terminated);
@@ -258,18 +292,23 @@ impl TcpGroup {
 
     /// A connection has begun to close: it has a bounded time for that.
     fn note_ending(&mut self, id: ConnectionId) {
-        let Some(connection) = self.slab.get_mut(id) else { return };
+        let Some(connection) = self.slab.get_mut(id) else {
+            return;
+        };
         mark_dirty(connection, &mut self.dirty);
         // What the peer still sends is read and thrown away, until it closes.
         heat(connection, &mut self.hot);
         let timed = (id, connection.serial);
         let slab = &self.slab;
-        self.ending.push(self.io.now(), timed, |timed| is_ending(slab, timed));
+        self.ending
+            .push(self.io.now(), timed, |timed| is_ending(slab, timed));
     }
 
     /// Closes a connection at once.
     fn remove<C: Commands>(&mut self, core: &mut C, id: ConnectionId) {
-        let Some(mut connection) = self.slab.remove(id) else { return };
+        let Some(mut connection) = self.slab.remove(id) else {
+            return;
+        };
         connection.release(core, &mut self.io);
         if connection.is_send_blocked {
             self.blocked_sends -= 1;
@@ -282,9 +321,12 @@ impl TcpGroup {
         let mut work = 0;
         loop {
             let slab = &self.slab;
-            let late = self.ic_req.pop_due(now, |timed| waits_for_ic_req(slab, timed));
+            let late = self
+                .ic_req
+                .pop_due(now, |timed| waits_for_ic_req(slab, timed));
             let late = late.or_else(|| {
-                self.half_open.pop_due(now, |timed| is_half_open(slab, timed))
+                self.half_open
+                    .pop_due(now, |timed| is_half_open(slab, timed))
             });
             let Some((id, _)) = late else { break };
             count(&self.io.stats.timed_out);
@@ -308,7 +350,9 @@ impl TcpGroup {
         slot: SlotId,
         step: Step,
     ) {
-        let Some(connection) = self.slab.get_mut(id) else { return };
+        let Some(connection) = self.slab.get_mut(id) else {
+            return;
+        };
         let was_stopped = connection.is_reading_stopped();
         if let Err(end) = connection.step(core, &mut self.io, slot, step) {
             self.end(core, id, &end);
@@ -336,7 +380,9 @@ impl TcpGroup {
     }
 
     fn flush_one<C: Commands>(&mut self, core: &mut C, id: ConnectionId) -> usize {
-        let Some(connection) = self.slab.get_mut(id) else { return 0 };
+        let Some(connection) = self.slab.get_mut(id) else {
+            return 0;
+        };
         connection.is_dirty = false;
         if connection.is_send_blocked {
             return 0;
@@ -348,7 +394,7 @@ impl TcpGroup {
                     self.close_with(core, id, reason);
                 }
             }
-            Ok(false) => self.blocked_sends += 1,
+            Ok(false) => self.note_blocked(id),
             Err(_) => self.remove(core, id),
         }
         1
@@ -360,7 +406,9 @@ impl TcpGroup {
         id: ConnectionId,
         reason: CloseReason,
     ) {
-        let Some(connection) = self.slab.get_mut(id) else { return };
+        let Some(connection) = self.slab.get_mut(id) else {
+            return;
+        };
         if connection.is_ending() {
             return;
         }
@@ -374,7 +422,8 @@ impl TcpGroup {
 }
 
 fn has(slab: &Slab, (id, serial): Timed, is: impl Fn(&Connection) -> bool) -> bool {
-    slab.get(id).is_some_and(|connection| connection.serial == serial && is(connection))
+    slab.get(id)
+        .is_some_and(|connection| connection.serial == serial && is(connection))
 }
 
 fn waits_for_ic_req(slab: &Slab, timed: Timed) -> bool {
@@ -384,12 +433,29 @@ fn waits_for_ic_req(slab: &Slab, timed: Timed) -> bool {
 /// Not yet a queue pair of a controller.
 fn is_half_open(slab: &Slab, timed: Timed) -> bool {
     has(slab, timed, |connection| {
-        matches!(connection.phase, Phase::IcReq | Phase::Connect | Phase::Connecting)
+        matches!(
+            connection.phase,
+            Phase::IcReq | Phase::Connect | Phase::Connecting
+        )
     })
 }
 
 fn is_ending(slab: &Slab, timed: Timed) -> bool {
     has(slab, timed, Connection::is_ending)
+}
+
+fn watch(connection: &Connection) -> EpollEvent {
+    let mut flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+    flags.set(EpollFlags::EPOLLOUT, connection.watches_send);
+    EpollEvent::new(flags, u64::from(connection.id.0))
+}
+
+/// Changes what a socket is watched for. What is ready already is told again.
+fn rewatch(epoll: &Epoll, connection: &Connection) {
+    if let Err(error) = epoll.modify(&connection.stream, &mut watch(connection)) {
+        let peer = &connection.peer.remote;
+        tracing::error!(%error, peer, "cannot change what a connection is watched for");
+    }
 }
 
 fn heat(connection: &mut Connection, hot: &mut Vec<ConnectionId>) {
@@ -440,7 +506,14 @@ impl TransportGroup for TcpGroup {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        [self.ic_req.next(), self.half_open.next(), self.ending.next()].into_iter().flatten().min()
+        [
+            self.ic_req.next(),
+            self.half_open.next(),
+            self.ending.next(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -60,7 +60,8 @@ impl GroupIo {
     }
 
     pub(crate) fn now(&self) -> Instant {
-        self.now.expect("a connection is added with the time, and nothing is asked before")
+        self.now
+            .expect("a connection is added with the time, and nothing is asked before")
     }
 
     /// Memory in place of a scratch that a connection keeps.

@@ -37,6 +37,8 @@ mod send;
 mod slab;
 mod socket;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod transfer;
 mod transport;
 

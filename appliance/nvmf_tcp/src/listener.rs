@@ -108,7 +108,9 @@ impl TcpAcceptor {
     }
 
     fn watch(&self, flags: EpollFlags) {
-        let changed = self.epoll.modify(&self.listener, &mut EpollEvent::new(flags, 0));
+        let changed = self
+            .epoll
+            .modify(&self.listener, &mut EpollEvent::new(flags, 0));
         if let Err(error) = changed {
             tracing::error!(%error, address = %self.address, "cannot watch the listener");
         }
@@ -134,7 +136,11 @@ impl TcpAcceptor {
             Some(Errno::EAGAIN) => None,
             Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM) => {
                 count(&self.stats.accept_errors);
-                self.warn(now, "cannot accept: raise the limit of open files", Some(&error));
+                self.warn(
+                    now,
+                    "cannot accept: raise the limit of open files",
+                    Some(&error),
+                );
                 self.pause(now + BACK_OFF);
                 None
             }
@@ -168,10 +174,13 @@ impl TcpAcceptor {
         now: Instant,
     ) -> Option<NewConnection> {
         count(&self.stats.accepted);
-        let Some(ticket) = ConnectionTicket::take(&self.stats, self.options.max_connections)
-        else {
+        let Some(ticket) = ConnectionTicket::take(&self.stats, self.options.max_connections) else {
             count(&self.stats.refused_at_limit);
-            self.warn(now, "a connection was refused: there are max_connections of them", None);
+            self.warn(
+                now,
+                "a connection was refused: there are max_connections of them",
+                None,
+            );
             return None;
         };
         // A peer that is gone already fails here; there is nobody to tell.
@@ -216,7 +225,9 @@ impl Acceptor for TcpAcceptor {
         }
         let mut taken = 0;
         while taken < BATCH {
-            let Some((stream, remote)) = self.accept(now) else { break };
+            let Some((stream, remote)) = self.accept(now) else {
+                break;
+            };
             taken += 1;
             if let Some(connection) = self.connection(stream, remote, now) {
                 accepted(connection);

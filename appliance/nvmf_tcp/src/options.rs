@@ -120,16 +120,46 @@ impl TcpOptions {
             self.maxh2cdata,
             "a multiple of 4 from 4096 to 4194304",
         )?;
-        range("max_queue_depth", self.max_queue_depth, 2, u32::from(u16::MAX))?;
-        range("max_io_qpairs_per_ctrlr", self.max_io_qpairs_per_ctrlr, 1, 65_534)?;
-        range("max_aq_depth", self.max_aq_depth, u32::from(MAX_AQ_DEPTH_MIN), 4096)?;
+        range(
+            "max_queue_depth",
+            self.max_queue_depth,
+            2,
+            u32::from(u16::MAX),
+        )?;
+        range(
+            "max_io_qpairs_per_ctrlr",
+            self.max_io_qpairs_per_ctrlr,
+            1,
+            65_534,
+        )?;
+        range(
+            "max_aq_depth",
+            self.max_aq_depth,
+            u32::from(MAX_AQ_DEPTH_MIN),
+            4096,
+        )?;
         range("sock_priority", self.sock_priority, 0, 6)?;
         range("backlog", self.backlog, 1, u32::from(u16::MAX))?;
-        range("max_connections", self.max_connections, 1, MAX_CONNECTIONS_MAX)?;
+        range(
+            "max_connections",
+            self.max_connections,
+            1,
+            MAX_CONNECTIONS_MAX,
+        )?;
         range("accept_rate_per_s", self.accept_rate_per_s, 1, 1_000_000)?;
         range("icreq_timeout_ms", self.icreq_timeout_ms, 1, TIMEOUT_MS_MAX)?;
-        range("half_open_timeout_ms", self.half_open_timeout_ms, 1, TIMEOUT_MS_MAX)?;
-        range("linger_timeout_ms", self.linger_timeout_ms, 1, TIMEOUT_MS_MAX)
+        range(
+            "half_open_timeout_ms",
+            self.half_open_timeout_ms,
+            1,
+            TIMEOUT_MS_MAX,
+        )?;
+        range(
+            "linger_timeout_ms",
+            self.linger_timeout_ms,
+            1,
+            TIMEOUT_MS_MAX,
+        )
     }
 
     /// What the target library tells hosts and enforces.
@@ -150,7 +180,15 @@ fn check(
     value: u32,
     right: &'static str,
 ) -> Result<(), TcpError> {
-    if is_right { Ok(()) } else { Err(TcpError::Option { option, value, right: right.into() }) }
+    if is_right {
+        Ok(())
+    } else {
+        Err(TcpError::Option {
+            option,
+            value,
+            right: right.into(),
+        })
+    }
 }
 
 fn range(option: &'static str, value: impl Into<u32>, min: u32, max: u32) -> Result<(), TcpError> {
@@ -158,7 +196,11 @@ fn range(option: &'static str, value: impl Into<u32>, min: u32, max: u32) -> Res
     if (min..=max).contains(&value) {
         return Ok(());
     }
-    Err(TcpError::Option { option, value, right: format!("{min} to {max}").into() })
+    Err(TcpError::Option {
+        option,
+        value,
+        right: format!("{min} to {max}").into(),
+    })
 }
 
 #[cfg(test)]
@@ -174,19 +216,97 @@ mod tests {
     fn a_wrong_option_is_named_with_what_would_be_right() {
         let default = TcpOptions::default;
         let cases: [(TcpOptions, &str); 13] = [
-            (TcpOptions { max_io_size: 100_000, ..default() }, "max_io_size"),
-            (TcpOptions { max_io_size: 4096, ..default() }, "max_io_size"),
-            (TcpOptions { in_capsule_data_size: 4097, ..default() }, "in_capsule_data_size"),
-            (TcpOptions { in_capsule_data_size: 1 << 20, ..default() }, "in_capsule_data_size"),
-            (TcpOptions { maxh2cdata: 2048, ..default() }, "maxh2cdata"),
-            (TcpOptions { max_queue_depth: 1, ..default() }, "max_queue_depth"),
-            (TcpOptions { max_io_qpairs_per_ctrlr: 0, ..default() }, "max_io_qpairs_per_ctrlr"),
-            (TcpOptions { max_aq_depth: 31, ..default() }, "max_aq_depth"),
-            (TcpOptions { sock_priority: 7, ..default() }, "sock_priority"),
-            (TcpOptions { backlog: 0, ..default() }, "backlog"),
-            (TcpOptions { max_connections: 0, ..default() }, "max_connections"),
-            (TcpOptions { accept_rate_per_s: 0, ..default() }, "accept_rate_per_s"),
-            (TcpOptions { icreq_timeout_ms: 0, ..default() }, "icreq_timeout_ms"),
+            (
+                TcpOptions {
+                    max_io_size: 100_000,
+                    ..default()
+                },
+                "max_io_size",
+            ),
+            (
+                TcpOptions {
+                    max_io_size: 4096,
+                    ..default()
+                },
+                "max_io_size",
+            ),
+            (
+                TcpOptions {
+                    in_capsule_data_size: 4097,
+                    ..default()
+                },
+                "in_capsule_data_size",
+            ),
+            (
+                TcpOptions {
+                    in_capsule_data_size: 1 << 20,
+                    ..default()
+                },
+                "in_capsule_data_size",
+            ),
+            (
+                TcpOptions {
+                    maxh2cdata: 2048,
+                    ..default()
+                },
+                "maxh2cdata",
+            ),
+            (
+                TcpOptions {
+                    max_queue_depth: 1,
+                    ..default()
+                },
+                "max_queue_depth",
+            ),
+            (
+                TcpOptions {
+                    max_io_qpairs_per_ctrlr: 0,
+                    ..default()
+                },
+                "max_io_qpairs_per_ctrlr",
+            ),
+            (
+                TcpOptions {
+                    max_aq_depth: 31,
+                    ..default()
+                },
+                "max_aq_depth",
+            ),
+            (
+                TcpOptions {
+                    sock_priority: 7,
+                    ..default()
+                },
+                "sock_priority",
+            ),
+            (
+                TcpOptions {
+                    backlog: 0,
+                    ..default()
+                },
+                "backlog",
+            ),
+            (
+                TcpOptions {
+                    max_connections: 0,
+                    ..default()
+                },
+                "max_connections",
+            ),
+            (
+                TcpOptions {
+                    accept_rate_per_s: 0,
+                    ..default()
+                },
+                "accept_rate_per_s",
+            ),
+            (
+                TcpOptions {
+                    icreq_timeout_ms: 0,
+                    ..default()
+                },
+                "icreq_timeout_ms",
+            ),
         ];
         for (options, name) in cases {
             let message = options.validate().unwrap_err().to_string();

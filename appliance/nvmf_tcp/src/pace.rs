@@ -15,7 +15,11 @@ pub(crate) struct TokenBucket {
 impl TokenBucket {
     pub(crate) fn new(rate_per_s: u32) -> Self {
         let interval = Duration::from_secs(1) / rate_per_s.max(1);
-        Self { interval, full_at: None, burst: interval * rate_per_s.max(1) }
+        Self {
+            interval,
+            full_at: None,
+            burst: interval * rate_per_s.max(1),
+        }
     }
 
     /// Takes a token; or tells when there will be one.

@@ -13,8 +13,8 @@ use std::os::fd::AsFd;
 use dma::Payload;
 use fabric_wire::digest::{DIGEST_LEN, crc32c};
 use fabric_wire::tcp::{
-    FES_DATA_OUT_OF_RANGE, FES_INVALID_HEADER_FIELD, FES_SEQUENCE_ERROR, Pdu, PduError,
-    PduLayout, PduType, Receiver, data_alignment_bytes, decode_common,
+    FES_DATA_OUT_OF_RANGE, FES_INVALID_HEADER_FIELD, FES_SEQUENCE_ERROR, Pdu, PduError, PduLayout,
+    PduType, Receiver, data_alignment_bytes, decode_common,
 };
 use nvme_spec::opcode::data_direction;
 use nvme_spec::{Cid, Sqe};
@@ -111,7 +111,9 @@ impl Connection {
             used = self.consume(core, io, &scratch[..end]);
         }
         self.keep(io, scratch, end, used)?;
-        Ok(Received::Bytes { is_drained: count < asked })
+        Ok(Received::Bytes {
+            is_drained: count < asked,
+        })
     }
 
     /// One receive call: bytes received, bytes asked for, bytes that went to a buffer at most.
@@ -122,7 +124,11 @@ impl Connection {
     ) -> io::Result<(usize, usize, usize)> {
         let stashed = self.stash_len;
         scratch[..stashed].copy_from_slice(&self.stash[..stashed]);
-        let end = if self.awaited_bytes > 0 { DATA_WINDOW } else { scratch.len() };
+        let end = if self.awaited_bytes > 0 {
+            DATA_WINDOW
+        } else {
+            scratch.len()
+        };
         let mut scatter = io.list.scatter();
         let mut in_place = 0;
         if let Expect::Data(fill) = self.expect {
@@ -162,7 +168,11 @@ impl Connection {
     ) -> Result<(), End> {
         match used {
             Ok(start) if start < end && self.is_reading_stopped() => {
-                self.held = Some(Held { scratch, start, end });
+                self.held = Some(Held {
+                    scratch,
+                    start,
+                    end,
+                });
                 io.scratch = io.spare();
             }
             _ => io.scratch = scratch,
@@ -181,12 +191,22 @@ impl Connection {
         match self.expect {
             Expect::Buffer { slot: waiting, len } if waiting == slot => {
                 self.in_capsule(core, io, slot, step, len);
-                let Some(held) = self.held.take() else { return Ok(()) };
-                let Held { scratch, start, end } = held;
+                let Some(held) = self.held.take() else {
+                    return Ok(());
+                };
+                let Held {
+                    scratch,
+                    start,
+                    end,
+                } = held;
                 let used = self.consume(core, io, &scratch[start..end]);
                 match used {
                     Ok(used) if start + used < end && self.is_reading_stopped() => {
-                        self.held = Some(Held { scratch, start: start + used, end });
+                        self.held = Some(Held {
+                            scratch,
+                            start: start + used,
+                            end,
+                        });
                     }
                     _ => io.give_back(scratch),
                 }
@@ -276,7 +296,7 @@ impl Connection {
         };
         if !is_in_turn {
             let header = &bytes[..layout.header_len.min(bytes.len())];
-            return Err(Fatal::new(FES_SEQUENCE_ERROR, AT_TYPE, header));
+            return Err(Fatal::end(FES_SEQUENCE_ERROR, AT_TYPE, header));
         }
         if bytes.len() < layout.data_offset {
             return Ok(None);
@@ -296,14 +316,25 @@ impl Connection {
     ) -> Result<(), End> {
         match pdu {
             Pdu::CapsuleCmd { sqe, data_len } => self.command(core, io, sqe, data_len, header),
-            Pdu::H2CData { cccid, ttag, datao, datal, last } => {
+            Pdu::H2CData {
+                cccid,
+                ttag,
+                datao,
+                datal,
+                last,
+            } => {
                 let fill = self.data(cccid, ttag, (datao, datal), last, header)?;
                 self.expect = Expect::Data(fill);
                 Ok(())
             }
-            Pdu::IcReq { hpda, header_digest, data_digest, .. } => {
+            Pdu::IcReq {
+                hpda,
+                header_digest,
+                data_digest,
+                ..
+            } => {
                 let pda = data_alignment_bytes(hpda)
-                    .ok_or_else(|| Fatal::new(FES_INVALID_HEADER_FIELD, 10, header))?;
+                    .ok_or_else(|| Fatal::end(FES_INVALID_HEADER_FIELD, 10, header))?;
                 self.initialize(io, pda, header_digest, data_digest);
                 Ok(())
             }
@@ -316,7 +347,7 @@ impl Connection {
                 Err(End::Peer)
             }
             // The decoder lets no other kind through to a controller.
-            _ => Err(Fatal::new(FES_SEQUENCE_ERROR, AT_TYPE, header)),
+            _ => Err(Fatal::end(FES_SEQUENCE_ERROR, AT_TYPE, header)),
         }
     }
 
@@ -324,7 +355,8 @@ impl Connection {
         let header_digest = header_digest && io.options.header_digest;
         let data_digest = data_digest && io.options.data_digest;
         // ICResp itself has no digest, whatever was agreed.
-        self.send.push_ic_resp(header_digest, data_digest, io.options.maxh2cdata);
+        self.send
+            .push_ic_resp(header_digest, data_digest, io.options.maxh2cdata);
         self.decode.header_digest = header_digest;
         self.decode.data_digest = data_digest;
         self.encode.header_digest = header_digest;
@@ -349,7 +381,7 @@ impl Connection {
         let (slot, step) = match core.command(qpair, sqe, data_len) {
             Ok(running) => running,
             Err(CommandError::QueueOverrun) => {
-                return Err(Fatal::new(FES_SEQUENCE_ERROR, 0, header));
+                return Err(Fatal::end(FES_SEQUENCE_ERROR, 0, header));
             }
             Err(_) => return Err(End::Peer),
         };
@@ -359,7 +391,10 @@ impl Connection {
         if data_len == 0 {
             self.advance(core, io, slot, step);
         } else if step == Step::Pending && sqe.sgl().is_in_capsule() && goes_to_controller(&sqe) {
-            self.expect = Expect::Buffer { slot, len: data_len };
+            self.expect = Expect::Buffer {
+                slot,
+                len: data_len,
+            };
         } else if step == Step::Receive && sqe.sgl().is_in_capsule() {
             self.in_capsule(core, io, slot, step, data_len);
         } else {
@@ -392,11 +427,20 @@ impl Connection {
             self.advance(core, io, slot, step);
             return;
         }
-        self.expect = Expect::Data(Fill { slot, start: 0, end: len, at: 0 });
+        self.expect = Expect::Data(Fill {
+            slot,
+            start: 0,
+            end: len,
+            at: 0,
+        });
     }
 
     fn skip(&mut self, data_len: u32) {
-        let digest_len = if self.decode.data_digest { DIGEST_LEN as u32 } else { 0 };
+        let digest_len = if self.decode.data_digest {
+            DIGEST_LEN as u32
+        } else {
+            0
+        };
         self.expect = Expect::Skip(data_len + digest_len);
     }
 
@@ -409,8 +453,11 @@ impl Connection {
         is_last: bool,
         header: &[u8],
     ) -> Result<Fill, End> {
-        let invalid = |at| Fatal::new(FES_INVALID_HEADER_FIELD, at, header);
-        let transfer = self.transfers.get(usize::from(ttag)).filter(|transfer| transfer.is_awaited);
+        let invalid = |at| Fatal::end(FES_INVALID_HEADER_FIELD, at, header);
+        let transfer = self
+            .transfers
+            .get(usize::from(ttag))
+            .filter(|transfer| transfer.is_awaited);
         let transfer = transfer.ok_or_else(|| invalid(AT_TTAG))?;
         if transfer.cid != cccid {
             return Err(invalid(AT_CCCID));
@@ -418,13 +465,18 @@ impl Connection {
         // The decoder has checked that the sum does not overflow, and datal against MAXH2CDATA.
         let end = datao + datal;
         if datao != transfer.received || end > transfer.len {
-            return Err(Fatal::new(FES_DATA_OUT_OF_RANGE, 0, header));
+            return Err(Fatal::end(FES_DATA_OUT_OF_RANGE, 0, header));
         }
         if is_last != (end == transfer.len) {
             return Err(invalid(AT_FLAGS));
         }
         self.awaited_bytes -= u64::from(datal);
-        Ok(Fill { slot: SlotId(ttag), start: datao, end, at: datao })
+        Ok(Fill {
+            slot: SlotId(ttag),
+            start: datao,
+            end,
+            at: datao,
+        })
     }
 
     /// Bytes of data have come.
@@ -472,6 +524,10 @@ impl Connection {
 /// Whether a command of this kind takes data from the host. One that does not never asks for its
 /// in-capsule data, which is skipped then and there.
 fn goes_to_controller(sqe: &Sqe) -> bool {
-    let opcode = if sqe.is_fabrics() { sqe.fctype() } else { sqe.opcode() };
+    let opcode = if sqe.is_fabrics() {
+        sqe.fctype()
+    } else {
+        sqe.opcode()
+    };
     data_direction(opcode) & TO_CONTROLLER != 0
 }

@@ -8,12 +8,18 @@ use dma::Payload;
 use dma::sg::{Gather, Segment, SegmentList};
 use fabric_wire::digest::{Crc32c, DIGEST_LEN};
 use fabric_wire::tcp::{
-    EncodeError, EncodeOptions, MAX_ENCODED_HEADER_LEN, Receiver, data_digest, encode_c2h_data,
-    encode_capsule_resp, encode_ic_resp, encode_r2t, encode_term_req,
+    EncodeError, EncodeOptions, MAX_ENCODED_HEADER_LEN, MAX_TERM_REQ_LEN, Receiver, data_digest,
+    encode_c2h_data, encode_capsule_resp, encode_ic_resp, encode_r2t, encode_term_req,
 };
 use nvme_spec::{Cid, Cqe};
 use nvmf::transport::SlotId;
 
+/// The longest header, with what an encoder writes behind it.
+const HEADER_ROOM: usize = if MAX_ENCODED_HEADER_LEN > MAX_TERM_REQ_LEN {
+    MAX_ENCODED_HEADER_LEN
+} else {
+    MAX_TERM_REQ_LEN
+};
 /// The arena's sent bytes are dropped once they are this many and most of it.
 const COMPACT_MIN: usize = 4096;
 /// Lent memory has no slice: its digest is computed over copies of this size.
@@ -47,18 +53,10 @@ impl SendQueue {
         self.chunks.is_empty()
     }
 
-    /// PDUs, or parts of them, that wait.
-    pub(crate) fn len(&self) -> usize {
-        self.chunks.len()
-    }
-
     /// Has the encoder write a header at the arena's end.
-    fn header(
-        &mut self,
-        encode: impl FnOnce(&mut [u8]) -> Result<usize, EncodeError>,
-    ) -> usize {
+    fn header(&mut self, encode: impl FnOnce(&mut [u8]) -> Result<usize, EncodeError>) -> usize {
         let start = self.arena.len();
-        self.arena.resize(start + MAX_ENCODED_HEADER_LEN, 0);
+        self.arena.resize(start + HEADER_ROOM, 0);
         let len = encode(&mut self.arena[start..])
             .expect("the longest header fits, and data lengths and alignments are checked");
         self.arena.truncate(start + len);
@@ -76,14 +74,12 @@ impl SendQueue {
     }
 
     pub(crate) fn push_ic_resp(&mut self, header_digest: bool, digest: bool, maxh2cdata: u32) {
-        let len =
-            self.header(|out| encode_ic_resp(out, 0, header_digest, digest, maxh2cdata));
+        let len = self.header(|out| encode_ic_resp(out, 0, header_digest, digest, maxh2cdata));
         self.push(len, Payload::None, 0, None);
     }
 
     pub(crate) fn push_term_req(&mut self, fes: u16, fei: u32, offending: &[u8]) {
-        let len =
-            self.header(|out| encode_term_req(out, Receiver::Host, fes, fei, offending));
+        let len = self.header(|out| encode_term_req(out, Receiver::Host, fes, fei, offending));
         self.push(len, Payload::None, 0, None);
     }
 
@@ -107,8 +103,8 @@ impl SendQueue {
         options: &EncodeOptions,
     ) {
         let is_success = ends.is_some();
-        let header_len = self
-            .header(|out| encode_c2h_data(out, cid, 0, data_len, true, is_success, options));
+        let header_len =
+            self.header(|out| encode_c2h_data(out, cid, 0, data_len, true, is_success, options));
         let len = data_len as usize;
         if !options.data_digest {
             self.push(header_len, payload, len, ends);
@@ -143,9 +139,7 @@ impl SendQueue {
                 continue;
             }
             // Headers of PDUs in a row lie in a row: one segment.
-            if !gather.push(&self.arena[start..end])
-                || !gather.push(payload_segment(chunk))
-            {
+            if !gather.push(&self.arena[start..end]) || !gather.push(payload_segment(chunk)) {
                 return gather;
             }
             start = end;

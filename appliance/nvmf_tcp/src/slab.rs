@@ -38,7 +38,10 @@ impl Slab {
             Some(index) => index as usize,
             None if self.entries.len() == CONNECTIONS_MAX => return None,
             None => {
-                self.entries.push(Entry { id: self.entries.len() as u32, connection: None });
+                self.entries.push(Entry {
+                    id: self.entries.len() as u32,
+                    connection: None,
+                });
                 self.entries.len() - 1
             }
         };
@@ -61,7 +64,10 @@ impl Slab {
 
     pub(crate) fn remove(&mut self, id: ConnectionId) -> Option<Box<Connection>> {
         let index = id.0 & INDEX_MASK;
-        let entry = self.entries.get_mut(index as usize).filter(|entry| entry.id == id.0)?;
+        let entry = self
+            .entries
+            .get_mut(index as usize)
+            .filter(|entry| entry.id == id.0)?;
         let connection = entry.connection.take()?;
         entry.id = entry.id.wrapping_add(1 << INDEX_BITS);
         self.free.push(index);

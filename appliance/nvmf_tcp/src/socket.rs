@@ -20,7 +20,11 @@ const KEEP_ALIVE_IDLE_S: u32 = 60;
 
 /// A non-blocking listener at an address.
 pub(crate) fn listener(address: SocketAddr, options: &TcpOptions) -> io::Result<TcpListener> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(family, SockType::Stream, flags, SockProtocol::Tcp)?;
     // A target that restarts must not wait for the old connections' TIME_WAIT.
@@ -57,14 +61,27 @@ pub(crate) fn set_up(stream: &TcpStream, peer: SocketAddr, options: &TcpOptions)
 /// The NUMA node of the network device that has an address, where the system tells.
 pub(crate) fn numa_node_of(address: IpAddr) -> Option<u32> {
     let interface = nix::ifaddrs::getifaddrs().ok()?.find(|interface| {
-        interface.address.as_ref().and_then(ip_of).is_some_and(|ip| ip == address)
+        interface
+            .address
+            .as_ref()
+            .and_then(ip_of)
+            .is_some_and(|ip| ip == address)
     })?;
-    let path = format!("/sys/class/net/{}/device/numa_node", interface.interface_name);
+    let path = format!(
+        "/sys/class/net/{}/device/numa_node",
+        interface.interface_name
+    );
     // -1: the device is near to no node in particular.
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {
-    let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-    v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    let v4 = address
+        .as_sockaddr_in()
+        .map(|address| IpAddr::V4(address.ip()));
+    v4.or_else(|| {
+        address
+            .as_sockaddr_in6()
+            .map(|address| IpAddr::V6(address.ip()))
+    })
 }

@@ -25,7 +25,14 @@ pub(crate) struct Transfer {
 impl Transfer {
     /// Begins to receive; `false`, and nothing happens, if the payload has no room for the data.
     pub(crate) fn begin(&mut self, payload: Payload, len: u32, is_awaited: bool) -> bool {
-        *self = Self { cid: self.cid, payload, len, received: 0, is_awaited, is_damaged: false };
+        *self = Self {
+            cid: self.cid,
+            payload,
+            len,
+            received: 0,
+            is_awaited,
+            is_damaged: false,
+        };
         let has_room = len > 0 && self.part(0, len).len() == len as usize;
         if !has_room {
             self.end();
@@ -37,13 +44,22 @@ impl Transfer {
     pub(crate) fn end(&mut self) -> Payload {
         self.is_awaited = false;
         let payload = self.payload.take();
-        if self.is_damaged || self.received < self.len { Payload::None } else { payload }
+        if self.is_damaged || self.received < self.len {
+            Payload::None
+        } else {
+            payload
+        }
     }
 
     /// A part of the buffer; empty if there is no such part.
     pub(crate) fn part(&mut self, from: u32, to: u32) -> &mut [u8] {
-        let bytes = self.payload.as_buf_mut().and_then(|buf| buf.try_as_mut_slice());
-        bytes.and_then(|bytes| bytes.get_mut(from as usize..to as usize)).unwrap_or_default()
+        let bytes = self
+            .payload
+            .as_buf_mut()
+            .and_then(|buf| buf.try_as_mut_slice());
+        bytes
+            .and_then(|bytes| bytes.get_mut(from as usize..to as usize))
+            .unwrap_or_default()
     }
 }
 

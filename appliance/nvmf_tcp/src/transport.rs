@@ -30,7 +30,11 @@ impl TcpTransport {
     pub fn new(options: TcpOptions) -> Result<Self, TcpError> {
         options.validate()?;
         let limits = options.limits();
-        Ok(Self { options: Arc::new(options), limits, stats: Arc::default() })
+        Ok(Self {
+            options: Arc::new(options),
+            limits,
+            stats: Arc::default(),
+        })
     }
 
     /// The options it was made with.
@@ -59,7 +63,12 @@ impl Transport for TcpTransport {
         address: &Arc<TransportAddress>,
     ) -> io::Result<Box<dyn Acceptor>> {
         let (options, stats) = (Arc::clone(&self.options), Arc::clone(&self.stats));
-        Ok(Box::new(TcpAcceptor::new(id, Arc::clone(address), options, stats)?))
+        Ok(Box::new(TcpAcceptor::new(
+            id,
+            Arc::clone(address),
+            options,
+            stats,
+        )?))
     }
 
     fn group(&self, context: &GroupContext<'_>) -> io::Result<Box<dyn TransportGroup>> {

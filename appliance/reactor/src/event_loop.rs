@@ -356,8 +356,7 @@ impl EventLoop {
         counters.enter_sleep(began_ns);
         let mut events = [EpollEvent::empty(); 16];
         let woken = epoll_wait(&self.core.epoll, &mut events, timeout);
-        let ended_ns = self.core.to_ns(Instant::now());
-        counters.leave_sleep(began_ns, ended_ns);
+        let ended_ns = counters.leave_sleep(began_ns, || self.core.to_ns(Instant::now()));
         self.core.now_ns = ended_ns;
         self.billed_until_ns = ended_ns;
         match woken {

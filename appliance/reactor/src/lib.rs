@@ -7,8 +7,8 @@
 //!
 //! It is not an executor of futures and knows nothing of I/O: what a poller polls is its own
 //! business. Libraries that are polled so need not know this crate. They take the time from
-//! [`ThreadContext::now`], a [`std::task::Waker`] from [`ThreadContext::waker`], and give a deadline
-//! ([`PollContext::wake_at`]) and a descriptor ([`ThreadContext::register_wake_fd`]) back.
+//! [`ThreadContext::now`], a [`std::task::Waker`] from [`ThreadContext::waker`], and give a
+//! deadline ([`PollContext::wake_at`]) and a descriptor ([`ThreadContext::register_wake_fd`]) back.
 //!
 //! ```
 //! use std::time::Duration;
@@ -40,21 +40,23 @@
 //!
 //! # Sleep
 //!
-//! A reactor that has found no work for [`ReactorSetBuilder::idle_time_before_sleep`] announces that
-//! it will sleep, polls everything once more, and waits in `epoll_wait` until the first of: a
+//! A reactor that has found no work for [`ReactorSetBuilder::idle_time_before_sleep`] announces
+//! that it will sleep, polls everything once more, and waits in `epoll_wait` until the first of: a
 //! message, a [`std::task::Waker`] of it, a registered descriptor that is readable, the next timed
-//! poller, the earliest [`PollContext::wake_at`]. An active poller that waits for something that is none
-//! of these calls [`ThreadContext::keep_awake`] in each run. The work of timed pollers does not
-//! restart the idle time: after it the reactor sleeps at once. [`sleep`] tells why no wake-up is lost.
+//! poller, the earliest [`PollContext::wake_at`]. An active poller that waits for something that is
+//! none of these calls [`ThreadContext::keep_awake`] in each run. The work of timed pollers does
+//! not restart the idle time: after it the reactor sleeps at once. [`sleep`] tells why no wake-up
+//! is lost.
 //!
 //! # Panics
 //!
 //! A panic in a message or poller ends its *thread*: nothing of it runs again, its mailbox refuses,
-//! its state is [`ThreadState::Failed`], and [`ReactorSetBuilder::on_failure`] is called. Other threads of
-//! the reactor go on. The state of its pollers is **leaked**: it was left half-changed, and may hold
-//! memory that a device still writes to. So a failed thread still holds its descriptors and memory,
-//! and a program that cannot go on without it should exit in the callback. A panic of the reactor
-//! itself is reported likewise (`thread: None`), and by [`ReactorSet::stop`] and [`ReactorSet::join`].
+//! its state is [`ThreadState::Failed`], and [`ReactorSetBuilder::on_failure`] is called. Other
+//! threads of the reactor go on. The state of its pollers is **leaked**: it was left half-changed,
+//! and may hold memory that a device still writes to. So a failed thread still holds its
+//! descriptors and memory, and a program that cannot go on without it should exit in the callback.
+//! A panic of the reactor itself is reported likewise (`thread: None`), and by [`ReactorSet::stop`]
+//! and [`ReactorSet::join`].
 //!
 //! # Bounds
 //!
@@ -64,9 +66,9 @@
 //!
 //! # Reading
 //!
-//! [`Reactor::stats`], [`Thread::stats`] and [`Thread::pollers`] are for any OS thread and stop nobody. The
-//! lists of threads and pollers are under locks that reactors take only when one is added or
-//! removed.
+//! [`Reactor::stats`], [`Thread::stats`] and [`Thread::pollers`] are for any OS thread and stop
+//! nobody. The lists of threads and pollers are under locks that reactors take only when one is
+//! added or removed.
 
 #![expect(
     unsafe_code,

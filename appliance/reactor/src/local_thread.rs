@@ -333,7 +333,8 @@ impl LocalThread {
         }
     }
 
-    /// Ends the thread but for its mailbox. After a failure its pollers' state is leaked, see the crate's documentation.
+    /// Ends the thread but for its mailbox. After a failure its pollers' state is leaked: see the
+    /// crate's documentation.
     pub(crate) fn end(mut self, core: &mut Core, state: ThreadState) {
         for (_, fd) in self.wake_fds.drain(..).flatten() {
             core.forget_fd(&fd);

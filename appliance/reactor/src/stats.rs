@@ -146,26 +146,32 @@ impl ReactorCounters {
         });
     }
 
-    pub(crate) fn leave_sleep(&self, began_ns: u64, now_ns: u64) {
+    /// Reads the clock when no reader can take the sleep for one in progress any more: otherwise a
+    /// reader could count more of it than is booked here.
+    pub(crate) fn leave_sleep(&self, began_ns: u64, clock_ns: impl Fn() -> u64) -> u64 {
+        let mut now_ns = 0;
         self.versioned(|| {
+            now_ns = clock_ns();
             let asleep_ns = now_ns.saturating_sub(began_ns);
             self.idle_ns.add(asleep_ns);
             self.asleep_ns.add(asleep_ns);
             self.turn_began_ns.set(now_ns);
             self.set_state(ReactorState::Polling);
         });
+        now_ns
     }
 
     fn versioned(&self, change: impl FnOnce()) {
         self.sleep_version.add(1);
-        fence(Ordering::Release);
+        // Orders the clock as well: a reader that read it later sees the odd version.
+        fence(Ordering::SeqCst);
         change();
         let version = self.sleep_version.get().wrapping_add(1);
         self.sleep_version.0.store(version, Ordering::Release);
     }
 
-    /// Fills in all that the counters tell; `now_ns` is asked for after they were read.
-    pub(crate) fn snapshot(&self, now_ns: impl Fn() -> u64) -> CounterSnapshot {
+    /// All that the counters tell, with the sleep in progress.
+    pub(crate) fn snapshot(&self, clock_ns: impl Fn() -> u64) -> CounterSnapshot {
         loop {
             let version = self.sleep_version.0.load(Ordering::Acquire);
             let mut snapshot = CounterSnapshot {
@@ -176,13 +182,14 @@ impl ReactorCounters {
                 since_turn_ns: self.turn_began_ns.get(),
                 sleeps: self.sleeps.get(),
             };
-            fence(Ordering::Acquire);
+            let now_ns = clock_ns();
+            fence(Ordering::SeqCst);
             // The change takes nanoseconds, and at most one happens per sleep.
             if version % 2 == 1 || version != self.sleep_version.get() {
                 std::thread::yield_now();
                 continue;
             }
-            snapshot.since_turn_ns = now_ns().saturating_sub(snapshot.since_turn_ns);
+            snapshot.since_turn_ns = now_ns.saturating_sub(snapshot.since_turn_ns);
             if snapshot.state == ReactorState::Sleeping {
                 snapshot.idle_ns += snapshot.since_turn_ns;
                 snapshot.asleep_ns += snapshot.since_turn_ns;

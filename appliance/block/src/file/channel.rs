@@ -545,6 +545,17 @@ mod tests {
         assert!(matches!(task.moved(0), Next::End(Ok(()))));
     }
 
+    fn shared() -> Shared {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let how = nix::fcntl::FlockArg::LockSharedNonblock;
+        Shared {
+            file: Arc::new(file.try_clone().unwrap()),
+            no_zero_range: false.into(),
+            no_punch_hole: false.into(),
+            _lock: nix::fcntl::Flock::lock(file, how).unwrap(),
+        }
+    }
+
     #[test]
     fn an_interrupted_operation_is_repeated() {
         let mut task = task(Op::Write { fua: true }, 512);
@@ -557,9 +568,54 @@ mod tests {
                 dsync: true
             }
         );
-        let mut result = Next::End(Ok(()));
-        std::mem::swap(&mut result, &mut Next::Continue);
-        assert!(matches!(result, Next::Continue));
+        assert!(matches!(
+            task.failed(libc::EINTR, &shared()),
+            Next::Continue
+        ));
         assert_eq!(task.next_operation().0, first);
+        let next = task.failed(libc::EIO, &shared());
+        assert!(matches!(next, Next::End(Err(IoError::MediaWrite))));
+    }
+
+    #[test]
+    fn zeroes_are_written_out_where_the_file_system_knows_no_better() {
+        let shared = shared();
+        let mut task = task(
+            Op::WriteZeroes {
+                unmap: true,
+                fua: false,
+            },
+            4096,
+        );
+        task.step = Step::Allocate { punch: true };
+        assert!(matches!(
+            task.failed(libc::EOPNOTSUPP, &shared),
+            Next::Continue
+        ));
+        assert_eq!(task.step, Step::Allocate { punch: false });
+        assert!(matches!(
+            task.failed(libc::EOPNOTSUPP, &shared),
+            Next::Continue
+        ));
+        assert_eq!(task.step, Step::ZeroWrite);
+        task.scratch = Some(Scratch::new());
+        let (command, _) = task.next_operation();
+        assert_eq!(
+            command,
+            Command::Write {
+                offset: 4096,
+                len: 4096,
+                dsync: false
+            }
+        );
+        assert!(shared.no_punch_hole.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn unmap_is_a_hint_that_may_be_ignored() {
+        let mut task = task(Op::Unmap, 4096);
+        task.step = Step::Allocate { punch: true };
+        let next = task.failed(libc::EOPNOTSUPP, &shared());
+        assert!(matches!(next, Next::End(Ok(()))));
     }
 }

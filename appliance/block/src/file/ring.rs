@@ -293,9 +293,13 @@ impl RingChannel {
         self.shared.ring.borrow_mut().enter(0);
     }
 
+    /// How many ranges of memory and files are registered.
     #[cfg(test)]
-    pub(crate) fn fixed_buffers(&self) -> usize {
-        self.shared.ring.borrow().buffers.len()
+    fn registered(&self) -> (usize, bool) {
+        (
+            self.shared.ring.borrow().buffers.len(),
+            self.file.fixed.is_some(),
+        )
     }
 }
 
@@ -645,3 +649,128 @@ macro_rules! entry {
     }};
 }
 use entry;
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use dma::{BackingPreference, IobufOptions};
+
+    use super::*;
+
+    fn ring(pool: Option<Arc<IobufPool>>) -> (RingChannel, tempfile::NamedTempFile) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut ctx = ChannelContext::new("test", Waker::noop().clone());
+        ctx.pool = pool;
+        let ring = RingChannel::open(&ctx, Arc::new(file.reopen().unwrap())).unwrap();
+        (ring, file)
+    }
+
+    fn one(ring: &RingChannel) -> Finished {
+        let mut finished = Vec::new();
+        while finished.is_empty() {
+            ring.turn(&mut finished);
+        }
+        finished.remove(0)
+    }
+
+    #[test]
+    fn memory_goes_to_the_kernel_and_comes_back() {
+        let (ring, _file) = ring(None);
+        let mut scratch = Scratch::new();
+        scratch.as_mut_slice()[..4].copy_from_slice(b"adit");
+        let write = Command::Write {
+            offset: 0,
+            len: 4096,
+            dsync: true,
+        };
+        ring.push(7, write, Buffer::Scratch(scratch)).unwrap();
+        let finished = one(&ring);
+        assert_eq!((finished.token, finished.result), (7, 4096));
+        ring.push(8, Command::Sync, Buffer::None).unwrap();
+        assert_eq!(one(&ring).result, 0);
+        let read = Command::Read {
+            offset: 0,
+            len: 4096,
+        };
+        ring.push(9, read, Buffer::Scratch(Scratch::new())).unwrap();
+        let finished = one(&ring);
+        let Buffer::Scratch(scratch) = finished.buffer else {
+            panic!("another buffer came back")
+        };
+        assert_eq!(&scratch.as_slice()[..4], b"adit");
+        assert!(ring.registered().1);
+    }
+
+    #[test]
+    fn the_kernel_never_gets_more_than_the_buffer_has() {
+        let (ring, _file) = ring(None);
+        let len = Scratch::LEN + 1;
+        for command in [
+            Command::Read { offset: 0, len },
+            Command::Write {
+                offset: 0,
+                len,
+                dsync: false,
+            },
+        ] {
+            assert!(
+                ring.push(0, command, Buffer::Scratch(Scratch::new()))
+                    .is_err()
+            );
+            assert!(ring.push(0, command, Buffer::None).is_err());
+        }
+    }
+
+    #[test]
+    fn a_buffer_that_others_see_is_not_read_into() {
+        let (ring, _file) = ring(None);
+        let options = IobufOptions {
+            backing: BackingPreference::Plain4K,
+            ..Default::default()
+        };
+        let pool = IobufPool::new(options).unwrap();
+        let channel = pool.channel("test", Default::default()).unwrap();
+        let mut buf = channel.get(4096).unwrap();
+        let view = buf.share(0..512);
+        let read = Command::Read {
+            offset: 0,
+            len: 512,
+        };
+        let refused = ring
+            .push(0, read, Buffer::Payload(buf.into(), 0))
+            .unwrap_err();
+        drop(view);
+        ring.push(0, read, refused).unwrap();
+        assert_eq!(one(&ring).result, 0);
+    }
+
+    #[test]
+    fn regions_that_are_resident_are_registered_and_others_are_not() {
+        let options = |backing| IobufOptions {
+            small_pool_count: 128,
+            large_pool_count: 8,
+            backing,
+            ..Default::default()
+        };
+        let plain = IobufPool::new(options(BackingPreference::Plain4K)).unwrap();
+        assert_eq!(ring(Some(plain)).0.registered().0, 0);
+        match IobufPool::new(options(BackingPreference::Hugetlb2M)) {
+            Err(error) => eprintln!("skipped: no hugepages here: {error}"),
+            Ok(pool) => {
+                let channel = pool.channel("test", Default::default()).unwrap();
+                let mut buf = channel.get(8192).unwrap();
+                buf.as_mut_slice().fill(6);
+                let (ring, _file) = ring(Some(Arc::clone(&pool)));
+                assert!(ring.registered().0 > 0);
+                let write = Command::Write {
+                    offset: 0,
+                    len: 8192,
+                    dsync: false,
+                };
+                ring.push(0, write, Buffer::Payload(buf.into(), 0)).unwrap();
+                assert_eq!(one(&ring).result, 8192);
+            }
+        }
+    }
+}

@@ -1,11 +1,11 @@
-//! Identify Controller, CNS 01h (Base §5.1.13.2.1).
+//! Identify Controller, CNS 01h (Base §5.1.13).
 
 use zerocopy::little_endian::{U16, U32};
 
 use crate::layout::{constants, wire_structs};
 
 wire_structs! {
-    /// Power State Descriptor (Base §5.1.13.2.1, "Power State Descriptor Data Structure").
+    /// Power State Descriptor (Base §5.1.13).
     PowerState[32] {
         /// MP: maximum power, in units that bit 0 of `flags` tells (0: 10 mW, 1: 0.1 mW).
         0 mp: U16,
@@ -49,7 +49,7 @@ wire_structs! {
         28 reserved28: [u8; 4],
     }
 
-    /// Identify Controller (Base §5.1.13.2.1).
+    /// Identify Controller (Base §5.1.13).
     IdentifyController[4096] {
         /// VID: PCI vendor ID. 0 where there is no PCI function.
         0 vid: U16,

@@ -7,14 +7,14 @@ use crate::layout::{constants, wire_structs};
 use crate::{Cntlid, Nsid};
 
 wire_structs! {
-    /// Namespace List: identifiers in increasing order, then zeroes (Base §4.6.2). CNS 02h, 07h,
+    /// Namespace List: identifiers in increasing order, then zeroes. CNS 02h, 07h,
     /// 10h and 1Ah.
     NamespaceList[4096] {
         /// Identifiers; the first 0 ends the list.
         0 nsid: [U32; 1024],
     }
 
-    /// Controller List: identifiers in increasing order (Base §4.6.1). CNS 12h and 13h.
+    /// Controller List: identifiers in increasing order. CNS 12h and 13h.
     ControllerList[4096] {
         /// NUMID: number of identifiers.
         0 numid: U16,
@@ -22,7 +22,7 @@ wire_structs! {
         2 cntlid: [U16; 2047],
     }
 
-    /// Identify I/O Command Set data structure, CNS 1Ch (Base §5.1.13.2.19).
+    /// Identify I/O Command Set data structure, CNS 1Ch (Base §5.1.13).
     IoCommandSetVectors[4096] {
         /// Combinations that a controller can have enabled at one time, bit n for CSI n. The
         /// feature I/O Command Set Profile holds the index of the one in use.
@@ -80,7 +80,7 @@ impl ControllerList {
     }
 }
 
-/// CSI, I/O command set identifiers (Base §3.1.3.4).
+/// CSI, I/O command set identifiers.
 pub mod csi {
     super::constants! { u8;
         /// NVM command set.
@@ -96,7 +96,7 @@ pub mod csi {
     }
 }
 
-/// NIDT, types of namespace identification descriptors (Base §5.1.13.2.3).
+/// NIDT, types of namespace identification descriptors (Base §5.1.13).
 pub mod nidt {
     super::constants! { u8;
         /// EUI64, 8 bytes.
@@ -110,7 +110,7 @@ pub mod nidt {
     }
 }
 
-/// One entry of the Namespace Identification Descriptor list, CNS 03h (Base §5.1.13.2.3).
+/// One entry of the Namespace Identification Descriptor list, CNS 03h (Base §5.1.13).
 ///
 /// Identifiers are in the byte order of the wire, which is big-endian for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

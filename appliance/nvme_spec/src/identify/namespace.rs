@@ -5,7 +5,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use crate::layout::{constants, wire_structs};
 
 wire_structs! {
-    /// LBA Format (NVM §4.1.5.1).
+    /// LBA Format (NVM §4.1.5).
     LbaFormat[4] {
         /// MS: metadata per logical block, in bytes.
         0 ms: U16,
@@ -15,7 +15,7 @@ wire_structs! {
         3 rp: u8,
     }
 
-    /// Identify Namespace of the NVM command set, CNS 00h (NVM §4.1.5.1).
+    /// Identify Namespace of the NVM command set, CNS 00h (NVM §4.1.5).
     IdentifyNamespace[4096] {
         /// NSZE: size, in logical blocks.
         0 nsze: U64,
@@ -106,7 +106,7 @@ wire_structs! {
     }
 
     /// I/O Command Set Specific Identify Namespace of the NVM command set, CNS 05h with CSI 00h
-    /// (NVM §4.1.5.3).
+    /// (NVM §4.1.5).
     IdentifyNvmNamespace[4096] {
         /// LBSTM: logical block storage tag mask.
         0 lbstm: U64,
@@ -137,7 +137,7 @@ wire_structs! {
     }
 
     /// I/O Command Set Specific Identify Controller of the NVM command set, CNS 06h with CSI 00h
-    /// (NVM §4.1.5.4).
+    /// (NVM §4.1.5).
     ///
     /// The first three limits are powers of two of the smallest memory page; 0 is no limit.
     IdentifyNvmController[4096] {
@@ -167,7 +167,7 @@ wire_structs! {
         25 reserved25: [u8; 4071],
     }
 
-    /// I/O Command Set Independent Identify Namespace, CNS 08h (Base §5.1.13.2.8).
+    /// I/O Command Set Independent Identify Namespace, CNS 08h (Base §5.1.13).
     IdentifyIndependentNamespace[4096] {
         /// NSFEAT: features; see [`nsfeat`].
         0 nsfeat: u8,

@@ -1,0 +1,635 @@
+//! The control plane: it takes calls, changes the model, tells the data plane and the store.
+//!
+//! A change goes this way, the first three steps without a pause in between, so that the model, the
+//! data plane and the store see changes in one order:
+//!
+//! 1. the model is changed; a call that breaks a rule ends here;
+//! 2. the data plane makes it so; what it refuses is taken back, what is not there yet is *pending*;
+//! 3. the batch is queued for the store;
+//! 4. the call waits until the batch is durable and the data plane has settled; then it is answered.
+//!
+//! A batch that cannot be stored takes its change back, with all later ones: they may rest on it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use api::v1::{BdevSpec, EventType, NodeState};
+use metastore::{CommitError, StateStore};
+use tokio::sync::{Notify, oneshot, watch};
+
+use crate::error::ControlError;
+use crate::events::Events;
+use crate::model::{Change, Edit, Key, Model, Object, Transaction, batch};
+use crate::runtime::{Prepared, Runtime, RuntimeError, Settled};
+
+/// Time between two attempts at what is pending.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a call waits for the data plane to settle. The change is durable by then; a peer that
+/// does not let go must not hold the caller.
+const SETTLE_MAX: Duration = Duration::from_secs(30);
+
+/// Why an object is not in place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    /// What is missing.
+    pub reason: String,
+    /// How often it was tried.
+    pub attempts: u64,
+}
+
+/// The desired state and what of it is not in place, at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// What shall be.
+    pub model: &'a Model,
+    /// What is not yet.
+    pub pending: &'a BTreeMap<Key, Pending>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    model: Model,
+    /// Objects of the model that the data plane does not have.
+    pending: BTreeMap<Key, Pending>,
+    /// Changes on their way to the store, oldest first.
+    uncommitted: VecDeque<Change>,
+    events: Events,
+    state: NodeState,
+}
+
+/// The control plane. Clones share it.
+#[derive(Clone)]
+pub struct Control {
+    inner: Arc<Mutex<Inner>>,
+    runtime: Arc<dyn Runtime>,
+    store: Arc<StateStore>,
+    /// Revision up to which everything is durable.
+    durable: Arc<watch::Sender<u64>>,
+    retry: Arc<Notify>,
+    /// Fixed facts for `GetNode`.
+    pub(crate) about: Arc<About>,
+}
+
+/// Fixed facts about the process.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// Identity of the node.
+    pub node_id: String,
+    /// Where the state is.
+    pub state_dir: PathBuf,
+    /// When the process started.
+    pub start_time_unix_ms: u64,
+    /// The same, on the clock that never jumps.
+    pub started: std::time::Instant,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").finish_non_exhaustive()
+    }
+}
+
+/// A change that has been made and is being stored.
+struct Flight {
+    revision: u64,
+    stored: oneshot::Receiver<Result<(), CommitError>>,
+    settled: Vec<Settled>,
+}
+
+impl Control {
+    /// A control plane over a model that was restored from `store`.
+    #[must_use]
+    pub fn new(
+        model: Model,
+        store: StateStore,
+        runtime: Arc<dyn Runtime>,
+        about: About,
+    ) -> Control {
+        let revision = model.revision();
+        let pending = model
+            .keys()
+            .into_iter()
+            .map(|key| (key, Pending { reason: "not tried yet".to_owned(), attempts: 0 }))
+            .collect();
+        let inner = Inner {
+            model,
+            pending,
+            uncommitted: VecDeque::new(),
+            events: Events::new(revision),
+            state: NodeState::Starting,
+        };
+        Control {
+            inner: Arc::new(Mutex::new(inner)),
+            runtime,
+            store: Arc::new(store),
+            durable: Arc::new(watch::Sender::new(revision)),
+            retry: Arc::new(Notify::new()),
+            about: Arc::new(about),
+        }
+    }
+
+    /// The data plane.
+    #[must_use]
+    pub fn runtime(&self) -> &Arc<dyn Runtime> {
+        &self.runtime
+    }
+
+    /// Puts restored objects in place, then serves. What cannot be put in place is pending.
+    pub async fn start(&self) {
+        self.attempt_pending().await;
+        self.lock().state = NodeState::Serving;
+    }
+
+    /// Tries what is pending, again and again. Never returns.
+    pub async fn run(&self) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(RETRY_INTERVAL) => {}
+                () = self.retry.notified() => {}
+            }
+            if !self.lock().pending.is_empty() {
+                self.attempt_pending().await;
+            }
+        }
+    }
+
+    /// Reads the state. Short: changes wait meanwhile.
+    pub fn read<T>(&self, read: impl FnOnce(View<'_>) -> T) -> T {
+        let inner = self.lock();
+        read(View { model: &inner.model, pending: &inner.pending })
+    }
+
+    /// What is not in place, at most `max`.
+    #[must_use]
+    pub fn all_pending(&self, max: usize) -> Vec<(Key, Pending)> {
+        let inner = self.lock();
+        inner.pending.iter().take(max).map(|(key, p)| (key.clone(), p.clone())).collect()
+    }
+
+    /// What the node does.
+    #[must_use]
+    pub fn state(&self) -> NodeState {
+        let inner = self.lock();
+        match inner.state {
+            NodeState::Serving if !inner.pending.is_empty() => NodeState::Degraded,
+            state => state,
+        }
+    }
+
+    /// Refuses changes from now on and finishes what runs.
+    pub async fn drain(&self, deadline: Duration) {
+        {
+            let mut inner = self.lock();
+            if inner.state == NodeState::Drained {
+                return;
+            }
+            inner.state = NodeState::Draining;
+        }
+        self.runtime.drain(deadline).await;
+        self.lock().state = NodeState::Drained;
+    }
+
+    /// Reads the model together with the event stream, so that nothing falls between.
+    pub(crate) fn events<T>(&self, read: impl FnOnce(&Events, &Model) -> T) -> T {
+        let inner = self.lock();
+        read(&inner.events, &inner.model)
+    }
+
+    /// Tells watchers of something that is no change of the desired state.
+    pub fn tell(&self, event_type: EventType, kind: &str, name: String, text: String) {
+        let mut inner = self.lock();
+        let revision = inner.model.revision();
+        inner.events.publish(event_type, revision, kind, name, text);
+    }
+
+    /// Makes a change and returns when it is durable and in force. `edit` gives the object to answer
+    /// with; an edit that changes nothing is answered when what it found is durable.
+    ///
+    /// # Errors
+    /// A broken rule, a refusal of the data plane, a store that fails; nothing has changed then.
+    pub async fn change<T: Send>(
+        &self,
+        edit: impl FnOnce(&mut Transaction<'_>) -> Result<T, ControlError> + Send,
+    ) -> Result<T, ControlError> {
+        self.change_prepared(BTreeMap::new(), edit).await
+    }
+
+    /// Runs an edit and takes it back: says what it would do.
+    ///
+    /// # Errors
+    /// A broken rule.
+    pub fn trial<T>(
+        &self,
+        edit: impl FnOnce(&mut Transaction<'_>) -> Result<T, ControlError>,
+    ) -> Result<T, ControlError> {
+        let mut inner = self.lock();
+        let mut transaction = inner.model.begin();
+        edit(&mut transaction)
+    }
+
+    /// As [`Control::change`], for edits that make block devices: those are opened first, without
+    /// holding anything up. `edit` runs twice, the first time on trial.
+    ///
+    /// # Errors
+    /// As [`Control::change`].
+    pub async fn change_with_bdevs<T: Send>(
+        &self,
+        edit: impl Fn(&mut Transaction<'_>) -> Result<T, ControlError> + Send,
+    ) -> Result<T, ControlError> {
+        let new: Vec<BdevSpec> = {
+            let mut inner = self.lock();
+            refuse_unless_serving(&inner)?;
+            let mut trial = inner.model.begin();
+            edit(&mut trial)?;
+            trial.edits().iter().filter_map(new_bdev).collect()
+        };
+        let mut prepared = BTreeMap::new();
+        for spec in new {
+            let result = self.runtime.prepare(&spec).await;
+            if let Err(RuntimeError::Refused(reason)) = result {
+                let what = format!("bdev {:?}", spec.name);
+                return Err(ControlError::Refused { what, reason });
+            }
+            prepared.insert(spec.name, result);
+        }
+        self.change_prepared(prepared, edit).await
+    }
+
+    async fn change_prepared<T: Send>(
+        &self,
+        prepared: BTreeMap<String, Result<Prepared, RuntimeError>>,
+        edit: impl FnOnce(&mut Transaction<'_>) -> Result<T, ControlError> + Send,
+    ) -> Result<T, ControlError> {
+        let (answer, flight) = self.launch(prepared, edit)?;
+        match flight {
+            Ok(flight) => self.land(flight).await?,
+            // The state was so already; but is what was found durable yet?
+            Err(revision) => self.wait_durable(revision).await?,
+        }
+        Ok(answer)
+    }
+
+    /// Steps 1 to 3, without a pause.
+    fn launch<T>(
+        &self,
+        mut prepared: BTreeMap<String, Result<Prepared, RuntimeError>>,
+        edit: impl FnOnce(&mut Transaction<'_>) -> Result<T, ControlError>,
+    ) -> Result<(T, Result<Flight, u64>), ControlError> {
+        let mut inner = self.lock();
+        refuse_unless_serving(&inner)?;
+        let mut transaction = inner.model.begin();
+        let answer = edit(&mut transaction)?;
+        let Some(change) = transaction.finish() else {
+            let revision = inner.model.revision();
+            return Ok((answer, Err(revision)));
+        };
+        let settled = match self.realise(&mut inner, &change, &mut prepared) {
+            Ok(settled) => settled,
+            Err(error) => {
+                inner.model.revert(&change);
+                return Err(error);
+            }
+        };
+        let (done, stored) = oneshot::channel();
+        let queued = self.store.commit(batch(&change), move |result| {
+            // The caller may have gone; the change stands all the same.
+            let _ = done.send(result);
+        });
+        if let Err(error) = queued {
+            self.undo(&mut inner, &change);
+            return Err(error.into());
+        }
+        let revision = change.revision;
+        inner.uncommitted.push_back(change);
+        Ok((answer, Ok(Flight { revision, stored, settled })))
+    }
+
+    /// Step 4. The wait for the store goes on by itself when the caller gives up.
+    async fn land(&self, flight: Flight) -> Result<(), ControlError> {
+        let control = self.clone();
+        let Flight { revision, stored, settled } = flight;
+        let landing = tokio::spawn(async move {
+            let result = stored.await.unwrap_or(Err(CommitError::Closed));
+            control.committed(revision, &result);
+            result
+        });
+        landing.await.unwrap_or(Err(CommitError::Closed))?;
+        let all = async {
+            for settled in settled {
+                settled.await;
+            }
+        };
+        if tokio::time::timeout(SETTLE_MAX, all).await.is_err() {
+            tracing::warn!(revision, "a change is not in force everywhere yet: a thread is busy");
+        }
+        Ok(())
+    }
+
+    /// The store has answered for a revision.
+    fn committed(&self, revision: u64, result: &Result<(), CommitError>) {
+        let mut inner = self.lock();
+        match result {
+            Ok(()) => {
+                while inner.uncommitted.front().is_some_and(|c| c.revision <= revision) {
+                    let Some(change) = inner.uncommitted.pop_front() else { break };
+                    announce(&mut inner.events, &change);
+                }
+                self.durable.send_if_modified(|durable| {
+                    let is_newer = revision > *durable;
+                    *durable = revision.max(*durable);
+                    is_newer
+                });
+            }
+            Err(error) => {
+                // Later changes rest on this one, and the store refuses them: newest first.
+                while inner.uncommitted.back().is_some_and(|c| c.revision >= revision) {
+                    let Some(change) = inner.uncommitted.pop_back() else { break };
+                    tracing::error!(revision = change.revision, %error, "a change was taken back");
+                    self.undo(&mut inner, &change);
+                }
+                // Whoever waits for the revision looks again.
+                self.durable.send_modify(|_| {});
+            }
+        }
+    }
+
+    async fn wait_durable(&self, revision: u64) -> Result<(), ControlError> {
+        let mut durable = self.durable.subscribe();
+        loop {
+            if *durable.borrow_and_update() >= revision {
+                return Ok(());
+            }
+            if self.lock().model.revision() < revision {
+                // What it found was taken back.
+                return Err(ControlError::Store(CommitError::OutOfOrder {
+                    given: revision,
+                    stored: *durable.borrow(),
+                }));
+            }
+            if durable.changed().await.is_err() {
+                return Err(ControlError::Store(CommitError::Closed));
+            }
+        }
+    }
+
+    /// Step 2: tells the data plane of every edit. On a refusal it takes back what it did.
+    fn realise(
+        &self,
+        inner: &mut Inner,
+        change: &Change,
+        prepared: &mut BTreeMap<String, Result<Prepared, RuntimeError>>,
+    ) -> Result<Vec<Settled>, ControlError> {
+        let mut settled = Vec::with_capacity(change.edits.len());
+        let pending_before = inner.pending.clone_touched(change);
+        for (index, edit) in change.edits.iter().enumerate() {
+            let mine = match &edit.key {
+                Key::Bdev(name) => prepared.remove(name),
+                _ => None,
+            };
+            match self.realise_one(inner, edit, mine) {
+                Ok(Some(done)) => settled.push(done),
+                Ok(None) => {}
+                Err(reason) => {
+                    for done in change.edits[..index].iter().rev() {
+                        self.unrealise(inner, done);
+                    }
+                    inner.pending.put_back(pending_before);
+                    let what = format!("{} {:?}", edit.key.kind(), edit.key.name());
+                    return Err(ControlError::Refused { what, reason });
+                }
+            }
+        }
+        Ok(settled)
+    }
+
+    /// One edit. `Ok(None)` when it is pending, or was and is gone.
+    fn realise_one(
+        &self,
+        inner: &mut Inner,
+        edit: &Edit,
+        prepared: Option<Result<Prepared, RuntimeError>>,
+    ) -> Result<Option<Settled>, String> {
+        let was_pending = inner.pending.remove(&edit.key);
+        let Some(new) = &edit.new else {
+            if was_pending.is_some() {
+                return Ok(None);
+            }
+            return match self.runtime.apply(edit, None) {
+                Ok(settled) => Ok(Some(settled)),
+                Err(RuntimeError::Refused(reason) | RuntimeError::Pending(reason)) => Err(reason),
+            };
+        };
+        // What is not there yet has no old form in the data plane.
+        let edit = match &was_pending {
+            Some(_) => &Edit { key: edit.key.clone(), old: None, new: Some(new.clone()) },
+            None => edit,
+        };
+        let waits_for = missing(inner, edit);
+        let result = match (waits_for, prepared) {
+            (Some(reason), _) => Err(RuntimeError::Pending(reason)),
+            (None, Some(Err(error))) => Err(error),
+            (None, Some(Ok(prepared))) => self.runtime.apply(edit, Some(prepared)),
+            // A device that was not opened ahead is opened by the next attempt.
+            (None, None) if edit.old.is_none() && matches!(edit.key, Key::Bdev(_)) => {
+                self.retry.notify_one();
+                Err(RuntimeError::Pending("it is being opened".to_owned()))
+            }
+            (None, None) => self.runtime.apply(edit, None),
+        };
+        match result {
+            Ok(settled) => {
+                if was_pending.is_some() || !inner.pending.is_empty() {
+                    self.retry.notify_one();
+                }
+                Ok(Some(settled))
+            }
+            Err(RuntimeError::Pending(reason)) => {
+                let attempts = was_pending.map_or(1, |pending| pending.attempts + 1);
+                inner.pending.insert(edit.key.clone(), Pending { reason, attempts });
+                Ok(None)
+            }
+            Err(RuntimeError::Refused(reason)) => Err(reason),
+        }
+    }
+
+    /// Takes one edit back in the data plane. What cannot be put back is pending.
+    fn unrealise(&self, inner: &mut Inner, edit: &Edit) {
+        let inverse = edit.inverse();
+        if let Err(reason) = self.realise_one(inner, &inverse, None) {
+            tracing::error!(kind = edit.key.kind(), name = edit.key.name(), reason, "cannot go back");
+            if inverse.new.is_some() {
+                inner.pending.insert(inverse.key, Pending { reason, attempts: 1 });
+            }
+        }
+    }
+
+    /// Takes a whole change back, in the data plane and in the model.
+    fn undo(&self, inner: &mut Inner, change: &Change) {
+        for edit in change.edits.iter().rev() {
+            self.unrealise(inner, edit);
+        }
+        inner.model.revert(change);
+    }
+
+    /// Tries everything that is pending, in the order in which things are put in place, until nothing
+    /// moves any more.
+    async fn attempt_pending(&self) {
+        let mut keys: Vec<Key> = self.lock().pending.keys().cloned().collect();
+        loop {
+            let mut later = Vec::new();
+            let before = keys.len();
+            for (index, key) in keys.into_iter().enumerate() {
+                if !self.attempt(&key).await {
+                    later.push(key);
+                }
+                // Thousands of objects: let calls in between.
+                if index % 64 == 63 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            if later.is_empty() || later.len() == before {
+                return;
+            }
+            // Something came to be: what rests on it may follow.
+            keys = later;
+        }
+    }
+
+    /// One attempt. True when the object is in place, or gone.
+    async fn attempt(&self, key: &Key) -> bool {
+        let (object, waits) = {
+            let inner = self.lock();
+            if !inner.pending.contains_key(key) {
+                return true;
+            }
+            let Some(object) = inner.model.get(key) else { return true };
+            let edit = Edit { key: key.clone(), old: None, new: Some(object.clone()) };
+            (object, missing(&inner, &edit))
+        };
+        let prepared = match (&object, &waits) {
+            (Object::Bdev(bdev), None) => Some(self.runtime.prepare(&bdev.spec).await),
+            _ => None,
+        };
+        let mut inner = self.lock();
+        // Meanwhile it may have changed or gone.
+        if inner.model.get(key).as_ref() != Some(&object) {
+            return false;
+        }
+        let Some(pending) = inner.pending.get(key).cloned() else { return true };
+        let edit = Edit { key: key.clone(), old: None, new: Some(object) };
+        let result = match (waits, prepared) {
+            (Some(reason), _) => Err(RuntimeError::Pending(reason)),
+            (None, Some(Err(error))) => Err(error),
+            (None, Some(Ok(prepared))) => self.runtime.apply(&edit, Some(prepared)),
+            (None, None) => self.runtime.apply(&edit, None),
+        };
+        let revision = inner.model.revision();
+        match result {
+            // Nobody waits for it to settle.
+            Ok(_) => {
+                inner.pending.remove(key);
+                let text = "in place".to_owned();
+                inner.events.publish(EventType::Status, revision, key.kind(), key.name(), text);
+                true
+            }
+            Err(RuntimeError::Pending(reason) | RuntimeError::Refused(reason)) => {
+                if pending.reason != reason {
+                    tracing::warn!(kind = key.kind(), name = key.name(), reason, "not in place yet");
+                    let text = format!("pending: {reason}");
+                    inner.events.publish(EventType::Status, revision, key.kind(), key.name(), text);
+                }
+                let attempts = pending.attempts + 1;
+                inner.pending.insert(key.clone(), Pending { reason, attempts });
+                false
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic while it was held left plain data behind: better to serve on.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Remembers and restores the pending entries that a change may touch.
+trait Touched {
+    fn clone_touched(&self, change: &Change) -> Vec<(Key, Option<Pending>)>;
+    fn put_back(&mut self, entries: Vec<(Key, Option<Pending>)>);
+}
+
+impl Touched for BTreeMap<Key, Pending> {
+    fn clone_touched(&self, change: &Change) -> Vec<(Key, Option<Pending>)> {
+        change.edits.iter().map(|edit| (edit.key.clone(), self.get(&edit.key).cloned())).collect()
+    }
+
+    fn put_back(&mut self, entries: Vec<(Key, Option<Pending>)>) {
+        for (key, entry) in entries {
+            match entry {
+                Some(pending) => self.insert(key, pending),
+                None => self.remove(&key),
+            };
+        }
+    }
+}
+
+fn refuse_unless_serving(inner: &Inner) -> Result<(), ControlError> {
+    match inner.state {
+        NodeState::Draining | NodeState::Drained => Err(ControlError::Draining),
+        _ => Ok(()),
+    }
+}
+
+/// The block device that an edit makes.
+fn new_bdev(edit: &Edit) -> Option<BdevSpec> {
+    match (&edit.old, &edit.new) {
+        (None, Some(Object::Bdev(new))) => Some(new.spec.clone()),
+        _ => None,
+    }
+}
+
+/// What an edit needs and is itself pending.
+fn missing(inner: &Inner, edit: &Edit) -> Option<String> {
+    let is_pending = |key: &Key| {
+        inner
+            .pending
+            .get(key)
+            .map(|pending| format!("{} {} is pending: {}", key.kind(), key.name(), pending.reason))
+    };
+    match (&edit.key, edit.new.as_ref()?) {
+        (_, Object::Bdev(bdev)) => {
+            let base = crate::model::base_of(&bdev.spec)?;
+            is_pending(&Key::Bdev(base.to_owned()))
+        }
+        (Key::Namespace(nqn, _), Object::Namespace(namespace)) => {
+            is_pending(&Key::Subsystem(nqn.clone()))
+                .or_else(|| is_pending(&Key::Bdev(namespace.spec.bdev_name.clone())))
+        }
+        (Key::Listener(nqn, _), Object::Listener(listener)) => {
+            let trtype = listener.spec.address.as_ref().map(|address| address.trtype.clone());
+            is_pending(&Key::Subsystem(nqn.clone()))
+                .or_else(|| is_pending(&Key::Transport(trtype.unwrap_or_default())))
+        }
+        (Key::Host(nqn, _), _) => is_pending(&Key::Subsystem(nqn.clone())),
+        _ => None,
+    }
+}
+
+fn announce(events: &mut Events, change: &Change) {
+    for edit in &change.edits {
+        let event_type = match (&edit.old, &edit.new) {
+            (None, _) => EventType::Created,
+            (Some(_), Some(_)) => EventType::Updated,
+            (Some(_), None) => EventType::Deleted,
+        };
+        events.publish(
+            event_type,
+            change.revision,
+            edit.key.kind(),
+            edit.key.name(),
+            String::new(),
+        );
+    }
+}

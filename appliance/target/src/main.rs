@@ -1,0 +1,3 @@
+//! `aditd`: the target.
+
+fn main() {}

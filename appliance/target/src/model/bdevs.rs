@@ -1,0 +1,326 @@
+//! Rules of block devices.
+
+use std::sync::Arc;
+
+use api::v1::{BdevSpec, ErrorRule, ErrorType, IoType, QosLimits, bdev_spec::Kind};
+
+use super::validate::{Check, mask_error};
+use super::{Key, Object, Stored, Transaction};
+use crate::error::ControlError;
+
+/// Kinds that can be created.
+pub(crate) const KINDS: [&str; 5] = ["malloc", "null", "file", "error", "delay"];
+
+/// Layers on one device. A tower of them is a mistake.
+const LAYERS_MAX: usize = 8;
+const RULES_MAX: usize = 64;
+const LATENCY_US_MAX: u64 = 3_600_000_000;
+
+/// The device below a layer.
+pub(crate) fn base_of(spec: &BdevSpec) -> Option<&str> {
+    match &spec.kind {
+        Some(Kind::Error(layer)) => Some(&layer.base_bdev),
+        Some(Kind::Delay(layer)) => Some(&layer.base_bdev),
+        _ => None,
+    }
+}
+
+impl Transaction<'_> {
+    /// Creates a block device; nothing happens when it is there and the same.
+    ///
+    /// # Errors
+    /// Wrong fields, one with other options, a base that is missing or in use, the limit.
+    pub fn create_bdev(&mut self, spec: BdevSpec) -> Result<Arc<Stored<BdevSpec>>, ControlError> {
+        let key = Key::Bdev(spec.name.clone());
+        let there = self.model.bdevs.get(&spec.name).cloned();
+        let spec = self.normal_bdev(spec, there.as_deref())?;
+        if let Some(there) = there {
+            let differences = api::fields::differences(&there.spec, &spec);
+            if differences.is_empty() {
+                return Ok(there);
+            }
+            let (kind, name) = (key.kind(), key.name());
+            return Err(ControlError::Exists { kind, name, differences });
+        }
+        if self.model.bdevs.len() >= self.model.limits.bdevs_max {
+            let max = self.model.limits.bdevs_max;
+            return Err(ControlError::Limit { what: "bdevs", max, option: "limits.bdevs_max" });
+        }
+        if let Some(other) = self.model.bdev_names_by_uuid.get(spec.uuid()) {
+            let problem = format!("{} is the UUID of {other:?} already", spec.uuid());
+            return Err(ControlError::field(format!("bdev {:?}", spec.name), "bdev.uuid", problem));
+        }
+        if let Some(base) = base_of(&spec) {
+            self.free_bdev(base)?;
+            self.check_depth(base)?;
+        }
+        Ok(self.put_bdev(key, spec))
+    }
+
+    /// Changes limits, rules or latencies.
+    ///
+    /// # Errors
+    /// No such device, another generation, a field that is fixed or wrong.
+    pub fn update_bdev(
+        &mut self,
+        spec: &BdevSpec,
+        paths: &[String],
+        expected: Option<u64>,
+    ) -> Result<Arc<Stored<BdevSpec>>, ControlError> {
+        let (key, there) = self.bdev(&spec.name)?;
+        Self::expect_generation(&key, expected, there.generation)?;
+        let allowed: &[&str] = match there.spec.kind {
+            Some(Kind::Error(_)) => &["qos", "error.rules"],
+            Some(Kind::Delay(_)) => &[
+                "qos",
+                "delay.avg_read_latency_us",
+                "delay.p99_read_latency_us",
+                "delay.avg_write_latency_us",
+                "delay.p99_write_latency_us",
+            ],
+            _ => &["qos"],
+        };
+        let what = || format!("bdev {:?}", there.spec.name);
+        let mut new = api::fields::update(&there.spec, spec, paths, allowed)
+            .map_err(|error| mask_error(what(), &error))?;
+        let mut check = Check::new(what(), "bdev");
+        check_kind(&mut new, &mut check);
+        check_qos(&mut new, &mut check);
+        check.finish()?;
+        if new == there.spec {
+            return Ok(there);
+        }
+        Ok(self.put_bdev(key, new))
+    }
+
+    /// Gives a device another size.
+    ///
+    /// # Errors
+    /// No such device, another generation, a size that is wrong, or a layer.
+    pub fn resize_bdev(
+        &mut self,
+        name: &str,
+        size_bytes: u64,
+        expected: Option<u64>,
+    ) -> Result<Arc<Stored<BdevSpec>>, ControlError> {
+        let (key, there) = self.bdev(name)?;
+        Self::expect_generation(&key, expected, there.generation)?;
+        let mut new = there.spec.clone();
+        let what = format!("bdev {:?}", new.name);
+        match &mut new.kind {
+            Some(Kind::Malloc(malloc)) => malloc.size_bytes = size_bytes,
+            Some(Kind::Null(null)) => null.size_bytes = size_bytes,
+            Some(Kind::File(file)) => {
+                if file.size_bytes.is_some_and(|size| size_bytes < size) {
+                    let problem = "a file is never made smaller: that would cut data off";
+                    return Err(ControlError::field(what, "size_bytes", problem));
+                }
+                file.size_bytes = Some(size_bytes);
+            }
+            _ => {
+                return Err(ControlError::Precondition {
+                    subject: new.name,
+                    problem: "a layer is as large as the device below; resize that one".to_owned(),
+                });
+            }
+        }
+        let mut check = Check::new(what, "bdev");
+        check_kind(&mut new, &mut check);
+        check.finish()?;
+        if new == there.spec {
+            return Ok(there);
+        }
+        Ok(self.put_bdev(key, new))
+    }
+
+    /// Deletes a device that nothing uses.
+    ///
+    /// # Errors
+    /// None of this name unless `allow_missing`, another generation, or a user.
+    pub fn delete_bdev(
+        &mut self,
+        name: &str,
+        expected: Option<u64>,
+        allow_missing: bool,
+    ) -> Result<(), ControlError> {
+        let (key, there) = match self.bdev(name) {
+            Ok(found) => found,
+            Err(ControlError::NotFound { .. }) if allow_missing => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        Self::expect_generation(&key, expected, there.generation)?;
+        self.free_bdev(&there.spec.name)?;
+        self.put(key, None);
+        Ok(())
+    }
+
+    fn bdev(&self, name: &str) -> Result<(Key, Arc<Stored<BdevSpec>>), ControlError> {
+        match self.model.find_bdev(name) {
+            Some(found) => Ok((Key::Bdev(found.spec.name.clone()), found.clone())),
+            None => Err(Self::not_found(&Key::Bdev(name.to_owned()))),
+        }
+    }
+
+    /// Refuses unless the device is there and nothing uses it.
+    pub(super) fn free_bdev(&self, name: &str) -> Result<(), ControlError> {
+        if !self.model.bdevs.contains_key(name) {
+            return Err(Self::not_found(&Key::Bdev(name.to_owned())));
+        }
+        let users: Vec<_> =
+            self.model.bdev_users(name).map(|key| format!("{} {}", key.kind(), key.name())).collect();
+        if users.is_empty() {
+            return Ok(());
+        }
+        Err(ControlError::InUse { kind: "bdev", name: name.to_owned(), users })
+    }
+
+    fn check_depth(&self, base: &str) -> Result<(), ControlError> {
+        let mut below = Some(base);
+        for _ in 0..LAYERS_MAX {
+            let Some(name) = below else { return Ok(()) };
+            below = self.model.bdevs.get(name).and_then(|bdev| base_of(&bdev.spec));
+        }
+        Err(ControlError::Precondition {
+            subject: base.to_owned(),
+            problem: format!("{LAYERS_MAX} layers lie on each other already"),
+        })
+    }
+
+    /// A specification in normal form. What the caller left open is taken from `there`, so that the
+    /// same request again finds the same object.
+    pub(super) fn normal_bdev(
+        &self,
+        mut spec: BdevSpec,
+        there: Option<&Stored<BdevSpec>>,
+    ) -> Result<BdevSpec, ControlError> {
+        let mut check = Check::new(format!("bdev {:?}", spec.name), "bdev");
+        check_name(&spec.name, &mut check);
+        if let Some(there) = there {
+            spec.uuid.get_or_insert_with(|| there.spec.uuid().to_owned());
+            if spec.qos.is_none() {
+                spec.qos = there.spec.qos;
+            }
+        }
+        let uuid = spec.uuid.get_or_insert_with(|| uuid::Uuid::new_v4().to_string());
+        check.uuid("uuid", uuid);
+        check_kind(&mut spec, &mut check);
+        check_qos(&mut spec, &mut check);
+        // A layer may name its base by UUID.
+        let base = base_of(&spec).and_then(|base| self.model.find_bdev(base));
+        let base = base.map(|base| base.spec.name.clone());
+        if let Some(base) = base {
+            match &mut spec.kind {
+                Some(Kind::Error(layer)) => layer.base_bdev = base,
+                Some(Kind::Delay(layer)) => layer.base_bdev = base,
+                _ => {}
+            }
+        }
+        check.finish()?;
+        Ok(spec)
+    }
+
+    pub(super) fn put_bdev(&mut self, key: Key, spec: BdevSpec) -> Arc<Stored<BdevSpec>> {
+        let stored = Arc::new(Stored { spec, generation: self.generation() });
+        self.put(key, Some(Object::Bdev(stored.clone())));
+        stored
+    }
+}
+
+fn check_name(name: &str, check: &mut Check) {
+    let is_right = (1..=128).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:-@/".contains(&b));
+    check.that(is_right, "name", "must be 1 to 128 characters: letters, digits and ._:-@/");
+    // A name that reads as a UUID would hide the device that has it.
+    let is_uuid = uuid::Uuid::parse_str(name).is_ok();
+    check.that(!is_uuid, "name", "must not be a UUID: devices are found by UUID too");
+}
+
+fn check_kind(spec: &mut BdevSpec, check: &mut Check) {
+    match &mut spec.kind {
+        Some(Kind::Malloc(malloc)) => {
+            let block = check_block_size("malloc", &mut malloc.block_size, check);
+            check_size("malloc", malloc.size_bytes, block, check);
+        }
+        Some(Kind::Null(null)) => {
+            let block = check_block_size("null", &mut null.block_size, check);
+            check_size("null", null.size_bytes, block, check);
+        }
+        Some(Kind::File(file)) => {
+            let block = check_block_size("file", &mut file.block_size, check);
+            if let Some(size) = file.size_bytes {
+                check_size("file", size, block, check);
+            }
+            file.direct.get_or_insert(true);
+            file.read_only.get_or_insert(false);
+            let is_right = file.path.starts_with('/') && !file.path.contains('\0');
+            check.that(is_right && file.path.len() < 4096, "file.path", "must be an absolute path");
+        }
+        Some(Kind::Error(layer)) => {
+            check.that(!layer.base_bdev.is_empty(), "error.base_bdev", "names the device below");
+            let count = layer.rules.len();
+            check.that(count <= RULES_MAX, "error.rules", "at most 64 rules are possible");
+            for (index, rule) in layer.rules.iter_mut().enumerate() {
+                check_rule(index, rule, check);
+            }
+        }
+        Some(Kind::Delay(layer)) => {
+            check.that(!layer.base_bdev.is_empty(), "delay.base_bdev", "names the device below");
+            for (field, value) in [
+                ("delay.avg_read_latency_us", layer.avg_read_latency_us),
+                ("delay.p99_read_latency_us", layer.p99_read_latency_us),
+                ("delay.avg_write_latency_us", layer.avg_write_latency_us),
+                ("delay.p99_write_latency_us", layer.p99_write_latency_us),
+            ] {
+                check.that(value <= LATENCY_US_MAX, field, "must be at most an hour");
+            }
+        }
+        None => check.wrong("kind", format!("one of {} must be set", KINDS.join(", "))),
+    }
+}
+
+fn check_block_size(kind: &str, block_size: &mut Option<u32>, check: &mut Check) -> u32 {
+    let block = *block_size.get_or_insert(512);
+    let is_right = matches!(block, 512 | 4096);
+    check.that(is_right, &format!("{kind}.block_size"), "must be 512 or 4096");
+    if is_right { block } else { 512 }
+}
+
+fn check_size(kind: &str, size: u64, block: u32, check: &mut Check) {
+    let field = format!("{kind}.size_bytes");
+    check.that(size > 0, &field, "must not be 0");
+    let is_whole = size.is_multiple_of(u64::from(block));
+    check.that(is_whole, &field, &format!("must be a multiple of the block size, {block}"));
+    check.that(size <= 1 << 60, &field, "must be at most 1 EiB");
+}
+
+fn check_rule(index: usize, rule: &mut ErrorRule, check: &mut Check) {
+    let field = |name: &str| format!("error.rules[{index}].{name}");
+    if IoType::try_from(rule.io_type).is_err() {
+        check.wrong(&field("io_type"), format!("{} is no type of I/O", rule.io_type));
+    }
+    match ErrorType::try_from(rule.error_type) {
+        Ok(ErrorType::Unspecified) | Err(_) => {
+            check.wrong(&field("error_type"), "must be failure, pending or corrupt_data");
+        }
+        Ok(_) => {}
+    }
+    check.number(&field("probability_ppm"), &mut rule.probability_ppm, 1_000_000, 1..=1_000_000);
+    check.number(&field("sct"), &mut rule.sct, 2, 0..=7);
+    // Media errors: unrecovered read error, write fault.
+    let default_sc = if rule.io_type() == IoType::Read { 0x81 } else { 0x80 };
+    check.number(&field("sc"), &mut rule.sc, default_sc, 0..=255);
+    check.number(&field("corrupt_value"), &mut rule.corrupt_value, 255, 1..=255);
+    if let (Some(first), Some(last)) = (rule.lba_first, rule.lba_last) {
+        check.that(first <= last, &field("lba_last"), "must not be before lba_first");
+    }
+}
+
+fn check_qos(spec: &mut BdevSpec, check: &mut Check) {
+    let Some(qos) = &mut spec.qos else { return };
+    check.number("qos.burst_ms", &mut qos.burst_ms, 1, 0..=10_000);
+    // No limit at all is the same as none given: one form for both.
+    let burst_ms = qos.burst_ms;
+    if *qos == (QosLimits { burst_ms, ..QosLimits::default() }) {
+        spec.qos = None;
+    }
+}

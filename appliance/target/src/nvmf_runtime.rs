@@ -1,0 +1,219 @@
+//! The [`Runtime`] of the program: the NVMe-oF target, its block devices and its reactors.
+
+mod apply;
+mod describe;
+mod devices;
+mod observe;
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use api::v1::{self, BdevSpec};
+use block::Claim;
+use fabric_wire::Nqn;
+use nvmf::{Subsystem, Ticket};
+
+use crate::data_plane::DataPlane;
+use crate::model::{Edit, Key};
+use crate::runtime::{Facts, Prepared, Preparing, Runtime, RuntimeError, Settled};
+
+/// How long a removed host's I/O may take when nobody says.
+const HOST_DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
+
+/// Drives a [`DataPlane`] as the control plane says.
+pub struct NvmfRuntime {
+    plane: Arc<DataPlane>,
+    connections_max: u32,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// What holds block devices: namespaces and layers, by their keys.
+    claims: HashMap<Key, Claim>,
+    /// Fallbacks taken when devices were opened, by device.
+    notices: HashMap<String, String>,
+    /// Connects since the start, by subsystem, and refusals in all.
+    connects: HashMap<Nqn, u64>,
+    connects_refused: u64,
+    host_deadline: Duration,
+}
+
+impl NvmfRuntime {
+    /// Over a data plane that runs.
+    #[must_use]
+    pub fn new(plane: Arc<DataPlane>, connections_max: u32) -> Self {
+        let state = State {
+            claims: HashMap::new(),
+            notices: HashMap::new(),
+            connects: HashMap::new(),
+            connects_refused: 0,
+            host_deadline: HOST_DEADLINE_DEFAULT,
+        };
+        Self { plane, connections_max, state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock was held left plain data behind: go on with it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn subsystem(&self, nqn: &str) -> Option<Arc<Subsystem>> {
+        self.plane.target().subsystem(&nqn.parse().ok()?)
+    }
+
+    fn all_subsystems(&self) -> Vec<Arc<Subsystem>> {
+        self.plane.target().subsystems()
+    }
+
+    /// Counts what hosts did since the last call; for the events of the control plane.
+    pub fn take_events(&self, waker: Option<&std::task::Waker>) -> Vec<nvmf::TargetEvent> {
+        let (events, _) = self.plane.target().take_events(waker);
+        let mut state = self.lock();
+        for event in &events {
+            match event {
+                nvmf::TargetEvent::ControllerConnected { nqn, .. } => {
+                    *state.connects.entry(nqn.clone()).or_default() += 1;
+                }
+                nvmf::TargetEvent::ConnectRefused { .. } => state.connects_refused += 1,
+                _ => {}
+            }
+        }
+        events
+    }
+}
+
+/// Waits for every ticket.
+fn settle(tickets: Vec<Ticket>) -> Settled {
+    Box::pin(async move {
+        for ticket in tickets {
+            ticket.await;
+        }
+    })
+}
+
+fn settle_one(ticket: Ticket) -> Settled {
+    settle(vec![ticket])
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn refused(error: &dyn std::error::Error) -> RuntimeError {
+    RuntimeError::Refused(chain(error))
+}
+
+impl Runtime for NvmfRuntime {
+    fn prepare(&self, spec: &BdevSpec) -> Preparing {
+        devices::prepare(spec, self.plane.registry())
+    }
+
+    fn apply(&self, edit: &Edit, prepared: Option<Prepared>) -> Result<Settled, RuntimeError> {
+        self.apply_edit(edit, prepared)
+    }
+
+    fn set_host_deadline(&self, deadline: Duration) {
+        self.lock().host_deadline = deadline;
+    }
+
+    fn facts(&self) -> Facts {
+        self.facts_now()
+    }
+
+    fn describe_transport(&self, transport: &mut v1::Transport) {
+        self.fill_transport(transport);
+    }
+
+    fn describe_bdev(&self, bdev: &mut v1::Bdev) {
+        self.fill_bdev(bdev);
+    }
+
+    fn describe_subsystem(&self, subsystem: &mut v1::Subsystem) {
+        self.fill_subsystem(subsystem);
+    }
+
+    fn describe_namespace(&self, namespace: &mut v1::Namespace) {
+        self.fill_namespace(namespace);
+    }
+
+    fn describe_listener(&self, listener: &mut v1::Listener) {
+        self.fill_listener(listener);
+    }
+
+    fn describe_host(&self, host: &mut v1::Host) {
+        self.fill_host(host);
+    }
+
+    fn bdev_stats(&self, name: &str, per_thread: bool, histograms: bool) -> Option<v1::BdevStats> {
+        self.read_bdev_stats(name, per_thread, histograms)
+    }
+
+    fn reactors(&self) -> Vec<v1::Reactor> {
+        self.read_reactors()
+    }
+
+    fn threads(&self) -> Vec<v1::Thread> {
+        self.read_threads()
+    }
+
+    fn pollers(&self) -> Vec<v1::ThreadPollers> {
+        self.read_pollers()
+    }
+
+    fn channels(&self) -> Vec<v1::ThreadChannels> {
+        self.read_channels()
+    }
+
+    fn iobuf(&self) -> v1::Iobuf {
+        self.read_iobuf()
+    }
+
+    fn controllers(&self) -> Vec<v1::Controller> {
+        self.read_controllers()
+    }
+
+    fn qpairs(&self) -> Vec<v1::Qpair> {
+        self.read_qpairs()
+    }
+
+    fn poll_groups(&self) -> Vec<v1::PollGroup> {
+        self.read_poll_groups()
+    }
+
+    fn disconnect(&self, nqn: &str, cntlid: u32) -> bool {
+        let controllers = self.subsystem(nqn).map(|subsystem| subsystem.controllers());
+        let found = controllers
+            .into_iter()
+            .flatten()
+            .find(|controller| u32::from(controller.cntlid().0) == cntlid);
+        found.inspect(|controller| drop(controller.disconnect())).is_some()
+    }
+
+    fn drain(&self, deadline: Duration) -> Settled {
+        let (closed, plane) = (self.plane.target().shut_down(), Arc::clone(&self.plane));
+        Box::pin(async move {
+            if tokio::time::timeout(deadline, closed).await.is_err() {
+                tracing::warn!("drain: I/O has not ended within {} ms", deadline.as_millis());
+            }
+            let flushed = tokio::task::spawn_blocking(move || devices::flush_all(&plane)).await;
+            if let Err(error) = flushed {
+                tracing::error!(%error, "drain: flushing the block devices failed");
+            }
+        })
+    }
+}
+
+/// A boxed future of a preparation that has ended.
+fn prepared_now(result: Result<Prepared, RuntimeError>) -> Preparing {
+    Box::pin(std::future::ready(result)) as Pin<Box<_>>
+}

@@ -1,0 +1,111 @@
+//! Block devices.
+
+use std::time::Instant;
+
+use api::v1::bdev_service_server::BdevService;
+use api::v1::{
+    Bdev, CreateBdevRequest, DeleteBdevRequest, DeleteBdevResponse, GetBdevRequest,
+    ListBdevStatsRequest, ListBdevStatsResponse, ListBdevsRequest, ListBdevsResponse,
+    ResizeBdevRequest, UpdateBdevRequest,
+};
+use tonic::{Request, Response};
+
+use super::page::page;
+use super::{Answer, Services, TICK_RATE, done, paths, required};
+use crate::error::ControlError;
+
+fn not_found(name: String) -> ControlError {
+    ControlError::NotFound { kind: "bdev", name }
+}
+
+#[tonic::async_trait]
+impl BdevService for Services {
+    async fn create_bdev(&self, request: Request<CreateBdevRequest>) -> Answer<Bdev> {
+        let spec = required(request.into_inner().bdev, "bdev")?;
+        let stored =
+            self.control.change_with_bdevs(|edit| edit.create_bdev(spec.clone())).await?;
+        Ok(Response::new(self.describe(|describe| describe.bdev(&stored))))
+    }
+
+    async fn get_bdev(&self, request: Request<GetBdevRequest>) -> Answer<Bdev> {
+        let name = request.into_inner().name;
+        let found = self.describe(|describe| {
+            describe.view.model.find_bdev(&name).map(|stored| describe.bdev(stored))
+        });
+        Ok(Response::new(found.ok_or_else(|| not_found(name))?))
+    }
+
+    async fn list_bdevs(&self, request: Request<ListBdevsRequest>) -> Answer<ListBdevsResponse> {
+        let ListBdevsRequest { page_size, page_token } = request.into_inner();
+        let page = self.describe(|describe| {
+            let all = describe.view.model.bdevs().iter();
+            let all = all.map(|(name, stored)| (name.clone(), stored));
+            page(all, page_size, &page_token, |stored| describe.bdev(stored))
+        })?;
+        Ok(Response::new(ListBdevsResponse {
+            bdevs: page.items,
+            next_page_token: page.next_page_token,
+            total_size: page.total_size,
+        }))
+    }
+
+    async fn update_bdev(&self, request: Request<UpdateBdevRequest>) -> Answer<Bdev> {
+        let request = request.into_inner();
+        let spec = required(request.bdev, "bdev")?;
+        let paths = paths(request.update_mask);
+        let expected = request.expected_generation;
+        let stored = self.control.change(|edit| edit.update_bdev(&spec, &paths, expected)).await?;
+        Ok(Response::new(self.describe(|describe| describe.bdev(&stored))))
+    }
+
+    async fn resize_bdev(&self, request: Request<ResizeBdevRequest>) -> Answer<Bdev> {
+        let ResizeBdevRequest { name, size_bytes, expected_generation } = request.into_inner();
+        let stored = self
+            .control
+            .change(|edit| edit.resize_bdev(&name, size_bytes, expected_generation))
+            .await?;
+        Ok(Response::new(self.describe(|describe| describe.bdev(&stored))))
+    }
+
+    async fn delete_bdev(&self, request: Request<DeleteBdevRequest>) -> Answer<DeleteBdevResponse> {
+        let DeleteBdevRequest { name, expected_generation, allow_missing } = request.into_inner();
+        self.control
+            .change(|edit| edit.delete_bdev(&name, expected_generation, allow_missing))
+            .await?;
+        done()
+    }
+
+    async fn list_bdev_stats(
+        &self,
+        request: Request<ListBdevStatsRequest>,
+    ) -> Answer<ListBdevStatsResponse> {
+        let ListBdevStatsRequest { name, per_thread, histograms, page_size, page_token } =
+            request.into_inner();
+        let names: Vec<String> = self.describe(|describe| {
+            let model = describe.view.model;
+            if name.is_empty() {
+                return Ok(model.bdevs().keys().cloned().collect());
+            }
+            match model.find_bdev(&name) {
+                Some(found) => Ok(vec![found.spec.name.clone()]),
+                None => Err(not_found(name)),
+            }
+        })?;
+        let all = names.into_iter().map(|name| (name.clone(), name));
+        let runtime = self.control.runtime();
+        let page = page(all, page_size, &page_token, |name| {
+            runtime.bdev_stats(&name, per_thread, histograms)
+        })?;
+        Ok(Response::new(ListBdevStatsResponse {
+            tick_rate: TICK_RATE,
+            ticks: ticks(self.control.about.started),
+            // One that is pending has counted nothing.
+            bdevs: page.items.into_iter().flatten().collect(),
+            next_page_token: page.next_page_token,
+        }))
+    }
+}
+
+fn ticks(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}

@@ -298,8 +298,10 @@ impl TcpQueue {
             return;
         }
         self.counters.send_calls += 1;
-        let list = &mut self.context.0.borrow_mut().list;
-        let sent = self.send.flush(socket.as_fd(), &mut self.slots, list, &mut self.released);
+        let sent = {
+            let list = &mut self.context.0.borrow_mut().list;
+            self.send.flush(socket.as_fd(), &mut self.slots, list, &mut self.released)
+        };
         match sent {
             Ok(all) => self.is_send_blocked = !all,
             Err(error) => {

@@ -23,6 +23,7 @@ pub mod logging;
 pub mod metrics;
 pub mod model;
 pub mod nvmf_runtime;
+pub mod program;
 pub mod runtime;
 pub mod serve;
 pub mod services;

@@ -51,7 +51,11 @@ impl NvmfRuntime {
             connects_refused: 0,
             host_deadline: HOST_DEADLINE_DEFAULT,
         };
-        Self { plane, connections_max, state: Mutex::new(state) }
+        Self {
+            plane,
+            connections_max,
+            state: Mutex::new(state),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -196,14 +200,19 @@ impl Runtime for NvmfRuntime {
             .into_iter()
             .flatten()
             .find(|controller| u32::from(controller.cntlid().0) == cntlid);
-        found.inspect(|controller| drop(controller.disconnect())).is_some()
+        found
+            .inspect(|controller| drop(controller.disconnect()))
+            .is_some()
     }
 
     fn drain(&self, deadline: Duration) -> Settled {
         let (closed, plane) = (self.plane.target().shut_down(), Arc::clone(&self.plane));
         Box::pin(async move {
             if tokio::time::timeout(deadline, closed).await.is_err() {
-                tracing::warn!("drain: I/O has not ended within {} ms", deadline.as_millis());
+                tracing::warn!(
+                    "drain: I/O has not ended within {} ms",
+                    deadline.as_millis()
+                );
             }
             let flushed = tokio::task::spawn_blocking(move || devices::flush_all(&plane)).await;
             if let Err(error) = flushed {

@@ -19,7 +19,11 @@ pub(super) fn address(uri: &str) -> Option<v1::Address> {
 
 impl NvmfRuntime {
     pub(super) fn fill_transport(&self, transport: &mut v1::Transport) {
-        let trtype = transport.spec.as_ref().map(|spec| spec.trtype.clone()).unwrap_or_default();
+        let trtype = transport
+            .spec
+            .as_ref()
+            .map(|spec| spec.trtype.clone())
+            .unwrap_or_default();
         for used in self.plane.target().transports() {
             if !used.name().eq_ignore_ascii_case(&trtype) {
                 continue;
@@ -34,8 +38,14 @@ impl NvmfRuntime {
     }
 
     pub(super) fn fill_bdev(&self, bdev: &mut v1::Bdev) {
-        let name = bdev.spec.as_ref().map(|spec| spec.name.as_str()).unwrap_or_default();
-        let Ok(found) = self.plane.registry().get(name) else { return };
+        let name = bdev
+            .spec
+            .as_ref()
+            .map(|spec| spec.name.as_str())
+            .unwrap_or_default();
+        let Ok(found) = self.plane.registry().get(name) else {
+            return;
+        };
         let geometry = found.geometry();
         bdev.block_size = geometry.block_size;
         bdev.num_blocks = geometry.block_count;
@@ -45,8 +55,11 @@ impl NvmfRuntime {
         bdev.atomic_write_blocks = geometry.atomic_write_blocks;
         bdev.volatile_write_cache = geometry.volatile_write_cache;
         bdev.read_only = found.is_write_protected();
-        bdev.supported_io_types =
-            geometry.supports.iter().map(|kind| io_type(kind).into()).collect();
+        bdev.supported_io_types = geometry
+            .supports
+            .iter()
+            .map(|kind| io_type(kind).into())
+            .collect();
         let kind = found.device().kind();
         bdev.product_name = match kind {
             "malloc" | "null" => format!("{kind} disk"),
@@ -57,8 +70,14 @@ impl NvmfRuntime {
     }
 
     pub(super) fn fill_subsystem(&self, message: &mut v1::Subsystem) {
-        let nqn = message.spec.as_ref().map(|spec| spec.nqn.as_str()).unwrap_or_default();
-        let Some(subsystem) = self.subsystem(nqn) else { return };
+        let nqn = message
+            .spec
+            .as_ref()
+            .map(|spec| spec.nqn.as_str())
+            .unwrap_or_default();
+        let Some(subsystem) = self.subsystem(nqn) else {
+            return;
+        };
         message.state = match subsystem.state() {
             nvmf::SubsystemState::Inactive => v1::SubsystemState::Inactive,
             nvmf::SubsystemState::Activating => v1::SubsystemState::Activating,
@@ -83,7 +102,9 @@ impl NvmfRuntime {
 
     pub(super) fn fill_namespace(&self, message: &mut v1::Namespace) {
         let Some(spec) = &message.spec else { return };
-        let Some(subsystem) = self.subsystem(&message.nqn) else { return };
+        let Some(subsystem) = self.subsystem(&message.nqn) else {
+            return;
+        };
         let config = subsystem.config();
         if let Some(namespace) = config.namespaces.get(&Nsid(spec.nsid)) {
             let geometry = namespace.bdev.geometry();
@@ -97,7 +118,9 @@ impl NvmfRuntime {
         let Some(address) = address.and_then(|a| a.uri().parse::<TransportAddress>().ok()) else {
             return;
         };
-        let Some(subsystem) = self.subsystem(&message.nqn) else { return };
+        let Some(subsystem) = self.subsystem(&message.nqn) else {
+            return;
+        };
         message.connections = subsystem
             .controllers()
             .iter()
@@ -109,12 +132,22 @@ impl NvmfRuntime {
     }
 
     pub(super) fn fill_host(&self, message: &mut v1::Host) {
-        let Some(host) = message.spec.as_ref().and_then(|spec| spec.nqn.parse::<Nqn>().ok()) else {
+        let Some(host) = message
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.nqn.parse::<Nqn>().ok())
+        else {
             return;
         };
-        let Some(subsystem) = self.subsystem(&message.subsystem_nqn) else { return };
+        let Some(subsystem) = self.subsystem(&message.subsystem_nqn) else {
+            return;
+        };
         let controllers = subsystem.controllers();
-        message.controllers =
-            count(controllers.iter().filter(|controller| *controller.host_nqn() == host).count());
+        message.controllers = count(
+            controllers
+                .iter()
+                .filter(|controller| *controller.host_nqn() == host)
+                .count(),
+        );
     }
 }

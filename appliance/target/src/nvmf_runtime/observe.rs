@@ -38,14 +38,21 @@ impl NvmfRuntime {
         }
         let groups = self.plane.target().poll_groups();
         let sum = |counter: fn(&GroupHandle) -> &std::sync::atomic::AtomicU64| {
-            groups.iter().map(|group| counter(group).load(Ordering::Relaxed)).sum::<u64>()
+            groups
+                .iter()
+                .map(|group| counter(group).load(Ordering::Relaxed))
+                .sum::<u64>()
         };
         let admin = sum(|group| &group.counters.current_admin_qpairs);
         let io = sum(|group| &group.counters.current_io_qpairs);
         Facts {
             memory: v1::Memory {
                 backing: self.backing().to_owned(),
-                reserved_bytes: pool.regions().iter().map(|region| region.len() as u64).sum(),
+                reserved_bytes: pool
+                    .regions()
+                    .iter()
+                    .map(|region| region.len() as u64)
+                    .sum(),
                 notice: pool.notices().into_iter().next().unwrap_or_default(),
             },
             notices,
@@ -81,7 +88,10 @@ impl NvmfRuntime {
                 io: io_stats(&channel.reading, histograms),
                 queue_depth: channel.reading.queue_depth,
             };
-            bdev.channel_statistics().into_iter().map(of_channel).collect()
+            bdev.channel_statistics()
+                .into_iter()
+                .map(of_channel)
+                .collect()
         } else {
             Vec::new()
         };
@@ -177,7 +187,12 @@ impl NvmfRuntime {
             }
             message
         };
-        self.plane.reactors().threads().into_iter().map(of_thread).collect()
+        self.plane
+            .reactors()
+            .threads()
+            .into_iter()
+            .map(of_thread)
+            .collect()
     }
 
     /// The open channels to devices, by the thread that opened them.
@@ -190,7 +205,10 @@ impl NvmfRuntime {
                     r#ref: 1,
                     in_flight: narrow(channel.reading.queue_depth),
                 };
-                match threads.iter_mut().find(|thread| *thread.name == *channel.thread) {
+                match threads
+                    .iter_mut()
+                    .find(|thread| *thread.name == *channel.thread)
+                {
                     Some(thread) => thread.io_channels.push(io_channel),
                     None => threads.push(v1::ThreadChannels {
                         name: channel.thread.to_string(),
@@ -230,19 +248,26 @@ impl NvmfRuntime {
             large: Some(pool(&stats.large, 0)),
             modules: modules.collect(),
             backing: self.backing().to_owned(),
-            notice: self.plane.iobuf_pool().notices().into_iter().next().unwrap_or_default(),
+            notice: self
+                .plane
+                .iobuf_pool()
+                .notices()
+                .into_iter()
+                .next()
+                .unwrap_or_default(),
         }
     }
 
     /// Controllers with the name of what they serve, ordered by it and by identifier.
     fn all_controllers(&self) -> Vec<Arc<Controller>> {
         let target = self.plane.target();
-        let mut list: Vec<_> =
-            self.all_subsystems().iter().flat_map(|subsystem| subsystem.controllers()).collect();
+        let mut list: Vec<_> = self
+            .all_subsystems()
+            .iter()
+            .flat_map(|subsystem| subsystem.controllers())
+            .collect();
         list.extend(target.discovery_controllers());
-        list.sort_by(|a, b| {
-            (a.subsystem_nqn(), a.cntlid()).cmp(&(b.subsystem_nqn(), b.cntlid()))
-        });
+        list.sort_by(|a, b| (a.subsystem_nqn(), a.cntlid()).cmp(&(b.subsystem_nqn(), b.cntlid())));
         list
     }
 
@@ -250,11 +275,20 @@ impl NvmfRuntime {
         let now = Instant::now();
         let of_controller = |controller: Arc<Controller>| {
             let sum = controller.io_counters();
-            let io_qpairs = controller.qpairs().iter().filter(|qpair| qpair.qid.0 > 0).count();
+            let io_qpairs = controller
+                .qpairs()
+                .iter()
+                .filter(|qpair| qpair.qid.0 > 0)
+                .count();
             v1::Controller {
                 nqn: controller.subsystem_nqn().to_string(),
                 cntlid: controller.cntlid().0.into(),
-                cntrltype: if controller.is_discovery() { "discovery" } else { "io" }.to_owned(),
+                cntrltype: if controller.is_discovery() {
+                    "discovery"
+                } else {
+                    "io"
+                }
+                .to_owned(),
                 hostnqn: controller.host_nqn().to_string(),
                 hostid: Uuid::from_bytes(*controller.host_id()).to_string(),
                 num_io_qpairs: narrow(io_qpairs),
@@ -271,7 +305,10 @@ impl NvmfRuntime {
                 ..v1::Controller::default()
             }
         };
-        self.all_controllers().into_iter().map(of_controller).collect()
+        self.all_controllers()
+            .into_iter()
+            .map(of_controller)
+            .collect()
     }
 
     pub(super) fn read_qpairs(&self) -> Vec<v1::Qpair> {
@@ -287,8 +324,12 @@ impl NvmfRuntime {
                     nqn: controller.subsystem_nqn().to_string(),
                     cntlid: controller.cntlid().0.into(),
                     qid: qpair.qid.0.into(),
-                    state: if qpair.state == "active" { "enabled" } else { "deactivating" }
-                        .to_owned(),
+                    state: if qpair.state == "active" {
+                        "enabled"
+                    } else {
+                        "deactivating"
+                    }
+                    .to_owned(),
                     thread: group.map(|group| group.name.clone()).unwrap_or_default(),
                     hostnqn: controller.host_nqn().to_string(),
                     listen_address: address(&qpair.peer.listener.to_string()),
@@ -309,8 +350,7 @@ impl NvmfRuntime {
         let groups = self.plane.target().poll_groups();
         let transports = self.plane.target().transports();
         let of_group = |group: &Arc<GroupHandle>| {
-            let load =
-                |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
             let counters = &group.counters;
             v1::PollGroup {
                 name: group.name.clone(),
@@ -339,7 +379,9 @@ impl NvmfRuntime {
 }
 
 fn io_stats(reading: &Reading, histograms: bool) -> Vec<v1::IoStats> {
-    let kinds = OpKind::ALL.into_iter().map(|kind| (kind, reading.kind(kind)));
+    let kinds = OpKind::ALL
+        .into_iter()
+        .map(|kind| (kind, reading.kind(kind)));
     kinds
         .filter(|(_, reading)| reading.ops > 0)
         .map(|(kind, reading)| v1::IoStats {
@@ -357,9 +399,17 @@ fn io_stats(reading: &Reading, histograms: bool) -> Vec<v1::IoStats> {
 
 fn buckets(reading: &KindReading) -> v1::Histogram {
     let counts = reading.histogram.counts().iter().enumerate();
-    let buckets = counts.filter(|(_, count)| **count > 0).map(|(bucket, count)| {
-        let (from_ns, to_ns) = histogram::bucket_bounds_ns(bucket);
-        v1::HistogramBucket { from_ns, to_ns, count: *count }
-    });
-    v1::Histogram { buckets: buckets.collect() }
+    let buckets = counts
+        .filter(|(_, count)| **count > 0)
+        .map(|(bucket, count)| {
+            let (from_ns, to_ns) = histogram::bucket_bounds_ns(bucket);
+            v1::HistogramBucket {
+                from_ns,
+                to_ns,
+                count: *count,
+            }
+        });
+    v1::Histogram {
+        buckets: buckets.collect(),
+    }
 }

@@ -8,6 +8,9 @@
 //! - [`Adit`]: an `aditd` with its state directory, and `aditctl` to talk to it. It can be killed
 //!   and started again.
 //! - [`Grpc`]: a connection to its management API.
+//! - [`Host`]: an NVMe/TCP host, and [`Load`]: one that reads and writes on a thread of its own and
+//!   checks every byte.
+//! - [`Peer`]: a connection that sends what it is told to, right or wrong.
 //! - [`KilledChild`]: any program that must not outlive the test.
 //!
 //! # Threading
@@ -24,6 +27,9 @@
 mod adit;
 mod child;
 mod grpc;
+mod host;
+mod load;
+mod peer;
 mod process;
 
 use std::error::Error as _;
@@ -34,6 +40,9 @@ use std::time::{Duration, Instant};
 pub use adit::{Adit, AditBuilder, free_port, program};
 pub use child::KilledChild;
 pub use grpc::Grpc;
+pub use host::{BLOCK_BYTES, Host, HostError, HostOptions, Outcome, Request};
+pub use load::{Dice, Ledger, Load, LoadOptions, LoadReport};
+pub use peer::{Peer, QueueOptions};
 pub use process::{cpu_time, resident_bytes};
 
 /// How often a condition without a wake-up of its own is looked at.

@@ -81,7 +81,7 @@ impl Fatal {
 
     #[cold]
     pub(crate) fn of_pdu(error: &PduError, header: &[u8]) -> End {
-        Self::new(
+        Self::end(
             error.fes().unwrap_or(FES_SEQUENCE_ERROR),
             error.fei(),
             header,

@@ -882,7 +882,6 @@ fn silent_hosts_are_closed_in_time_and_connected_ones_are_not() {
 fn a_host_that_never_reads_holds_its_slots_and_no_more() {
     let mut bench = Bench::new(TcpOptions::default());
     let mut stuck = bench.client();
-    nix::sys::socket::setsockopt(&stuck.stream, nix::sys::socket::sockopt::RcvBuf, &8192).unwrap();
     stuck.initialize(&mut bench, 0, (false, false));
     stuck.connect_queue(&mut bench, 1, 127, 1);
     let capsules: Vec<u8> = (0..127)

@@ -244,10 +244,12 @@ impl Adit {
             .map_err(HarnessError::file("open", &log_path))?;
         let grpc = format!("unix:{}", self.socket().display());
         let mut process = KilledChild::spawn(&program("aditd").display().to_string(), |command| {
-            command
-                .arg("--state-dir")
-                .arg(&self.state_dir)
-                .args(["--grpc", &grpc, "--reactors", &self.options.reactors]);
+            command.arg("--state-dir").arg(&self.state_dir).args([
+                "--grpc",
+                &grpc,
+                "--reactors",
+                &self.options.reactors,
+            ]);
             command
                 .args(&self.options.arguments)
                 .stdout(log)

@@ -23,10 +23,7 @@ impl KilledChild {
     /// # Errors
     ///
     /// When it cannot be started.
-    pub fn spawn(
-        program: &str,
-        adjust: impl FnOnce(&mut Command),
-    ) -> Result<Self, HarnessError> {
+    pub fn spawn(program: &str, adjust: impl FnOnce(&mut Command)) -> Result<Self, HarnessError> {
         // The test may be killed outright, by a runner's time-out for one: then no Drop runs.
         let mut command = Command::new("setpriv");
         command

@@ -193,7 +193,9 @@ impl Host {
     /// Of the connection, or the command's status.
     pub fn admin(&mut self, command: &'static str, sqe: Sqe) -> Result<Cqe, HostError> {
         self.next_admin_cid = self.next_admin_cid.wrapping_add(1);
-        let capsule = self.admin.capsule(&sqe.with_cid(Cid(self.next_admin_cid)), &[]);
+        let capsule = self
+            .admin
+            .capsule(&sqe.with_cid(Cid(self.next_admin_cid)), &[]);
         exchange(&mut self.admin, command, &capsule)
     }
 
@@ -271,7 +273,9 @@ impl Host {
             let Pdu::CapsuleResp { cqe } = pdu else {
                 return Err(unknown().into());
             };
-            return Ok(self.end(cqe.cid(), cqe.status(), done).ok_or_else(unknown)?);
+            return Ok(self
+                .end(cqe.cid(), cqe.status(), done)
+                .ok_or_else(unknown)?);
         };
         let pending = self.pending.get_mut(&cccid.0).ok_or_else(unknown)?;
         match (pdu, &pending.request) {
@@ -282,7 +286,9 @@ impl Host {
                 }
                 pending.received.extend_from_slice(data);
                 if *success {
-                    return Ok(self.end(*cccid, Status::SUCCESS, done).ok_or_else(unknown)?);
+                    return Ok(self
+                        .end(*cccid, Status::SUCCESS, done)
+                        .ok_or_else(unknown)?);
                 }
             }
             _ => return Err(unknown().into()),

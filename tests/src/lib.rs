@@ -43,7 +43,7 @@ pub use grpc::Grpc;
 pub use host::{BLOCK_BYTES, Host, HostError, HostOptions, Outcome, Request};
 pub use load::{Dice, Ledger, Load, LoadOptions, LoadReport};
 pub use peer::{Peer, QueueOptions};
-pub use process::{cpu_time, resident_bytes};
+pub use process::{cpu_time, resident_bytes, thread_cpu_time};
 
 /// How often a condition without a wake-up of its own is looked at.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(10);

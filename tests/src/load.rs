@@ -380,7 +380,14 @@ fn run(
         next_tag: 0,
     };
     let mut longest_gap = Duration::ZERO;
-    let result = drive(&mut host, &mut work, depth, stop, completed, &mut longest_gap);
+    let result = drive(
+        &mut host,
+        &mut work,
+        depth,
+        stop,
+        completed,
+        &mut longest_gap,
+    );
     let is_connected = !matches!(result, Err(HostError::Connection(_)));
     LoadReport {
         completed: completed.load(Ordering::Relaxed),

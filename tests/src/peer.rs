@@ -20,7 +20,7 @@ use zerocopy::IntoBytes as _;
 
 use crate::patience;
 
-const CHUNK_BYTES: usize = 256 << 10;
+const CHUNK_BYTES: usize = 64 << 10;
 /// Most that the headers of this crate's PDUs take.
 const HEADER_BYTES: usize = 256;
 
@@ -115,7 +115,10 @@ impl Peer {
                         return Err(ErrorKind::TimedOut.into());
                     }
                     // The target may wait for us to read.
-                    self.ready(PollFlags::POLLOUT | PollFlags::POLLIN, Duration::from_secs(1))?;
+                    self.ready(
+                        PollFlags::POLLOUT | PollFlags::POLLIN,
+                        Duration::from_secs(1),
+                    )?;
                     self.fill()?;
                 }
                 Err(error) => return Err(error),
@@ -196,7 +199,9 @@ impl Peer {
         if bytes.len() < len {
             return Ok(None);
         }
-        let pdu = layout.decode(bytes).map_err(|error| broken(error.to_string()))?;
+        let pdu = layout
+            .decode(bytes)
+            .map_err(|error| broken(error.to_string()))?;
         let end = layout.data_offset + layout.data_len as usize;
         let data = bytes[layout.data_offset..end].to_vec();
         if layout.data_digest && bytes[end..end + 4] != tcp::data_digest(crc32c(&data)) {
@@ -275,13 +280,13 @@ impl Peer {
 
     /// Ends the connection with RST.
     pub fn reset(self) {
-        let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        let linger = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
         // Should it fail, the end is a FIN: another end, but an end.
-        let _ = nix::sys::socket::setsockopt(
-            &self.stream,
-            nix::sys::socket::sockopt::Linger,
-            &linger,
-        );
+        let _ =
+            nix::sys::socket::setsockopt(&self.stream, nix::sys::socket::sockopt::Linger, &linger);
     }
 
     fn with_data(&self, mut bytes: Vec<u8>, len: usize, data: &[u8]) -> Vec<u8> {

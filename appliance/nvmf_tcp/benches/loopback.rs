@@ -1,1 +1,228 @@
-fn main() {}
+//! IOPS over loopback: one target thread that polls, one client thread that polls.
+//!
+//! `cargo bench -p nvmf_tcp [-- FILTER]`; `SECONDS=3` sets the time of each measurement. A quiet
+//! machine with two cores is needed for figures that mean something.
+
+#[path = "../tests/client/mod.rs"]
+mod client;
+#[path = "../tests/served/mod.rs"]
+mod served;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use block::BlockDevice;
+use client::{Client, Elsewhere};
+use fabric_wire::tcp::Pdu;
+use nvme_spec::{Cid, Lba, Nsid, SglDescriptor, Sqe};
+use nvmf_tcp::TcpOptions;
+use served::{Served, enable, iobuf_options, null_disk, ram_disk};
+
+const BLOCKS: u64 = 1 << 20;
+
+#[derive(Clone, Copy)]
+struct Case {
+    name: &'static str,
+    is_write: bool,
+    len: usize,
+    queue_depth: u16,
+    has_digests: bool,
+    is_null: bool,
+}
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, is_write) in [("read", false), ("write", true)] {
+        for queue_depth in [1, 32, 128] {
+            let base = Case {
+                name,
+                is_write,
+                len: 4096,
+                queue_depth,
+                has_digests: false,
+                is_null: false,
+            };
+            cases.push(base);
+            if queue_depth == 128 {
+                cases.push(Case { has_digests: true, ..base });
+                cases.push(Case { is_null: true, ..base });
+            }
+        }
+        cases.push(Case {
+            name,
+            is_write,
+            len: 131_072,
+            queue_depth: 8,
+            has_digests: false,
+            is_null: false,
+        });
+    }
+    cases
+}
+
+fn main() {
+    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let seconds = std::env::var("SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
+    for case in cases() {
+        let device = if case.is_null { "null" } else { "ram" };
+        let digests = if case.has_digests { " digests" } else { "" };
+        let label = format!(
+            "{} {} KiB qd {} {device}{digests}",
+            case.name,
+            case.len / 1024,
+            case.queue_depth
+        );
+        if filter.as_ref().is_some_and(|filter| !label.contains(filter.as_str())) {
+            continue;
+        }
+        let (iops, latency_us) = run(case, Duration::from_secs(seconds));
+        println!("{label:40} {iops:>10.0} IOPS {latency_us:>8.1} us average");
+    }
+}
+
+fn run(case: Case, time: Duration) -> (f64, f64) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (tell, told) = mpsc::channel();
+    let target = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            let device: Arc<dyn BlockDevice> =
+                if case.is_null { null_disk(BLOCKS) } else { ram_disk(BLOCKS) };
+            let mut served = Served::new(TcpOptions::default(), iobuf_options(), device);
+            tell.send(served.address.clone()).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                served.poll();
+            }
+        }
+    });
+    let address = told.recv().unwrap();
+    let digests = (case.has_digests, case.has_digests);
+    let mut admin = Client::connect(&address);
+    admin.initialize(&mut Elsewhere, 0, digests);
+    let cntlid = enable(&mut admin, &mut Elsewhere);
+    let mut io = Client::connect(&address);
+    io.initialize(&mut Elsewhere, 0, digests);
+    io.connect_queue(&mut Elsewhere, 1, 127, cntlid);
+    // Every block is there before it is measured.
+    let mut load = Load::new(case, io);
+    load.run(Duration::from_millis(300));
+    let (done, took) = load.run(time);
+    stop.store(true, Ordering::Relaxed);
+    target.join().unwrap();
+    let iops = done as f64 / took.as_secs_f64();
+    (iops, f64::from(load.depth) / iops * 1e6)
+}
+
+/// Keeps `depth` commands under way.
+struct Load {
+    case: Case,
+    io: Client,
+    depth: u16,
+    free: Vec<u16>,
+    random: u64,
+    data: Vec<u8>,
+    bytes: Vec<u8>,
+}
+
+impl Load {
+    fn new(case: Case, io: Client) -> Self {
+        // A queue of 128 entries holds 127 commands.
+        let depth = case.queue_depth.min(127);
+        Self {
+            case,
+            io,
+            depth,
+            free: (0..depth).collect(),
+            random: 88_172_645_463_325_252,
+            data: vec![0x5a; case.len],
+            bytes: Vec::new(),
+        }
+    }
+
+    fn lba(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let blocks = (self.case.len / 512) as u64;
+        self.random % (BLOCKS / blocks) * blocks
+    }
+
+    fn submit(&mut self) {
+        self.bytes.clear();
+        while let Some(cid) = self.free.pop() {
+            let (len, lba) = (self.case.len as u32, Lba(self.lba()));
+            if !self.case.is_write {
+                let sqe = Sqe::read(Cid(cid), Nsid(1), lba, len / 512)
+                    .with_sgl(SglDescriptor::transport_data(len));
+                self.io.append_capsule(&mut self.bytes, &sqe, &[]);
+            } else if len <= 8192 {
+                let sqe = Sqe::write(Cid(cid), Nsid(1), lba, len / 512)
+                    .with_sgl(SglDescriptor::in_capsule(0, len));
+                self.io.append_capsule(&mut self.bytes, &sqe, &self.data);
+            } else {
+                let sqe = Sqe::write(Cid(cid), Nsid(1), lba, len / 512)
+                    .with_sgl(SglDescriptor::transport_data(len));
+                self.io.append_capsule(&mut self.bytes, &sqe, &[]);
+            }
+        }
+        if !self.bytes.is_empty() {
+            let bytes = std::mem::take(&mut self.bytes);
+            self.io.write(&mut Elsewhere, &bytes);
+            self.bytes = bytes;
+        }
+    }
+
+    fn run(&mut self, time: Duration) -> (u64, Duration) {
+        let start = Instant::now();
+        let mut done = 0;
+        loop {
+            self.submit();
+            self.io.fill();
+            let mut asked = Vec::new();
+            while let Some((_, pdu, _)) = self.io.buffered_pdu() {
+                match pdu {
+                    Pdu::C2HData { cccid, success: true, .. } => self.free.push(cccid.0),
+                    Pdu::CapsuleResp { cqe } => {
+                        assert!(cqe.status().is_success(), "{}", cqe.status());
+                        self.free.push(cqe.cid().0);
+                    }
+                    Pdu::R2T { cccid, ttag, .. } => {
+                        asked.push((cccid, ttag));
+                        continue;
+                    }
+                    other => panic!("{other:?}"),
+                }
+                done += 1;
+            }
+            for (cid, ttag) in asked {
+                let pdu = self.io.h2c(cid, ttag, 0, &self.data, true);
+                self.io.write(&mut Elsewhere, &pdu);
+            }
+            if start.elapsed() >= time {
+                // What is under way ends, so that the next run begins anew.
+                while self.free.len() < usize::from(self.depth) {
+                    self.drain();
+                }
+                return (done, start.elapsed());
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        self.io.fill();
+        while let Some((_, pdu, _)) = self.io.buffered_pdu() {
+            match pdu {
+                Pdu::C2HData { cccid, .. } => self.free.push(cccid.0),
+                Pdu::CapsuleResp { cqe } => self.free.push(cqe.cid().0),
+                Pdu::R2T { cccid, ttag, .. } => {
+                    let pdu = self.io.h2c(cccid, ttag, 0, &self.data, true);
+                    self.io.write(&mut Elsewhere, &pdu);
+                    return;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}

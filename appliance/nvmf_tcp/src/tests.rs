@@ -10,8 +10,6 @@ use fabric_wire::tcp::{
     FES_INVALID_HEADER_FIELD, FES_SEQUENCE_ERROR, FES_UNSUPPORTED_PARAMETER, Pdu,
 };
 use fabric_wire::{TransportAddress, TransportType};
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::RcvBuf;
 use nvme_spec::opcode::nvm;
 use nvme_spec::{Cid, Cqe, Lba, Nsid, SglDescriptor, Sqe, Status};
 use nvmf::transport::{
@@ -884,7 +882,6 @@ fn silent_hosts_are_closed_in_time_and_connected_ones_are_not() {
 fn a_host_that_never_reads_holds_its_slots_and_no_more() {
     let mut bench = Bench::new(TcpOptions::default());
     let mut stuck = bench.client();
-    setsockopt(&stuck.stream, RcvBuf, &8192).unwrap();
     stuck.initialize(&mut bench, 0, (false, false));
     stuck.connect_queue(&mut bench, 1, 127, 1);
     let capsules: Vec<u8> = (0..127)
@@ -902,7 +899,6 @@ fn a_host_that_never_reads_holds_its_slots_and_no_more() {
     );
     assert_eq!(bench.group.io.receive_calls, receives);
     // Once it reads, it gets everything.
-    setsockopt(&stuck.stream, RcvBuf, &(1 << 20)).unwrap();
     for cid in 0..127 {
         assert_eq!(stuck.finish(&mut bench, Cid(cid), &[]).data.len(), 131_072);
     }

@@ -259,6 +259,20 @@ impl Client {
         self.with_data(bytes, len, data)
     }
 
+    /// Appends the bytes of a command capsule.
+    pub(crate) fn append_capsule(&self, bytes: &mut Vec<u8>, sqe: &Sqe, data: &[u8]) {
+        let start = bytes.len();
+        bytes.resize(start + 256, 0);
+        let data_len = data.len() as u32;
+        let len =
+            tcp::encode_capsule_cmd(&mut bytes[start..], sqe, data_len, &self.encode).unwrap();
+        bytes.truncate(start + len);
+        bytes.extend_from_slice(data);
+        if self.encode.data_digest && !data.is_empty() {
+            bytes.extend_from_slice(&tcp::data_digest(crc32c(data)));
+        }
+    }
+
     /// Bytes of an H2CData.
     pub(crate) fn h2c(&self, cid: Cid, ttag: u16, datao: u32, data: &[u8], last: bool) -> Vec<u8> {
         let mut bytes = vec![0; 256];

@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use block::{Lba, Op};
+use block::{Lba, Op, OpKind};
 use dma::Payload;
 use nvme_spec::{DsmRange, Sqe, Status};
 use zerocopy::FromBytes;
 
-use super::{Access, begin, bytes_of, device};
+use super::{Access, begin, bytes_of, device, enter};
 use crate::limits;
 use crate::queue::{Queue, sgl_len};
 use crate::slot::Slot;
@@ -28,10 +28,12 @@ pub(super) async fn dataset_management(
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
     let payload = queue.receive(slot, len).await?;
-    if !sqe.dsm_deallocate() {
+    let geometry = namespace.geometry.get();
+    if !sqe.dsm_deallocate() || !geometry.supports.contains(OpKind::Unmap) {
+        // Advice that is not taken.
         return Ok(());
     }
-    let block_count = namespace.namespace().geometry.get().block_count;
+    let block_count = geometry.block_count;
     // All ranges are checked before the first is touched.
     for index in 0..count as usize {
         let (lba, blocks) = range(&payload, index)?;
@@ -40,10 +42,11 @@ pub(super) async fn dataset_management(
             return Err(Status::LBA_OUT_OF_RANGE.with_dnr(true));
         }
     }
+    let entered = enter(queue, slot, &namespace, access).await?;
     for index in 0..count as usize {
         let (lba, blocks) = range(&payload, index)?;
         if blocks > 0 {
-            device(queue, slot, &namespace, Op::Unmap, (Lba(lba), blocks), Payload::None).await?;
+            device(queue, slot, &entered, Op::Unmap, (Lba(lba), blocks), Payload::None).await?;
         }
     }
     Ok(())

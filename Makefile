@@ -8,8 +8,10 @@
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 export CARGO_TERM_COLOR ?= auto
 
-# Crates whose concurrency is model-checked. `--cfg loom` rebuilds everything: a target folder apart.
-loom_crates := reactor
+# Crates whose concurrency is model-checked. `--cfg loom` builds all below them anew: a target folder
+# apart. Their other tests and their unit tests are not meant for it.
+loom_tests := $(wildcard appliance/*/tests/loom*.rs)
+loom_crates := $(sort $(foreach test,$(loom_tests),$(word 2,$(subst /, ,$(test)))))
 fuzz_seconds ?= 15
 
 help:
@@ -45,7 +47,7 @@ test: deps
 loom: export RUSTFLAGS := $(RUSTFLAGS) --cfg loom
 loom: export CARGO_TARGET_DIR := $(CARGO_TARGET_DIR)/loom
 loom:
-	cargo test --quiet --release $(addprefix --package ,$(loom_crates)) --lib -- loom
+	cargo test --quiet $(addprefix --package ,$(loom_crates)) --test 'loom*'
 
 check: build-deps
 	cargo fmt --all --check

@@ -27,15 +27,24 @@ fn main() {
         block_count: 1 << 30,
     })
     .unwrap();
-    let malloc = Malloc::new(MallocOptions::new(512, MALLOC_BYTES / 512)).unwrap();
+    let malloc = |transparent_huge| {
+        let options = MallocOptions::new(512, MALLOC_BYTES / 512);
+        Malloc::new(MallocOptions {
+            transparent_huge: Some(transparent_huge),
+            ..options
+        })
+        .unwrap()
+    };
 
     println!("{:<44} {:>12} {:>12}", "", "best ns/op", "median ns/op");
     let mut channel = open(null.clone(), &pool);
     measure("null, flush", || flush(&mut channel));
     measure("null, 4 KiB read, lent", || read_lent(&mut channel, 0));
     let bdev = Arc::clone(channel.bdev());
+    // The clock stands still here, so it lives on the burst.
     let limits = QosLimits {
         rw_ios_per_sec: 1 << 40,
+        burst_ms: 60_000,
         ..QosLimits::default()
     };
     bdev.set_qos(&limits, Instant::now()).unwrap();
@@ -43,28 +52,31 @@ fn main() {
         read_lent(&mut channel, 0);
     });
 
-    let mut channel = open(malloc, &pool);
-    fill(&mut channel, &buffers);
     let mut random = 1;
-    measure("malloc, 4 KiB random read, lent", || {
-        read_lent(&mut channel, next_lba(&mut random));
-    });
     let mut payload = Payload::from(buffers.get(4096).unwrap());
-    measure("malloc, 4 KiB random read, copied", || {
-        payload = transfer(
-            &mut channel,
-            Op::Read,
-            next_lba(&mut random),
-            payload.take(),
-        );
-    });
-    measure("malloc, 4 KiB random write", || {
-        let op = Op::Write { fua: false };
-        payload = transfer(&mut channel, op, next_lba(&mut random), payload.take());
-    });
-    measure("malloc, 4 KiB write, same block (cached)", || {
-        payload = transfer(&mut channel, Op::Write { fua: false }, 0, payload.take());
-    });
+    let op = Op::Write { fua: false };
+    for (pages, device) in [("4 KiB pages", malloc(false)), ("huge pages", malloc(true))] {
+        println!("malloc of 64 MiB, {pages}");
+        let mut channel = open(device, &pool);
+        fill(&mut channel, &buffers);
+        measure("  4 KiB random read, lent", || {
+            read_lent(&mut channel, next_lba(&mut random));
+        });
+        measure("  4 KiB random read, copied", || {
+            payload = transfer(
+                &mut channel,
+                Op::Read,
+                next_lba(&mut random),
+                payload.take(),
+            );
+        });
+        measure("  4 KiB random write", || {
+            payload = transfer(&mut channel, op, next_lba(&mut random), payload.take());
+        });
+        measure("  4 KiB write, same block (cached)", || {
+            payload = transfer(&mut channel, op, 0, payload.take());
+        });
+    }
     let region = dma::Region::allocate(&dma::RegionOptions {
         len: 4096,
         backing: BackingPreference::Plain4K,
@@ -72,6 +84,9 @@ fn main() {
     });
     let region = region.unwrap();
     let bytes = vec![1; 4096];
+    measure("for comparison: lending alone", || {
+        std::hint::black_box(region.lend(0, 4096));
+    });
     measure("for comparison: the 4 KiB copy alone, cached", || {
         region.write_at(0, &bytes);
     });

@@ -4,7 +4,7 @@
 //! channel of the same bdev. The gate closes for the whole device and for that short time only;
 //! reads pass. A reader sees each logical block before or after the write, never between.
 //!
-//! Normal writes pay one atomic addition and one load. Entering and closing are a Dekker pair: the
+//! Normal writes pay one atomic exchange and one load. Entering and closing are a Dekker pair: the
 //! writer announces itself, then looks at the gate; the closer closes, then looks for writers. Both
 //! with sequential consistency, so at least one sees the other. Nobody blocks: who may not go now
 //! keeps its I/O in software and is woken when it may.
@@ -106,7 +106,10 @@ impl GateKey {
     /// Announces a write. False: the gate is closed, keep the write and ask again when woken.
     #[inline]
     pub(crate) fn enter(&self) -> bool {
-        self.slot.entered.fetch_add(1, Ordering::SeqCst);
+        // Only this thread writes the counter, so a swap does for an addition; what matters is
+        // that it is ordered before the look at the gate.
+        let entered = self.slot.entered.load(Ordering::Relaxed);
+        self.slot.entered.swap(entered + 1, Ordering::SeqCst);
         if !self.gate.is_closed() {
             return true;
         }
@@ -117,31 +120,21 @@ impl GateKey {
     fn enter_failed(&self) -> bool {
         self.leave();
         let mut state = self.gate.lock();
-        // Opened meanwhile: opening happens under this lock, so the flag cannot be missed.
-        if !self.gate.is_closed() {
-            drop(state);
-            self.slot.entered.fetch_add(1, Ordering::SeqCst);
-            if !self.gate.is_closed() {
-                return true;
-            }
-            self.leave();
-            state = self.gate.lock();
-        }
         self.with_member(&mut state, |member| member.held_back = true);
         if !self.gate.is_closed() {
-            // Closed and opened again between the two looks: nobody will wake us, so do it now.
+            // Opened since: whoever opened it did not know of us. Opening happens under this lock,
+            // so it cannot be missed again.
             state.wake(|member| Arc::ptr_eq(&member.slot, &self.slot));
         }
         false
     }
 
-    /// A write has ended.
+    /// A write has ended. Who waits for it polls ([`GateKey::has_closed`]): telling it would cost
+    /// every write another barrier.
     #[inline]
     pub(crate) fn leave(&self) {
-        let before = self.slot.entered.fetch_sub(1, Ordering::SeqCst);
-        if before == 1 && self.gate.is_closed() {
-            self.gate.lock().wake(|member| member.wants_close);
-        }
+        let entered = self.slot.entered.load(Ordering::Relaxed);
+        self.slot.entered.store(entered - 1, Ordering::Release);
     }
 
     /// All writes that were held back have gone.
@@ -151,7 +144,8 @@ impl GateKey {
         state.wake(|member| member.wants_close);
     }
 
-    /// Tries to have the device to itself. False: ask again when woken.
+    /// Tries to have the device to itself. False: ask again when woken, or, if the gate has been
+    /// closed, in the next turn.
     ///
     /// Once closed it stays closed, also while writes that had entered before are still running and
     /// this keeps answering false: they drain, new ones wait.
@@ -171,6 +165,12 @@ impl GateKey {
             .members
             .iter()
             .all(|member| member.slot.entered.load(Ordering::SeqCst) == 0)
+    }
+
+    /// Whether this key has closed the gate. Until `try_close` says that all writers have left, it
+    /// must be asked again and again: nobody wakes.
+    pub(crate) fn has_closed(&self) -> bool {
+        self.closed
     }
 
     /// Opens the gate and wakes who waits.

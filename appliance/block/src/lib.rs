@@ -1,7 +1,7 @@
 //! Block devices.
 //!
 //! What it is: one trait for devices ([`BlockDevice`], [`Channel`]), one type for an I/O ([`Io`]), the
-//! devices that need no driver ([`malloc`], [`null`], [`file`]), layers for tests ([`error`],
+//! devices that need no driver ([`malloc`], [`null`], [`mod@file`]), layers for tests ([`error`],
 //! [`delay`]), and what is the same for all of them: names and claims ([`Registry`]), range checks,
 //! splitting, limits ([`qos`]) and statistics ([`stats`]).
 //!

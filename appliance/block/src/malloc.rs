@@ -23,6 +23,9 @@ pub struct MallocOptions {
     /// Where the memory comes from. `Plain4K` takes a page when it is first written; hugepages are
     /// faster and taken at once.
     pub backing: BackingPreference,
+    /// For ordinary memory: whether to ask for transparent hugepages. With them random access is
+    /// faster, and memory is taken by 2 MiB where it is first written. `None`: as the system does.
+    pub transparent_huge: Option<bool>,
     /// NUMA node of the memory.
     pub numa_node: Option<u32>,
 }
@@ -35,6 +38,7 @@ impl MallocOptions {
             block_size,
             block_count,
             backing: BackingPreference::Plain4K,
+            transparent_huge: Some(true),
             numa_node: None,
         }
     }
@@ -112,6 +116,7 @@ fn allocate(options: &MallocOptions, len_bytes: u64) -> Result<Arc<Region>, Bloc
         len: usize::try_from(len_bytes).unwrap_or(usize::MAX),
         backing: options.backing,
         numa_node: options.numa_node,
+        transparent_huge: options.transparent_huge,
         ..RegionOptions::default()
     };
     Region::allocate(&region_options).map_err(|source| BlockError::Memory {

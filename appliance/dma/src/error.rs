@@ -28,7 +28,9 @@ pub enum DmaError {
     /// The backing asked for by name cannot be had. `Auto` never gives this.
     #[error(
         "no {backing} memory for {len} bytes: {needed} pages of {page_bytes} bytes needed, {free} \
-         free; reserve more (vm.nr_hugepages) or choose the backing auto"
+         free; raise /sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages or choose the backing \
+         auto",
+        page_bytes / 1024
     )]
     Hugepages {
         /// The backing asked for.
@@ -101,7 +103,8 @@ pub enum DmaError {
     },
     /// The queue of waiters is full: nothing was queued.
     #[error(
-        "{bound} requests wait for {pool} buffers already, which is the bound; raise {pool}_pool_count"
+        "{bound} requests wait for {pool} buffers already, which is the bound; raise \
+         {pool}_pool_count"
     )]
     WaitersFull {
         /// `small` or `large`.

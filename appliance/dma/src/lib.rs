@@ -9,6 +9,23 @@
 //! - [`planner`]: who will take which buffers, and what does not fit, before it happens.
 //! - [`sg`]: `sendmsg` and `recvmsg` over these, safe to call.
 //!
+//! ```
+//! use dma::{ChannelOptions, IobufOptions, IobufPool};
+//!
+//! # fn main() -> Result<(), dma::DmaError> {
+//! let pool = IobufPool::new(IobufOptions::default())?;
+//! let mut channel = pool.channel("nvmf_tcp", ChannelOptions::default())?;
+//! let slot = 7;
+//! match channel.get_or_wait(4096, slot)? {
+//!     Some(mut buf) => buf.as_mut_slice().fill(0),
+//!     None => {} // Queued: `poll` gives (7, buffer) once there is one.
+//! }
+//! let mut served = Vec::new();
+//! channel.poll(&mut served);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Threading
 //! `Region` and `IobufPool` belong to everyone. A channel and its buffers belong to the thread
 //! that opened it. Getting a buffer from the cache and putting it back takes no lock and no

@@ -618,7 +618,8 @@ fn small_pages(
             "{mib} MiB of buffers are locked 4 KiB pages: {why}; {advice}"
         )),
         (Some((why, advice)), Some((refusal, remedy))) => Some(format!(
-            "{mib} MiB of buffers are unlocked 4 KiB pages: {why} and {refusal}; {advice}, or {remedy}"
+            "{mib} MiB of buffers are unlocked 4 KiB pages: {why} and {refusal}; {advice}, or \
+             {remedy}"
         )),
         (None, Some((refusal, remedy))) => Some(format!(
             "{mib} MiB of buffers are unlocked 4 KiB pages: {refusal}; {remedy}"

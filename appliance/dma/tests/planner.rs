@@ -194,15 +194,27 @@ fn assert_really_so(plan: &Plan, pool: &IobufPool, channels: &[IobufChannel]) {
     }
 }
 
+fn quiet() -> ProptestConfig {
+    ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(quiet())]
     #[test]
-    fn the_verdict_equals_what_happens(input in inputs(), seed in any::<u64>(), busy in 0usize..50) {
+    fn the_verdict_equals_what_happens(
+        input in inputs(),
+        seed in any::<u64>(),
+        busy in 0usize..50,
+    ) {
         let pool = pool_of(input.pools);
         prop_assert_eq!(pool.plan_pools(), input.pools);
         let verdict = plan(&input);
         // Buffers in use at the moment change nothing about it.
-        let options = ChannelOptions { small_cache: 0, large_cache: 0, ..ChannelOptions::default() };
+        let (small_cache, large_cache) = (0, 0);
+        let options = ChannelOptions { small_cache, large_cache, ..ChannelOptions::default() };
         let other = pool.channel("busy", options).unwrap();
         let held: Vec<_> = (0..busy).map_while(|_| other.get(1)).collect();
         let mut channels = Vec::new();

@@ -226,7 +226,10 @@ fn backings_asked_for_by_name_are_given_or_refused_with_numbers() {
                     free_hugepages(kib)
                 );
                 assert!(matches!(error, DmaError::Hugepages { .. }), "{error}");
-                assert!(error.to_string().contains("vm.nr_hugepages"), "{error}");
+                assert!(
+                    error.to_string().contains(&format!("hugepages-{kib}kB")),
+                    "{error}"
+                );
             }
         }
     }
@@ -317,8 +320,15 @@ fn ranges_outside_of_a_region_panic() {
     }
 }
 
+fn quiet() -> ProptestConfig {
+    ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(quiet())]
     #[test]
     fn copies_agree_with_a_vector(
         writes in prop::collection::vec((0usize..8000, 0usize..3000, any::<u8>(), 0u8..4), 1..40)
@@ -350,7 +360,11 @@ proptest! {
     }
 
     #[test]
-    fn compare_finds_the_first_difference(len in 1usize..3000, offset in 0usize..1000, at in 0usize..3000) {
+    fn compare_finds_the_first_difference(
+        len in 1usize..3000,
+        offset in 0usize..1000,
+        at in 0usize..3000,
+    ) {
         let region = plain(8192);
         let at = at % len;
         region.write_at(offset + at, &[1]);

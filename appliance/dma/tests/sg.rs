@@ -183,12 +183,23 @@ fn a_segment_outside_of_lent_memory_panics() {
     let _ = Segment::of_lent(&lent, 5..11);
 }
 
+fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 64,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
     /// A socket whose buffer is much smaller than the data takes it in pieces that end anywhere.
     #[test]
     fn partial_sends_continue_where_they_stopped(
-        sizes in prop::collection::vec(prop_oneof![0usize..64, 1000usize..8192, 8193usize..135_168], 1..8),
+        sizes in prop::collection::vec(
+            prop_oneof![0usize..64, 1000usize..8192, 8193usize..135_168],
+            1..8,
+        ),
         capacity in 1usize..10,
         reads in prop::collection::vec(1usize..40_000, 1..20),
     ) {

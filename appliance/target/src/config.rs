@@ -38,7 +38,12 @@ pub enum ConfigError {
 
 /// The command line of `aditd`.
 #[derive(Debug, Clone, Default, Parser)]
-#[command(name = "aditd", version, about = "NVMe over Fabrics target", max_term_width = 100)]
+#[command(
+    name = "aditd",
+    version,
+    about = "NVMe over Fabrics target",
+    max_term_width = 100
+)]
 pub struct Flags {
     /// Where the state is kept [default: /var/lib/adit]
     #[arg(long, value_name = "DIR")]
@@ -99,7 +104,9 @@ impl FromStr for Endpoint {
         };
         match address.parse() {
             Ok(address) => Ok(Endpoint::Tcp(address)),
-            Err(_) => Err(format!("{text:?}: {address:?} is no ADDRESS:PORT, as in 127.0.0.1:4421")),
+            Err(_) => Err(format!(
+                "{text:?}: {address:?} is no ADDRESS:PORT, as in 127.0.0.1:4421"
+            )),
         }
     }
 }
@@ -312,9 +319,14 @@ impl Config {
 
 fn read(path: &Path) -> Result<File, ConfigError> {
     let name = || path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: name(), source })?;
-    parse(&text).map_err(|detail| ConfigError::File { path: name(), detail })
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: name(),
+        source,
+    })?;
+    parse(&text).map_err(|detail| ConfigError::File {
+        path: name(),
+        detail,
+    })
 }
 
 fn parse(text: &str) -> Result<File, String> {
@@ -323,9 +335,11 @@ fn parse(text: &str) -> Result<File, String> {
 
 fn merge(flags: &Flags, file: File) -> Result<Config, ConfigError> {
     let tls = match (&flags.ca, &flags.cert, &flags.key) {
-        (Some(ca), Some(cert), Some(key)) => {
-            Some(Tls { ca: ca.clone(), cert: cert.clone(), key: key.clone() })
-        }
+        (Some(ca), Some(cert), Some(key)) => Some(Tls {
+            ca: ca.clone(),
+            cert: cert.clone(),
+            key: key.clone(),
+        }),
         (None, None, None) => file.tls,
         _ => {
             return Err(ConfigError::Combination(
@@ -333,7 +347,11 @@ fn merge(flags: &Flags, file: File) -> Result<Config, ConfigError> {
             ));
         }
     };
-    let mut grpc = if flags.grpc.is_empty() { file.grpc } else { flags.grpc.clone() };
+    let mut grpc = if flags.grpc.is_empty() {
+        file.grpc
+    } else {
+        flags.grpc.clone()
+    };
     if grpc.is_empty() {
         grpc.push(Endpoint::Unix(PathBuf::from("/run/adit/aditd.sock")));
     }
@@ -373,11 +391,17 @@ fn merge(flags: &Flags, file: File) -> Result<Config, ConfigError> {
         tls,
         reactors: flags.reactors.clone().or(file.reactors),
         metrics: flags.metrics.or(file.metrics),
-        drain_timeout: file.drain_timeout.map_or(Duration::from_secs(10), |time| time.0),
+        drain_timeout: file
+            .drain_timeout
+            .map_or(Duration::from_secs(10), |time| time.0),
         memory: file.memory,
         limits,
         connections_max: table.connections_max.unwrap_or(4096),
-        log_filter: flags.log.clone().or(file.log.filter).unwrap_or_else(|| "info".to_owned()),
+        log_filter: flags
+            .log
+            .clone()
+            .or(file.log.filter)
+            .unwrap_or_else(|| "info".to_owned()),
         log_to: file.log.to,
     })
 }
@@ -410,7 +434,10 @@ fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Endpoint>
         OneOrMany::One(text) => vec![text],
         OneOrMany::Many(texts) => texts,
     };
-    texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(serde::de::Error::custom))
+        .collect()
 }
 
 fn reactors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Reactors>, D::Error> {
@@ -424,7 +451,9 @@ fn reactors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Reactor
 fn at_least<'de, D: Deserializer<'de>>(deserializer: D, least: u32) -> Result<u32, D::Error> {
     let count = u32::deserialize(deserializer)?;
     if count < least {
-        return Err(serde::de::Error::custom(format!("{count} is too few; give at least {least}")));
+        return Err(serde::de::Error::custom(format!(
+            "{count} is too few; give at least {least}"
+        )));
     }
     Ok(count)
 }
@@ -472,7 +501,10 @@ mod tests {
         assert_eq!(config.memory.large_bufsize, Size(135_168));
         assert_eq!(config.memory.small_bufsize, Size(8192));
         assert_eq!(config.limits.subsystems_max, 10);
-        assert_eq!((config.log_filter.as_str(), config.log_to), ("debug", LogTo::Stderr));
+        assert_eq!(
+            (config.log_filter.as_str(), config.log_to),
+            ("debug", LogTo::Stderr)
+        );
     }
 
     #[test]
@@ -489,10 +521,18 @@ mod tests {
     #[test]
     fn wrong_files_name_the_line() {
         for (text, line, word) in [
-            ("state_dir = \"/x\"\nstat_dir = \"/y\"", "line 2", "stat_dir"),
+            (
+                "state_dir = \"/x\"\nstat_dir = \"/y\"",
+                "line 2",
+                "stat_dir",
+            ),
             ("[memory]\nsmall_pool_count = 1", "line 2", "too few"),
             ("[memory]\nbacking = \"paper\"", "line 2", "paper"),
-            ("[memory]\nsmall_bufsize = \"8 parsecs\"", "line 2", "parsecs"),
+            (
+                "[memory]\nsmall_bufsize = \"8 parsecs\"",
+                "line 2",
+                "parsecs",
+            ),
             ("grpc = \"http://x\"", "line 1", "unix:PATH"),
             ("\nreactors = \"0x\"", "line 2", ""),
             ("reactors = 0", "line 1", "reactors"),
@@ -502,7 +542,10 @@ mod tests {
             ("a = \n", "line 1", ""),
         ] {
             let error = parse(text).unwrap_err();
-            assert!(error.contains(line) && error.contains(word), "{text}\n{error}");
+            assert!(
+                error.contains(line) && error.contains(word),
+                "{text}\n{error}"
+            );
         }
     }
 

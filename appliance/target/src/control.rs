@@ -112,7 +112,15 @@ impl Control {
         let pending = model
             .keys()
             .into_iter()
-            .map(|key| (key, Pending { reason: "not tried yet".to_owned(), attempts: 0 }))
+            .map(|key| {
+                (
+                    key,
+                    Pending {
+                        reason: "not tried yet".to_owned(),
+                        attempts: 0,
+                    },
+                )
+            })
             .collect();
         let inner = Inner {
             model,
@@ -159,14 +167,22 @@ impl Control {
     /// Reads the state. Short: changes wait meanwhile.
     pub fn read<T>(&self, read: impl FnOnce(View<'_>) -> T) -> T {
         let inner = self.lock();
-        read(View { model: &inner.model, pending: &inner.pending })
+        read(View {
+            model: &inner.model,
+            pending: &inner.pending,
+        })
     }
 
     /// What is not in place, at most `max`.
     #[must_use]
     pub fn all_pending(&self, max: usize) -> Vec<(Key, Pending)> {
         let inner = self.lock();
-        inner.pending.iter().take(max).map(|(key, p)| (key.clone(), p.clone())).collect()
+        inner
+            .pending
+            .iter()
+            .take(max)
+            .map(|(key, p)| (key.clone(), p.clone()))
+            .collect()
     }
 
     /// What the node does.
@@ -304,13 +320,24 @@ impl Control {
         }
         let revision = change.revision;
         inner.uncommitted.push_back(change);
-        Ok((answer, Ok(Flight { revision, stored, settled })))
+        Ok((
+            answer,
+            Ok(Flight {
+                revision,
+                stored,
+                settled,
+            }),
+        ))
     }
 
     /// Step 4. The wait for the store goes on by itself when the caller gives up.
     async fn land(&self, flight: Flight) -> Result<(), ControlError> {
         let control = self.clone();
-        let Flight { revision, stored, settled } = flight;
+        let Flight {
+            revision,
+            stored,
+            settled,
+        } = flight;
         let landing = tokio::spawn(async move {
             let result = stored.await.unwrap_or(Err(CommitError::Closed));
             control.committed(revision, &result);
@@ -323,7 +350,10 @@ impl Control {
             }
         };
         if tokio::time::timeout(SETTLE_MAX, all).await.is_err() {
-            tracing::warn!(revision, "a change is not in force everywhere yet: a thread is busy");
+            tracing::warn!(
+                revision,
+                "a change is not in force everywhere yet: a thread is busy"
+            );
         }
         Ok(())
     }
@@ -333,8 +363,14 @@ impl Control {
         let mut inner = self.lock();
         match result {
             Ok(()) => {
-                while inner.uncommitted.front().is_some_and(|c| c.revision <= revision) {
-                    let Some(change) = inner.uncommitted.pop_front() else { break };
+                while inner
+                    .uncommitted
+                    .front()
+                    .is_some_and(|c| c.revision <= revision)
+                {
+                    let Some(change) = inner.uncommitted.pop_front() else {
+                        break;
+                    };
                     announce(&mut inner.events, &change);
                 }
                 self.durable.send_if_modified(|durable| {
@@ -345,8 +381,14 @@ impl Control {
             }
             Err(error) => {
                 // Later changes rest on this one, and the store refuses them: newest first.
-                while inner.uncommitted.back().is_some_and(|c| c.revision >= revision) {
-                    let Some(change) = inner.uncommitted.pop_back() else { break };
+                while inner
+                    .uncommitted
+                    .back()
+                    .is_some_and(|c| c.revision >= revision)
+                {
+                    let Some(change) = inner.uncommitted.pop_back() else {
+                        break;
+                    };
                     tracing::error!(revision = change.revision, %error, "a change was taken back");
                     self.undo(&mut inner, &change);
                 }
@@ -424,7 +466,11 @@ impl Control {
         };
         // What is not there yet has no old form in the data plane.
         let edit = match &was_pending {
-            Some(_) => &Edit { key: edit.key.clone(), old: None, new: Some(new.clone()) },
+            Some(_) => &Edit {
+                key: edit.key.clone(),
+                old: None,
+                new: Some(new.clone()),
+            },
             None => edit,
         };
         let waits_for = missing(inner, edit);
@@ -448,7 +494,9 @@ impl Control {
             }
             Err(RuntimeError::Pending(reason)) => {
                 let attempts = was_pending.map_or(1, |pending| pending.attempts + 1);
-                inner.pending.insert(edit.key.clone(), Pending { reason, attempts });
+                inner
+                    .pending
+                    .insert(edit.key.clone(), Pending { reason, attempts });
                 Ok(None)
             }
             Err(RuntimeError::Refused(reason)) => Err(reason),
@@ -459,9 +507,20 @@ impl Control {
     fn unrealise(&self, inner: &mut Inner, edit: &Edit) {
         let inverse = edit.inverse();
         if let Err(reason) = self.realise_one(inner, &inverse, None) {
-            tracing::error!(kind = edit.key.kind(), name = edit.key.name(), reason, "cannot go back");
+            tracing::error!(
+                kind = edit.key.kind(),
+                name = edit.key.name(),
+                reason,
+                "cannot go back"
+            );
             if inverse.new.is_some() {
-                inner.pending.insert(inverse.key, Pending { reason, attempts: 1 });
+                inner.pending.insert(
+                    inverse.key,
+                    Pending {
+                        reason,
+                        attempts: 1,
+                    },
+                );
             }
         }
     }
@@ -505,8 +564,14 @@ impl Control {
             if !inner.pending.contains_key(key) {
                 return true;
             }
-            let Some(object) = inner.model.get(key) else { return true };
-            let edit = Edit { key: key.clone(), old: None, new: Some(object.clone()) };
+            let Some(object) = inner.model.get(key) else {
+                return true;
+            };
+            let edit = Edit {
+                key: key.clone(),
+                old: None,
+                new: Some(object.clone()),
+            };
             (object, missing(&inner, &edit))
         };
         let prepared = match (&object, &waits) {
@@ -518,8 +583,14 @@ impl Control {
         if inner.model.get(key).as_ref() != Some(&object) {
             return false;
         }
-        let Some(pending) = inner.pending.get(key).cloned() else { return true };
-        let edit = Edit { key: key.clone(), old: None, new: Some(object) };
+        let Some(pending) = inner.pending.get(key).cloned() else {
+            return true;
+        };
+        let edit = Edit {
+            key: key.clone(),
+            old: None,
+            new: Some(object),
+        };
         let result = match (waits, prepared) {
             (Some(reason), _) => Err(RuntimeError::Pending(reason)),
             (None, Some(Err(error))) => Err(error),
@@ -532,17 +603,28 @@ impl Control {
             Ok(_) => {
                 inner.pending.remove(key);
                 let text = "in place".to_owned();
-                inner.events.publish(EventType::Status, revision, key.kind(), key.name(), text);
+                inner
+                    .events
+                    .publish(EventType::Status, revision, key.kind(), key.name(), text);
                 true
             }
             Err(RuntimeError::Pending(reason) | RuntimeError::Refused(reason)) => {
                 if pending.reason != reason {
-                    tracing::warn!(kind = key.kind(), name = key.name(), reason, "not in place yet");
+                    tracing::warn!(
+                        kind = key.kind(),
+                        name = key.name(),
+                        reason,
+                        "not in place yet"
+                    );
                     let text = format!("pending: {reason}");
-                    inner.events.publish(EventType::Status, revision, key.kind(), key.name(), text);
+                    inner
+                        .events
+                        .publish(EventType::Status, revision, key.kind(), key.name(), text);
                 }
                 let attempts = pending.attempts + 1;
-                inner.pending.insert(key.clone(), Pending { reason, attempts });
+                inner
+                    .pending
+                    .insert(key.clone(), Pending { reason, attempts });
                 false
             }
         }
@@ -562,7 +644,11 @@ trait Touched {
 
 impl Touched for BTreeMap<Key, Pending> {
     fn clone_touched(&self, change: &Change) -> Vec<(Key, Option<Pending>)> {
-        change.edits.iter().map(|edit| (edit.key.clone(), self.get(&edit.key).cloned())).collect()
+        change
+            .edits
+            .iter()
+            .map(|edit| (edit.key.clone(), self.get(&edit.key).cloned()))
+            .collect()
     }
 
     fn put_back(&mut self, entries: Vec<(Key, Option<Pending>)>) {
@@ -593,10 +679,14 @@ fn new_bdev(edit: &Edit) -> Option<BdevSpec> {
 /// What an edit needs and is itself pending.
 fn missing(inner: &Inner, edit: &Edit) -> Option<String> {
     let is_pending = |key: &Key| {
-        inner
-            .pending
-            .get(key)
-            .map(|pending| format!("{} {} is pending: {}", key.kind(), key.name(), pending.reason))
+        inner.pending.get(key).map(|pending| {
+            format!(
+                "{} {} is pending: {}",
+                key.kind(),
+                key.name(),
+                pending.reason
+            )
+        })
     };
     match (&edit.key, edit.new.as_ref()?) {
         (_, Object::Bdev(bdev)) => {
@@ -608,7 +698,11 @@ fn missing(inner: &Inner, edit: &Edit) -> Option<String> {
                 .or_else(|| is_pending(&Key::Bdev(namespace.spec.bdev_name.clone())))
         }
         (Key::Listener(nqn, _), Object::Listener(listener)) => {
-            let trtype = listener.spec.address.as_ref().map(|address| address.trtype.clone());
+            let trtype = listener
+                .spec
+                .address
+                .as_ref()
+                .map(|address| address.trtype.clone());
             is_pending(&Key::Subsystem(nqn.clone()))
                 .or_else(|| is_pending(&Key::Transport(trtype.unwrap_or_default())))
         }
@@ -633,3 +727,6 @@ fn announce(events: &mut Events, change: &Change) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -131,7 +131,9 @@ impl DataPlane {
             .spawn_thread(name, reactor_mask(reactor), make)
             .map_err(DataPlaneError::Reactors)?;
         told.recv_timeout(START_WITHIN)
-            .map_err(|_| DataPlaneError::Silent { reactor: reactor.name().to_owned() })?
+            .map_err(|_| DataPlaneError::Silent {
+                reactor: reactor.name().to_owned(),
+            })?
     }
 
     /// The reactors.
@@ -187,7 +189,9 @@ fn check_plan(
         devices: Vec::new(),
         pools: pool.plan_pools(),
     };
-    planner::plan(&input).map(drop).map_err(DataPlaneError::Plan)
+    planner::plan(&input)
+        .map(drop)
+        .map_err(DataPlaneError::Plan)
 }
 
 fn make_poll_group(
@@ -198,14 +202,21 @@ fn make_poll_group(
 ) -> Result<(), DataPlaneError> {
     let group = target
         .poll_group(context.waker().clone(), iobuf_pool, None, context.now())
-        .map_err(|source| DataPlaneError::PollGroup { reactor: reactor.clone(), source })?;
+        .map_err(|source| DataPlaneError::PollGroup {
+            reactor: reactor.clone(),
+            source,
+        })?;
     let watched = context.register_wake_fd(group.wake_fd());
-    watched.map_err(|source| DataPlaneError::Watch { reactor: reactor.clone(), source })?;
+    watched.map_err(|source| DataPlaneError::Watch {
+        reactor: reactor.clone(),
+        source,
+    })?;
     let mut group = group;
     context
-        .register_poller(PollerSpec::active("nvmf_tgt_poll_group_poll"), move |context| {
-            poll(&mut group, context)
-        })
+        .register_poller(
+            PollerSpec::active("nvmf_tgt_poll_group_poll"),
+            move |context| poll(&mut group, context),
+        )
         .map_err(|source| DataPlaneError::Watch { reactor, source })?;
     Ok(())
 }

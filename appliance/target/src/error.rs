@@ -93,7 +93,9 @@ pub enum ControlError {
     #[error("nothing was changed: {0}")]
     Store(#[from] metastore::CommitError),
     /// Events that old are no longer kept.
-    #[error("events after revision {asked} are no longer kept; list the objects and watch from {oldest}")]
+    #[error(
+        "events after revision {asked} are no longer kept; list the objects and watch from {oldest}"
+    )]
     EventsGone {
         /// The revision in the request.
         asked: u64,
@@ -122,7 +124,10 @@ impl ControlError {
     ) -> ControlError {
         ControlError::Invalid {
             what: what.into(),
-            violations: vec![Violation { field: field.into(), description: description.into() }],
+            violations: vec![Violation {
+                field: field.into(),
+                description: description.into(),
+            }],
         }
     }
 }

@@ -24,7 +24,11 @@ impl Events {
     /// Nothing has happened yet; `revision` is where the state stands.
     #[must_use]
     pub fn new(revision: u64) -> Events {
-        Events { kept: VecDeque::new(), oldest: revision, sender: broadcast::Sender::new(KEPT) }
+        Events {
+            kept: VecDeque::new(),
+            oldest: revision,
+            sender: broadcast::Sender::new(KEPT),
+        }
     }
 
     /// Tells everybody.
@@ -65,11 +69,17 @@ impl Events {
         let past = match after {
             None => Vec::new(),
             Some(asked) if asked < self.oldest => {
-                return Err(ControlError::EventsGone { asked, oldest: self.oldest });
+                return Err(ControlError::EventsGone {
+                    asked,
+                    oldest: self.oldest,
+                });
             }
-            Some(asked) => {
-                self.kept.iter().filter(|event| event.revision > asked).cloned().collect()
-            }
+            Some(asked) => self
+                .kept
+                .iter()
+                .filter(|event| event.revision > asked)
+                .cloned()
+                .collect(),
         };
         Ok((past, self.sender.subscribe()))
     }
@@ -77,7 +87,9 @@ impl Events {
 
 /// Milliseconds since 1970-01-01 UTC.
 pub(crate) fn now_unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -86,7 +98,13 @@ mod tests {
     use super::*;
 
     fn publish(events: &mut Events, revision: u64) {
-        events.publish(EventType::Created, revision, "bdev", format!("b{revision}"), String::new());
+        events.publish(
+            EventType::Created,
+            revision,
+            "bdev",
+            format!("b{revision}"),
+            String::new(),
+        );
     }
 
     #[test]
@@ -96,7 +114,10 @@ mod tests {
             publish(&mut events, revision);
         }
         let (past, mut live) = events.watch(Some(11)).unwrap();
-        assert_eq!(past.iter().map(|e| e.revision).collect::<Vec<_>>(), [12, 13]);
+        assert_eq!(
+            past.iter().map(|e| e.revision).collect::<Vec<_>>(),
+            [12, 13]
+        );
         assert!(live.try_recv().is_err());
         publish(&mut events, 14);
         assert_eq!(live.try_recv().unwrap().revision, 14);
@@ -108,7 +129,10 @@ mod tests {
         let mut events = Events::new(10);
         assert!(matches!(
             events.watch(Some(9)),
-            Err(ControlError::EventsGone { asked: 9, oldest: 10 })
+            Err(ControlError::EventsGone {
+                asked: 9,
+                oldest: 10
+            })
         ));
         for revision in 11..11 + KEPT as u64 + 5 {
             publish(&mut events, revision);

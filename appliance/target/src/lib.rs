@@ -22,7 +22,12 @@ pub mod events;
 pub mod logging;
 pub mod metrics;
 pub mod model;
+pub mod nvmf_runtime;
+pub mod program;
 pub mod runtime;
 pub mod serve;
 pub mod services;
 mod status;
+
+#[cfg(test)]
+mod fake_runtime;

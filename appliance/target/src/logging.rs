@@ -75,7 +75,10 @@ impl Log {
     /// # Errors
     /// A wrong filter, no journal though it was asked for, or a second call.
     pub fn start(filter: &str, to: LogTo) -> Result<Log, LogError> {
-        let wrong = |problem: String| LogError::Filter { filter: filter.to_owned(), problem };
+        let wrong = |problem: String| LogError::Filter {
+            filter: filter.to_owned(),
+            problem,
+        };
         let filter = EnvFilter::try_new(filter).map_err(|error| wrong(error.to_string()))?;
         let sink = Sink::open(to)?;
         let (queue, lines) = sync_channel(QUEUE_MAX);
@@ -86,10 +89,17 @@ impl Log {
             .spawn(move || write(&lines, &sink, &writer_lost))
             .map_err(LogError::Thread)?;
         let (filter, handle) = reload::Layer::new(filter);
-        let layer = QueueLayer { queue: queue.clone(), lost, limits: Mutex::default() };
+        let layer = QueueLayer {
+            queue: queue.clone(),
+            lost,
+            limits: Mutex::default(),
+        };
         let subscriber = Registry::default().with(filter).with(layer);
         tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Twice)?;
-        Ok(Log { queue, _filter: handle })
+        Ok(Log {
+            queue,
+            _filter: handle,
+        })
     }
 
     /// Waits until everything logged so far is written, at most this long.
@@ -136,8 +146,15 @@ impl<S: Subscriber> Layer<S> for QueueLayer {
         let now = Instant::now();
         let admitted = {
             let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-            let fresh = || Limit { since: now, count: 0, left_out: 0 };
-            limits.entry(event.metadata().callsite()).or_insert_with(fresh).admit(now)
+            let fresh = || Limit {
+                since: now,
+                count: 0,
+                left_out: 0,
+            };
+            limits
+                .entry(event.metadata().callsite())
+                .or_insert_with(fresh)
+                .admit(now)
         };
         let Some(left_out) = admitted else { return };
         let mut text = Text::default();
@@ -259,7 +276,10 @@ impl fmt::Display for Rfc3339 {
         let (year, month, day) = civil(days);
         let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
         let millis = since.subsec_millis();
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+        write!(
+            f,
+            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z"
+        )
     }
 }
 
@@ -273,7 +293,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let march_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let month = if march_month < 10 {
+        march_month + 3
+    } else {
+        march_month - 9
+    };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     (year, month, day)
 }
@@ -284,7 +308,7 @@ mod tests {
 
     #[test]
     fn times_are_written_in_utc() {
-        let at = |seconds, millis| {
+        let at = |seconds, millis: u32| {
             Rfc3339(UNIX_EPOCH + Duration::new(seconds, millis * 1_000_000)).to_string()
         };
         assert_eq!(at(0, 0), "1970-01-01T00:00:00.000Z");
@@ -297,7 +321,11 @@ mod tests {
     #[test]
     fn an_event_that_comes_too_often_is_left_out_and_counted() {
         let start = Instant::now();
-        let mut limit = Limit { since: start, count: 0, left_out: 0 };
+        let mut limit = Limit {
+            since: start,
+            count: 0,
+            left_out: 0,
+        };
         for _ in 0..BURST {
             assert_eq!(limit.admit(start), Some(0));
         }
@@ -312,7 +340,11 @@ mod tests {
     fn a_full_queue_loses_lines_and_never_blocks() {
         let (queue, lines) = sync_channel(1);
         let lost = Arc::new(AtomicU64::new(0));
-        let layer = QueueLayer { queue, lost: lost.clone(), limits: Mutex::default() };
+        let layer = QueueLayer {
+            queue,
+            lost: lost.clone(),
+            limits: Mutex::default(),
+        };
         let subscriber = Registry::default().with(layer);
         tracing::subscriber::with_default(subscriber, || {
             for number in 0..3 {
@@ -320,7 +352,9 @@ mod tests {
             }
         });
         assert_eq!(lost.load(Ordering::Relaxed), 2);
-        let Message::Line(line) = lines.try_recv().unwrap() else { panic!() };
+        let Message::Line(line) = lines.try_recv().unwrap() else {
+            panic!()
+        };
         assert_eq!(line.text, "it happened number=0");
     }
 }

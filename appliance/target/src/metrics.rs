@@ -33,7 +33,9 @@ pub async fn serve(address: SocketAddr, control: Control) -> std::io::Result<()>
 async fn accept(listener: TcpListener, control: Control) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        let Ok(permit) = permits.clone().acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let control = control.clone();
@@ -84,14 +86,20 @@ struct Families(String);
 
 impl Families {
     fn family(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.0, "# HELP adit_{name} {help}\n# TYPE adit_{name} {kind}");
+        let _ = writeln!(
+            self.0,
+            "# HELP adit_{name} {help}\n# TYPE adit_{name} {kind}"
+        );
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: u64) {
         let _ = write!(self.0, "adit_{name}");
         for (index, (label, text)) in labels.iter().enumerate() {
             let before = if index == 0 { '{' } else { ',' };
-            let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let text = text
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n");
             let _ = write!(self.0, "{before}{label}=\"{text}\"");
         }
         let after = if labels.is_empty() { "" } else { "}" };
@@ -131,11 +139,36 @@ fn node(out: &mut Families, control: &Control) {
         (model.revision(), counts)
     });
     let is_serving = matches!(control.state(), NodeState::Serving | NodeState::Degraded);
-    out.one("up", "gauge", "1 while connections are taken.", is_serving.into());
-    out.one("revision", "counter", "Changes of the desired state.", revision);
-    out.one("pending_objects", "gauge", "Objects that are not in place yet.", pending as u64);
-    out.one("controllers", "gauge", "Connected controllers.", facts.controllers.into());
-    out.one("qpairs", "gauge", "Connected queue pairs.", facts.qpairs.into());
+    out.one(
+        "up",
+        "gauge",
+        "1 while connections are taken.",
+        is_serving.into(),
+    );
+    out.one(
+        "revision",
+        "counter",
+        "Changes of the desired state.",
+        revision,
+    );
+    out.one(
+        "pending_objects",
+        "gauge",
+        "Objects that are not in place yet.",
+        pending as u64,
+    );
+    out.one(
+        "controllers",
+        "gauge",
+        "Connected controllers.",
+        facts.controllers.into(),
+    );
+    out.one(
+        "qpairs",
+        "gauge",
+        "Connected queue pairs.",
+        facts.qpairs.into(),
+    );
     out.family("objects", "gauge", "Objects by kind.");
     for (kind, count) in counts {
         out.sample("objects", &[("kind", kind)], count as u64);
@@ -144,14 +177,26 @@ fn node(out: &mut Families, control: &Control) {
 
 fn reactors(out: &mut Families, control: &Control) {
     let reactors = control.runtime().reactors();
-    out.family("reactor_nanoseconds_total", "counter", "Time of reactors with and without work.");
+    out.family(
+        "reactor_nanoseconds_total",
+        "counter",
+        "Time of reactors with and without work.",
+    );
     for reactor in &reactors {
         let cpu = reactor.lcore.to_string();
         for (state, value) in [("busy", reactor.busy), ("idle", reactor.idle)] {
-            out.sample("reactor_nanoseconds_total", &[("cpu", &cpu), ("state", state)], value);
+            out.sample(
+                "reactor_nanoseconds_total",
+                &[("cpu", &cpu), ("state", state)],
+                value,
+            );
         }
     }
-    out.family("reactor_sleeps_total", "counter", "How often a reactor went to sleep.");
+    out.family(
+        "reactor_sleeps_total",
+        "counter",
+        "How often a reactor went to sleep.",
+    );
     for reactor in &reactors {
         let cpu = reactor.lcore.to_string();
         out.sample("reactor_sleeps_total", &[("cpu", &cpu)], reactor.sleeps);
@@ -159,8 +204,15 @@ fn reactors(out: &mut Families, control: &Control) {
 }
 
 fn iobuf(out: &mut Families, iobuf: &v1::Iobuf) {
-    let pools = [("small", iobuf.small.unwrap_or_default()), ("large", iobuf.large.unwrap_or_default())];
-    out.family("iobuf_buffers", "gauge", "Buffers of a pool by where they are.");
+    let pools = [
+        ("small", iobuf.small.unwrap_or_default()),
+        ("large", iobuf.large.unwrap_or_default()),
+    ];
+    out.family(
+        "iobuf_buffers",
+        "gauge",
+        "Buffers of a pool by where they are.",
+    );
     for (pool, stats) in pools {
         for (place, value) in [
             ("all", stats.count),
@@ -175,13 +227,19 @@ fn iobuf(out: &mut Families, iobuf: &v1::Iobuf) {
     for (pool, stats) in pools {
         out.sample("iobuf_waiting", &[("pool", pool)], stats.waiting);
     }
-    out.family("iobuf_taken_total", "counter", "Buffers taken from cache or pool; retry: waits.");
+    out.family(
+        "iobuf_taken_total",
+        "counter",
+        "Buffers taken from cache or pool; retry: waits.",
+    );
     for module in &iobuf.modules {
         for (pool, counters) in [("small", module.small_pool), ("large", module.large_pool)] {
             let counters = counters.unwrap_or_default();
-            for (from, value) in
-                [("cache", counters.cache), ("main", counters.main), ("retry", counters.retry)]
-            {
+            for (from, value) in [
+                ("cache", counters.cache),
+                ("main", counters.main),
+                ("retry", counters.retry),
+            ] {
                 let labels = [
                     ("module", module.module.as_str()),
                     ("thread", module.thread.as_str()),
@@ -205,7 +263,11 @@ fn bdevs(out: &mut Families, control: &Control) {
         ("bdev_ops_total", "I/Os that ended.", |io| io.num_ops),
         ("bdev_bytes_total", "Bytes moved.", |io| io.bytes),
         ("bdev_errors_total", "I/Os that failed.", |io| io.num_errors),
-        ("bdev_latency_nanoseconds_total", "Sum of latencies.", |io| io.latency_ns_total),
+        (
+            "bdev_latency_nanoseconds_total",
+            "Sum of latencies.",
+            |io| io.latency_ns_total,
+        ),
     ];
     for (name, help, read) in families {
         out.family(name, "counter", help);
@@ -219,7 +281,11 @@ fn bdevs(out: &mut Families, control: &Control) {
     }
     out.family("bdev_queue_depth", "gauge", "I/Os in flight.");
     for bdev in &stats {
-        out.sample("bdev_queue_depth", &[("bdev", &bdev.name)], bdev.queue_depth);
+        out.sample(
+            "bdev_queue_depth",
+            &[("bdev", &bdev.name)],
+            bdev.queue_depth,
+        );
     }
 }
 

@@ -8,7 +8,7 @@ mod observe;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use api::v1::{self, BdevSpec};
 use block::Claim;
@@ -25,7 +25,6 @@ const HOST_DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
 /// Drives a [`DataPlane`] as the control plane says.
 pub struct NvmfRuntime {
     plane: Arc<DataPlane>,
-    started: Instant,
     connections_max: u32,
     state: Mutex<State>,
 }
@@ -52,7 +51,11 @@ impl NvmfRuntime {
             connects_refused: 0,
             host_deadline: HOST_DEADLINE_DEFAULT,
         };
-        Self { plane, started: Instant::now(), connections_max, state: Mutex::new(state) }
+        Self {
+            plane,
+            connections_max,
+            state: Mutex::new(state),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -197,14 +200,19 @@ impl Runtime for NvmfRuntime {
             .into_iter()
             .flatten()
             .find(|controller| u32::from(controller.cntlid().0) == cntlid);
-        found.inspect(|controller| drop(controller.disconnect())).is_some()
+        found
+            .inspect(|controller| drop(controller.disconnect()))
+            .is_some()
     }
 
     fn drain(&self, deadline: Duration) -> Settled {
         let (closed, plane) = (self.plane.target().shut_down(), Arc::clone(&self.plane));
         Box::pin(async move {
             if tokio::time::timeout(deadline, closed).await.is_err() {
-                tracing::warn!("drain: I/O has not ended within {} ms", deadline.as_millis());
+                tracing::warn!(
+                    "drain: I/O has not ended within {} ms",
+                    deadline.as_millis()
+                );
             }
             let flushed = tokio::task::spawn_blocking(move || devices::flush_all(&plane)).await;
             if let Err(error) = flushed {

@@ -86,19 +86,31 @@ impl Drop for SocketFile {
 pub async fn bind(endpoint: &Endpoint, tls: Option<&Tls>) -> Result<Bound, ServeError> {
     match endpoint {
         Endpoint::Unix(path) => {
-            let failed = |source| ServeError::Unix { path: path.display().to_string(), source };
+            let failed = |source| ServeError::Unix {
+                path: path.display().to_string(),
+                source,
+            };
             remove_stale(path).await?;
             let listener = UnixListener::bind(path).map_err(failed)?;
             let file = SocketFile(path.clone());
             let owner_only = std::fs::Permissions::from_mode(0o600);
             std::fs::set_permissions(path, owner_only).map_err(failed)?;
-            Ok(Bound { kind: BoundKind::Unix(listener, file), tls: None })
+            Ok(Bound {
+                kind: BoundKind::Unix(listener, file),
+                tls: None,
+            })
         }
         Endpoint::Tcp(address) => {
-            let failed = |source| ServeError::Tcp { address: *address, source };
+            let failed = |source| ServeError::Tcp {
+                address: *address,
+                source,
+            };
             let tls = tls.map(server_tls).transpose()?;
             let listener = TcpListener::bind(address).await.map_err(failed)?;
-            Ok(Bound { kind: BoundKind::Tcp(listener), tls })
+            Ok(Bound {
+                kind: BoundKind::Tcp(listener),
+                tls,
+            })
         }
     }
 }
@@ -106,12 +118,17 @@ pub async fn bind(endpoint: &Endpoint, tls: Option<&Tls>) -> Result<Bound, Serve
 /// Removes the socket that a killed process left behind. Anything else stays.
 async fn remove_stale(path: &Path) -> Result<(), ServeError> {
     let name = || path.display().to_string();
-    let failed = |source| ServeError::Unix { path: name(), source };
+    let failed = |source| ServeError::Unix {
+        path: name(),
+        source,
+    };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
         Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(failed(std::io::Error::other("there is a file that is no socket")));
+            return Err(failed(std::io::Error::other(
+                "there is a file that is no socket",
+            )));
         }
         Ok(_) => {}
     }
@@ -150,7 +167,11 @@ impl Bound {
     ///
     /// # Errors
     /// When certificates are wrong or the socket fails.
-    pub async fn serve(self, routes: Routes, stop: watch::Receiver<bool>) -> Result<(), ServeError> {
+    pub async fn serve(
+        self,
+        routes: Routes,
+        stop: watch::Receiver<bool>,
+    ) -> Result<(), ServeError> {
         let wrong = |error: tonic::transport::Error| {
             let source = std::error::Error::source(&error).map(ToString::to_string);
             ServeError::Tls(source.unwrap_or_else(|| error.to_string()))
@@ -210,7 +231,10 @@ fn permitted(listener: UnixListener) -> Connections {
         match stream.peer_cred() {
             Ok(peer) if peer.uid() == 0 || peer.uid() == own => true,
             Ok(peer) => {
-                tracing::warn!(uid = peer.uid(), "a user who is neither root nor ours was refused");
+                tracing::warn!(
+                    uid = peer.uid(),
+                    "a user who is neither root nor ours was refused"
+                );
                 false
             }
             Err(error) => {

@@ -20,8 +20,10 @@ impl From<ControlError> for Status {
 }
 
 fn info(details: &mut ErrorDetails, reason: &str, metadata: &[(&str, String)]) {
-    let metadata: HashMap<_, _> =
-        metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    let metadata: HashMap<_, _> = metadata
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), value.clone()))
+        .collect();
     details.set_error_info(reason, DOMAIN, metadata);
 }
 
@@ -38,18 +40,29 @@ fn describe(error: &ControlError, details: &mut ErrorDetails) -> Code {
             info(details, "NOT_FOUND", &[]);
             Code::NotFound
         }
-        ControlError::Exists { kind, name, differences } => {
+        ControlError::Exists {
+            kind,
+            name,
+            differences,
+        } => {
             details.set_resource_info(*kind, name, "", "it exists and is different");
             for difference in differences {
-                let description =
-                    format!("it is {}, asked for was {}", difference.first, difference.second);
+                let description = format!(
+                    "it is {}, asked for was {}",
+                    difference.first, difference.second
+                );
                 details.add_bad_request_violation(&difference.field, description);
             }
             info(details, "DIFFERENT", &[]);
             Code::AlreadyExists
         }
-        ControlError::Generation { expected, actual, .. } => {
-            let metadata = [("expected", expected.to_string()), ("actual", actual.to_string())];
+        ControlError::Generation {
+            expected, actual, ..
+        } => {
+            let metadata = [
+                ("expected", expected.to_string()),
+                ("actual", actual.to_string()),
+            ];
             info(details, "GENERATION", &metadata);
             Code::Aborted
         }
@@ -108,6 +121,9 @@ mod tests {
         });
         assert_eq!(status.code(), Code::AlreadyExists);
         let bad = status.get_details_bad_request().unwrap();
-        assert_eq!(bad.field_violations[0].description, "it is 1, asked for was 2");
+        assert_eq!(
+            bad.field_violations[0].description,
+            "it is 1, asked for was 2"
+        );
     }
 }

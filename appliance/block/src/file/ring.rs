@@ -17,13 +17,14 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use dma::{IobufPool, Payload, Region};
 use io_uring::types::{Fd, Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::BlockError;
 use crate::device::ChannelContext;
@@ -150,6 +151,11 @@ pub(crate) struct SharedRing {
 
 struct Ring {
     uring: IoUring,
+    /// Signalled by the kernel when a completion waits. The ring's own descriptor does not do: with
+    /// deferred completions it does not become readable for who polls it already.
+    signal: EventFd,
+    /// Completions were reaped since `signal` was last cleared.
+    clear_signal: bool,
     in_flight: Slab<InFlight>,
     count: usize,
     /// Entries for which the submission queue had no room.
@@ -233,13 +239,10 @@ impl RingChannel {
     pub(crate) fn open(ctx: &ChannelContext, file: Arc<File>) -> Result<Self, BlockError> {
         let shared = SharedRing::of(ctx)?;
         let mut ring = shared.ring.borrow_mut();
-        // SAFETY: the ring, and with it the descriptor, outlives this borrow.
-        let fd = unsafe { BorrowedFd::borrow_raw(ring.uring.as_raw_fd()) };
         // A descriptor of its own for each channel: one descriptor cannot be put into an epoll
         // set twice.
-        let wake_fd = fd
-            .try_clone_to_owned()
-            .map_err(|source| BlockError::WakeFd { source })?;
+        let wake_fd = ring.signal.as_fd().try_clone_to_owned();
+        let wake_fd = wake_fd.map_err(|source| BlockError::WakeFd { source })?;
         let file = Rc::new(ring.register(file));
         let channel = ring.next_channel;
         ring.next_channel += 1;
@@ -321,8 +324,14 @@ impl Drop for RingChannel {
 impl Ring {
     fn new(pool: Option<&IobufPool>) -> io::Result<Self> {
         let (uring, deferred) = build()?;
+        let signal = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        uring
+            .submitter()
+            .register_eventfd(signal.as_fd().as_raw_fd())?;
         let mut ring = Self {
             uring,
+            signal,
+            clear_signal: false,
             in_flight: Slab::new(),
             count: 0,
             backlog: VecDeque::new(),
@@ -459,14 +468,28 @@ impl Ring {
         if self.count == 0 {
             return;
         }
+        if self.clear_signal {
+            // Before looking for completions: what comes after the look signals anew.
+            self.clear_signal();
+        }
         self.enter(0);
-        self.reap();
+        self.clear_signal |= self.reap() > 0;
+        if self.clear_signal && self.count == 0 {
+            // Nobody may turn the ring again before sleeping, and nothing can come any more.
+            self.clear_signal();
+        }
         if !self.backlog.is_empty() {
             self.enter(0);
         }
         if !self.closing.is_empty() {
             self.release_closed();
         }
+    }
+
+    fn clear_signal(&mut self) {
+        self.clear_signal = false;
+        // EAGAIN: it was not signalled. Nothing else can go wrong with an eventfd.
+        let _ = self.signal.read();
     }
 
     fn release_closed(&mut self) {
@@ -546,7 +569,9 @@ impl Ring {
         }
     }
 
-    fn reap(&mut self) {
+    /// Takes what has ended to the inboxes. Returns how much that was.
+    fn reap(&mut self) -> usize {
+        let before = self.count;
         let mut queue = self.uring.completion();
         queue.sync();
         for completion in &mut queue {
@@ -567,6 +592,7 @@ impl Ring {
                 _ => drop(finished),
             }
         }
+        before - self.count
     }
 }
 

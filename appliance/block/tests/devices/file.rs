@@ -326,6 +326,38 @@ fn more_ios_than_the_ring_has_room_for_all_end() {
     assert!(done.iter().all(|completion| completion.result.is_ok()));
 }
 
+/// What a thread relies on that goes to sleep after its last poll.
+#[test]
+fn the_wake_descriptor_is_readable_once_a_completion_waits() {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let folder = folder();
+    let file = open(FileOptions::create(folder.path().join("disk"), MIB));
+    let mut channel = rig::bdev(file).open(&rig::context()).unwrap();
+    let now = Instant::now();
+    let mut done = Vec::new();
+    let mut buffers = Buffers::new();
+    let readable = |channel: &block::BdevChannel, timeout_ms: u16| {
+        let mut fds = [PollFd::new(channel.wake_fd().unwrap(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::from(timeout_ms)).unwrap() == 1
+    };
+    assert!(!readable(&channel, 0), "nothing is in flight");
+    for round in 0..50 {
+        let payload = buffers.filled(&[round; 4096]);
+        let io = Io::with_payload(Op::Write { fua: true }, 0, 8, payload, 0);
+        assert!(matches!(channel.submit(io, now), Submit::Pending));
+        assert!(
+            channel.next_deadline().is_some(),
+            "not yet with the kernel: poll first"
+        );
+        if channel.poll(now, &mut done) == 0 {
+            assert!(readable(&channel, 10_000), "asleep for ever");
+            while channel.poll(now, &mut done) == 0 {}
+        }
+        assert_eq!(channel.next_deadline(), None);
+    }
+    assert!(!readable(&channel, 0), "all is reaped");
+}
+
 /// Compares and verifies need scratch buffers, of which there are few: the others wait.
 #[test]
 fn more_compares_than_scratch_buffers_all_end() {

@@ -40,15 +40,27 @@ impl Transaction<'_> {
                 return Ok(there);
             }
             let (kind, name) = (key.kind(), key.name());
-            return Err(ControlError::Exists { kind, name, differences });
+            return Err(ControlError::Exists {
+                kind,
+                name,
+                differences,
+            });
         }
         if self.model.bdevs.len() >= self.model.limits.bdevs_max {
             let max = self.model.limits.bdevs_max;
-            return Err(ControlError::Limit { what: "bdevs", max, option: "limits.bdevs_max" });
+            return Err(ControlError::Limit {
+                what: "bdevs",
+                max,
+                option: "limits.bdevs_max",
+            });
         }
         if let Some(other) = self.model.bdev_names_by_uuid.get(spec.uuid()) {
             let problem = format!("{} is the UUID of {other:?} already", spec.uuid());
-            return Err(ControlError::field(format!("bdev {:?}", spec.name), "bdev.uuid", problem));
+            return Err(ControlError::field(
+                format!("bdev {:?}", spec.name),
+                "bdev.uuid",
+                problem,
+            ));
         }
         if let Some(base) = base_of(&spec) {
             self.free_bdev(base)?;
@@ -166,19 +178,30 @@ impl Transaction<'_> {
         if !self.model.bdevs.contains_key(name) {
             return Err(Self::not_found(&Key::Bdev(name.to_owned())));
         }
-        let users: Vec<_> =
-            self.model.bdev_users(name).map(|key| format!("{} {}", key.kind(), key.name())).collect();
+        let users: Vec<_> = self
+            .model
+            .bdev_users(name)
+            .map(|key| format!("{} {}", key.kind(), key.name()))
+            .collect();
         if users.is_empty() {
             return Ok(());
         }
-        Err(ControlError::InUse { kind: "bdev", name: name.to_owned(), users })
+        Err(ControlError::InUse {
+            kind: "bdev",
+            name: name.to_owned(),
+            users,
+        })
     }
 
     fn check_depth(&self, base: &str) -> Result<(), ControlError> {
         let mut below = Some(base);
         for _ in 0..LAYERS_MAX {
             let Some(name) = below else { return Ok(()) };
-            below = self.model.bdevs.get(name).and_then(|bdev| base_of(&bdev.spec));
+            below = self
+                .model
+                .bdevs
+                .get(name)
+                .and_then(|bdev| base_of(&bdev.spec));
         }
         Err(ControlError::Precondition {
             subject: base.to_owned(),
@@ -196,12 +219,15 @@ impl Transaction<'_> {
         let mut check = Check::new(format!("bdev {:?}", spec.name), "bdev");
         check_name(&spec.name, &mut check);
         if let Some(there) = there {
-            spec.uuid.get_or_insert_with(|| there.spec.uuid().to_owned());
+            spec.uuid
+                .get_or_insert_with(|| there.spec.uuid().to_owned());
             if spec.qos.is_none() {
                 spec.qos = there.spec.qos;
             }
         }
-        let uuid = spec.uuid.get_or_insert_with(|| uuid::Uuid::new_v4().to_string());
+        let uuid = spec
+            .uuid
+            .get_or_insert_with(|| uuid::Uuid::new_v4().to_string());
         check.uuid("uuid", uuid);
         check_kind(&mut spec, &mut check);
         check_qos(&mut spec, &mut check);
@@ -220,7 +246,10 @@ impl Transaction<'_> {
     }
 
     pub(super) fn put_bdev(&mut self, key: Key, spec: BdevSpec) -> Arc<Stored<BdevSpec>> {
-        let stored = Arc::new(Stored { spec, generation: self.generation() });
+        let stored = Arc::new(Stored {
+            spec,
+            generation: self.generation(),
+        });
         self.put(key, Some(Object::Bdev(stored.clone())));
         stored
     }
@@ -228,11 +257,21 @@ impl Transaction<'_> {
 
 fn check_name(name: &str, check: &mut Check) {
     let is_right = (1..=128).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._:-@/".contains(&b));
-    check.that(is_right, "name", "must be 1 to 128 characters: letters, digits and ._:-@/");
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._:-@/".contains(&b));
+    check.that(
+        is_right,
+        "name",
+        "must be 1 to 128 characters: letters, digits and ._:-@/",
+    );
     // A name that reads as a UUID would hide the device that has it.
     let is_uuid = uuid::Uuid::parse_str(name).is_ok();
-    check.that(!is_uuid, "name", "must not be a UUID: devices are found by UUID too");
+    check.that(
+        !is_uuid,
+        "name",
+        "must not be a UUID: devices are found by UUID too",
+    );
 }
 
 fn check_kind(spec: &mut BdevSpec, check: &mut Check) {
@@ -253,18 +292,34 @@ fn check_kind(spec: &mut BdevSpec, check: &mut Check) {
             file.direct.get_or_insert(true);
             file.read_only.get_or_insert(false);
             let is_right = file.path.starts_with('/') && !file.path.contains('\0');
-            check.that(is_right && file.path.len() < 4096, "file.path", "must be an absolute path");
+            check.that(
+                is_right && file.path.len() < 4096,
+                "file.path",
+                "must be an absolute path",
+            );
         }
         Some(Kind::Error(layer)) => {
-            check.that(!layer.base_bdev.is_empty(), "error.base_bdev", "names the device below");
+            check.that(
+                !layer.base_bdev.is_empty(),
+                "error.base_bdev",
+                "names the device below",
+            );
             let count = layer.rules.len();
-            check.that(count <= RULES_MAX, "error.rules", "at most 64 rules are possible");
+            check.that(
+                count <= RULES_MAX,
+                "error.rules",
+                "at most 64 rules are possible",
+            );
             for (index, rule) in layer.rules.iter_mut().enumerate() {
                 check_rule(index, rule, check);
             }
         }
         Some(Kind::Delay(layer)) => {
-            check.that(!layer.base_bdev.is_empty(), "delay.base_bdev", "names the device below");
+            check.that(
+                !layer.base_bdev.is_empty(),
+                "delay.base_bdev",
+                "names the device below",
+            );
             for (field, value) in [
                 ("delay.avg_read_latency_us", layer.avg_read_latency_us),
                 ("delay.p99_read_latency_us", layer.p99_read_latency_us),
@@ -281,7 +336,11 @@ fn check_kind(spec: &mut BdevSpec, check: &mut Check) {
 fn check_block_size(kind: &str, block_size: &mut Option<u32>, check: &mut Check) -> u32 {
     let block = *block_size.get_or_insert(512);
     let is_right = matches!(block, 512 | 4096);
-    check.that(is_right, &format!("{kind}.block_size"), "must be 512 or 4096");
+    check.that(
+        is_right,
+        &format!("{kind}.block_size"),
+        "must be 512 or 4096",
+    );
     if is_right { block } else { 512 }
 }
 
@@ -289,29 +348,57 @@ fn check_size(kind: &str, size: u64, block: u32, check: &mut Check) {
     let field = format!("{kind}.size_bytes");
     check.that(size > 0, &field, "must not be 0");
     let is_whole = size.is_multiple_of(u64::from(block));
-    check.that(is_whole, &field, &format!("must be a multiple of the block size, {block}"));
+    check.that(
+        is_whole,
+        &field,
+        &format!("must be a multiple of the block size, {block}"),
+    );
     check.that(size <= 1 << 60, &field, "must be at most 1 EiB");
 }
 
 fn check_rule(index: usize, rule: &mut ErrorRule, check: &mut Check) {
     let field = |name: &str| format!("error.rules[{index}].{name}");
     if IoType::try_from(rule.io_type).is_err() {
-        check.wrong(&field("io_type"), format!("{} is no type of I/O", rule.io_type));
+        check.wrong(
+            &field("io_type"),
+            format!("{} is no type of I/O", rule.io_type),
+        );
     }
     match ErrorType::try_from(rule.error_type) {
         Ok(ErrorType::Unspecified) | Err(_) => {
-            check.wrong(&field("error_type"), "must be failure, pending or corrupt_data");
+            check.wrong(
+                &field("error_type"),
+                "must be failure, pending or corrupt_data",
+            );
         }
         Ok(_) => {}
     }
-    check.number(&field("probability_ppm"), &mut rule.probability_ppm, 1_000_000, 1..=1_000_000);
+    check.number(
+        &field("probability_ppm"),
+        &mut rule.probability_ppm,
+        1_000_000,
+        1..=1_000_000,
+    );
     check.number(&field("sct"), &mut rule.sct, 2, 0..=7);
     // Media errors: unrecovered read error, write fault.
-    let default_sc = if rule.io_type() == IoType::Read { 0x81 } else { 0x80 };
+    let default_sc = if rule.io_type() == IoType::Read {
+        0x81
+    } else {
+        0x80
+    };
     check.number(&field("sc"), &mut rule.sc, default_sc, 0..=255);
-    check.number(&field("corrupt_value"), &mut rule.corrupt_value, 255, 1..=255);
+    check.number(
+        &field("corrupt_value"),
+        &mut rule.corrupt_value,
+        255,
+        1..=255,
+    );
     if let (Some(first), Some(last)) = (rule.lba_first, rule.lba_last) {
-        check.that(first <= last, &field("lba_last"), "must not be before lba_first");
+        check.that(
+            first <= last,
+            &field("lba_last"),
+            "must not be before lba_first",
+        );
     }
 }
 
@@ -320,7 +407,12 @@ fn check_qos(spec: &mut BdevSpec, check: &mut Check) {
     check.number("qos.burst_ms", &mut qos.burst_ms, 1, 0..=10_000);
     // No limit at all is the same as none given: one form for both.
     let burst_ms = qos.burst_ms;
-    if *qos == (QosLimits { burst_ms, ..QosLimits::default() }) {
+    if *qos
+        == (QosLimits {
+            burst_ms,
+            ..QosLimits::default()
+        })
+    {
         spec.qos = None;
     }
 }

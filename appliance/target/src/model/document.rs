@@ -24,8 +24,16 @@ impl Model {
             hosts: entry.hosts.values().map(|h| h.spec.clone()).collect(),
         });
         Document {
-            transports: self.transports.values().map(|stored| stored.spec.clone()).collect(),
-            bdevs: self.bdevs.values().map(|stored| stored.spec.clone()).collect(),
+            transports: self
+                .transports
+                .values()
+                .map(|stored| stored.spec.clone())
+                .collect(),
+            bdevs: self
+                .bdevs
+                .values()
+                .map(|stored| stored.spec.clone())
+                .collect(),
             subsystems: subsystems.collect(),
         }
     }
@@ -144,8 +152,7 @@ impl Transaction<'_> {
                 Err(error) => return Err(error),
             };
             let changeable = ["allow_any_host", "admin_label", "max_namespaces"];
-            let is_fixed =
-                |d: &&api::fields::Difference| !changeable.contains(&d.field.as_str());
+            let is_fixed = |d: &&api::fields::Difference| !changeable.contains(&d.field.as_str());
             let fixed: Vec<_> = changed.iter().filter(is_fixed).cloned().collect();
             if !fixed.is_empty() {
                 return Err(fixed_differs(&Key::Subsystem(nqn.to_owned()), &fixed));
@@ -173,25 +180,34 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    fn apply_namespace(
-        &mut self,
-        nqn: &str,
-        spec: &v1::NamespaceSpec,
-    ) -> Result<(), ControlError> {
+    fn apply_namespace(&mut self, nqn: &str, spec: &v1::NamespaceSpec) -> Result<(), ControlError> {
         let changed = match self.create_namespace(nqn, spec.clone()) {
             Ok(_) => return Ok(()),
-            Err(ControlError::Exists { differences, name, kind }) => (differences, name, kind),
+            Err(ControlError::Exists {
+                differences,
+                name,
+                kind,
+            }) => (differences, name, kind),
             Err(error) => return Err(error),
         };
         let (differences, name, kind) = changed;
         let changeable = ["anagrpid", "no_auto_visible", "visible_to", "write_protect"];
-        let fixed: Vec<_> =
-            differences.iter().filter(|d| !changeable.contains(&d.field.as_str())).collect();
+        let fixed: Vec<_> = differences
+            .iter()
+            .filter(|d| !changeable.contains(&d.field.as_str()))
+            .collect();
         if !fixed.is_empty() {
             let differences = fixed.into_iter().cloned().collect();
-            return Err(ControlError::Exists { kind, name, differences });
+            return Err(ControlError::Exists {
+                kind,
+                name,
+                differences,
+            });
         }
-        let nsid = name.rsplit_once('/').and_then(|(_, nsid)| nsid.parse().ok()).unwrap_or(spec.nsid);
+        let nsid = name
+            .rsplit_once('/')
+            .and_then(|(_, nsid)| nsid.parse().ok())
+            .unwrap_or(spec.nsid);
         let mut full = spec.clone();
         full.nsid = nsid;
         full.anagrpid.get_or_insert(nsid);
@@ -228,12 +244,17 @@ impl Transaction<'_> {
         let mut first_and_last: BTreeMap<&Key, (usize, Option<&Object>, Option<&Object>)> =
             BTreeMap::new();
         for (index, Edit { key, old, new }) in self.edits().iter().enumerate() {
-            let entry = first_and_last.entry(key).or_insert((index, old.as_ref(), None));
+            let entry = first_and_last
+                .entry(key)
+                .or_insert((index, old.as_ref(), None));
             entry.2 = new.as_ref();
         }
         let mut changes: Vec<_> = first_and_last.into_iter().collect();
         changes.sort_by_key(|(_, (index, ..))| *index);
-        changes.into_iter().filter_map(|(key, (_, old, new))| change(key, old, new)).collect()
+        changes
+            .into_iter()
+            .filter_map(|(key, (_, old, new))| change(key, old, new))
+            .collect()
     }
 }
 
@@ -269,12 +290,17 @@ fn object_differences(old: &Object, new: &Object) -> Vec<String> {
         (Object::Host(a), Object::Host(b)) => differences(&a.spec, &b.spec),
         _ => Vec::new(),
     };
-    found.into_iter().map(|d| format!("{}: {} becomes {}", d.field, d.first, d.second)).collect()
+    found
+        .into_iter()
+        .map(|d| format!("{}: {} becomes {}", d.field, d.first, d.second))
+        .collect()
 }
 
 fn fixed_differs(key: &Key, fixed: &[api::fields::Difference]) -> ControlError {
-    let told: Vec<_> =
-        fixed.iter().map(|d| format!("{} is {}, not {}", d.field, d.first, d.second)).collect();
+    let told: Vec<_> = fixed
+        .iter()
+        .map(|d| format!("{} is {}, not {}", d.field, d.first, d.second))
+        .collect();
     ControlError::Precondition {
         subject: key.name(),
         problem: format!(
@@ -288,7 +314,11 @@ fn fixed_differs(key: &Key, fixed: &[api::fields::Difference]) -> ControlError {
 
 fn subsystem_of(document: &SubsystemDocument) -> Result<&SubsystemSpec, ControlError> {
     document.subsystem.as_ref().ok_or_else(|| {
-        ControlError::field("the document", "subsystems.subsystem", "must be set, with its nqn")
+        ControlError::field(
+            "the document",
+            "subsystems.subsystem",
+            "must be set, with its nqn",
+        )
     })
 }
 
@@ -304,8 +334,14 @@ fn size_of(spec: &BdevSpec) -> Option<u64> {
 /// Refuses a document that names an object twice: which one counts would be a guess.
 fn check_twice(document: &Document) -> Result<(), ControlError> {
     let mut seen = BTreeSet::new();
-    let bdevs = document.bdevs.iter().map(|spec| ("bdevs", spec.name.as_str()));
-    let transports = document.transports.iter().map(|spec| ("transports", spec.trtype.as_str()));
+    let bdevs = document
+        .bdevs
+        .iter()
+        .map(|spec| ("bdevs", spec.name.as_str()));
+    let transports = document
+        .transports
+        .iter()
+        .map(|spec| ("transports", spec.trtype.as_str()));
     let subsystems = document
         .subsystems
         .iter()
@@ -314,7 +350,11 @@ fn check_twice(document: &Document) -> Result<(), ControlError> {
     for (list, name) in bdevs.chain(transports).chain(subsystems) {
         if !seen.insert((list, name)) {
             let problem = format!("{name:?} is named twice");
-            return Err(ControlError::field("the document", format!("document.{list}"), problem));
+            return Err(ControlError::field(
+                "the document",
+                format!("document.{list}"),
+                problem,
+            ));
         }
     }
     Ok(())
@@ -329,8 +369,8 @@ fn bases_first(bdevs: &[BdevSpec]) -> Result<Vec<&BdevSpec>, ControlError> {
     while !left.is_empty() {
         let before = left.len();
         left.retain(|spec| {
-            let waits = base_of(spec)
-                .is_some_and(|base| names.contains(base) && !placed.contains(base));
+            let waits =
+                base_of(spec).is_some_and(|base| names.contains(base) && !placed.contains(base));
             if !waits {
                 placed.insert(spec.name.as_str());
                 order.push(*spec);
@@ -340,7 +380,11 @@ fn bases_first(bdevs: &[BdevSpec]) -> Result<Vec<&BdevSpec>, ControlError> {
         if left.len() == before {
             let circle: Vec<_> = left.iter().map(|spec| spec.name.as_str()).collect();
             let problem = format!("{} lie on each other in a circle", circle.join(", "));
-            return Err(ControlError::field("the document", "document.bdevs", problem));
+            return Err(ControlError::field(
+                "the document",
+                "document.bdevs",
+                problem,
+            ));
         }
     }
     Ok(order)
@@ -359,7 +403,12 @@ impl Wanted {
         for spec in &document.transports {
             keys.insert(Key::Transport(spec.trtype.to_ascii_lowercase()));
         }
-        keys.extend(document.bdevs.iter().map(|spec| Key::Bdev(spec.name.clone())));
+        keys.extend(
+            document
+                .bdevs
+                .iter()
+                .map(|spec| Key::Bdev(spec.name.clone())),
+        );
         for subsystem in &document.subsystems {
             let nqn = &subsystem_of(subsystem)?.nqn;
             keys.insert(Key::Subsystem(nqn.clone()));
@@ -369,7 +418,12 @@ impl Wanted {
                 keys.insert(Key::Listener(nqn.clone(), uri));
                 trtypes.extend(address.map(|address| address.trtype));
             }
-            keys.extend(subsystem.hosts.iter().map(|h| Key::Host(nqn.clone(), h.nqn.clone())));
+            keys.extend(
+                subsystem
+                    .hosts
+                    .iter()
+                    .map(|h| Key::Host(nqn.clone(), h.nqn.clone())),
+            );
             for namespace in &subsystem.namespaces {
                 let nsid = match namespace.nsid {
                     // The one that shows this device already.
@@ -378,7 +432,10 @@ impl Wanted {
                         .get(nqn)
                         .and_then(|entry| {
                             let name = &namespace.bdev_name;
-                            entry.namespaces.values().find(|n| n.spec.bdev_name == *name)
+                            entry
+                                .namespaces
+                                .values()
+                                .find(|n| n.spec.bdev_name == *name)
                         })
                         .map(|found| found.spec.nsid),
                     nsid => Some(nsid),

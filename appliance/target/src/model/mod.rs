@@ -106,7 +106,11 @@ impl Edit {
     /// The step that takes this one back.
     #[must_use]
     pub fn inverse(&self) -> Edit {
-        Edit { key: self.key.clone(), old: self.new.clone(), new: self.old.clone() }
+        Edit {
+            key: self.key.clone(),
+            old: self.new.clone(),
+            new: self.old.clone(),
+        }
     }
 }
 
@@ -182,7 +186,10 @@ impl Model {
     /// An empty model.
     #[must_use]
     pub fn new(limits: Limits) -> Model {
-        Model { limits, ..Model::default() }
+        Model {
+            limits,
+            ..Model::default()
+        }
     }
 
     /// Grows by one with every change.
@@ -236,7 +243,9 @@ impl Model {
     #[must_use]
     pub fn find_bdev(&self, name_or_uuid: &str) -> Option<&Arc<Stored<BdevSpec>>> {
         self.bdevs.get(name_or_uuid).or_else(|| {
-            let name = self.bdev_names_by_uuid.get(&name_or_uuid.to_ascii_lowercase())?;
+            let name = self
+                .bdev_names_by_uuid
+                .get(&name_or_uuid.to_ascii_lowercase())?;
             self.bdevs.get(name)
         })
     }
@@ -251,12 +260,16 @@ impl Model {
             Key::Subsystem(nqn) => {
                 under(nqn).map(|entry| Object::Subsystem(entry.subsystem.clone()))
             }
-            Key::Namespace(nqn, nsid) => {
-                under(nqn)?.namespaces.get(nsid).cloned().map(Object::Namespace)
-            }
-            Key::Listener(nqn, uri) => {
-                under(nqn)?.listeners.get(uri).cloned().map(Object::Listener)
-            }
+            Key::Namespace(nqn, nsid) => under(nqn)?
+                .namespaces
+                .get(nsid)
+                .cloned()
+                .map(Object::Namespace),
+            Key::Listener(nqn, uri) => under(nqn)?
+                .listeners
+                .get(uri)
+                .cloned()
+                .map(Object::Listener),
             Key::Host(nqn, host) => under(nqn)?.hosts.get(host).cloned().map(Object::Host),
         }
     }
@@ -264,13 +277,33 @@ impl Model {
     /// Every key, in the order in which things are put in place.
     #[must_use]
     pub fn keys(&self) -> Vec<Key> {
-        let mut keys: Vec<_> = self.transports.keys().cloned().map(Key::Transport).collect();
+        let mut keys: Vec<_> = self
+            .transports
+            .keys()
+            .cloned()
+            .map(Key::Transport)
+            .collect();
         keys.extend(self.bdevs.keys().cloned().map(Key::Bdev));
         keys.extend(self.subsystems.keys().cloned().map(Key::Subsystem));
         for (nqn, entry) in &self.subsystems {
-            keys.extend(entry.namespaces.keys().map(|nsid| Key::Namespace(nqn.clone(), *nsid)));
-            keys.extend(entry.listeners.keys().map(|uri| Key::Listener(nqn.clone(), uri.clone())));
-            keys.extend(entry.hosts.keys().map(|host| Key::Host(nqn.clone(), host.clone())));
+            keys.extend(
+                entry
+                    .namespaces
+                    .keys()
+                    .map(|nsid| Key::Namespace(nqn.clone(), *nsid)),
+            );
+            keys.extend(
+                entry
+                    .listeners
+                    .keys()
+                    .map(|uri| Key::Listener(nqn.clone(), uri.clone())),
+            );
+            keys.extend(
+                entry
+                    .hosts
+                    .keys()
+                    .map(|host| Key::Host(nqn.clone(), host.clone())),
+            );
         }
         keys.sort();
         keys
@@ -341,13 +374,20 @@ impl Model {
         match object {
             Object::Bdev(bdev) => {
                 let name = bdev.spec.name.clone();
-                self.bdev_names_by_uuid.insert(bdev.spec.uuid().to_owned(), name);
+                self.bdev_names_by_uuid
+                    .insert(bdev.spec.uuid().to_owned(), name);
                 if let Some(base) = bdevs::base_of(&bdev.spec) {
-                    self.bdev_users.entry(base.to_owned()).or_default().insert(key.clone());
+                    self.bdev_users
+                        .entry(base.to_owned())
+                        .or_default()
+                        .insert(key.clone());
                 }
             }
             Object::Namespace(namespace) => {
-                let users = self.bdev_users.entry(namespace.spec.bdev_name.clone()).or_default();
+                let users = self
+                    .bdev_users
+                    .entry(namespace.spec.bdev_name.clone())
+                    .or_default();
                 users.insert(key.clone());
                 self.counts.namespaces += 1;
             }

@@ -72,15 +72,30 @@ fn encode(key: &Key, object: &Object) -> Vec<u8> {
         Object::Subsystem(stored) => stored.spec.encode_to_vec(),
         Object::Namespace(stored) => {
             let spec = Some(stored.spec.clone());
-            v1::Namespace { nqn: nqn(), spec, ..v1::Namespace::default() }.encode_to_vec()
+            v1::Namespace {
+                nqn: nqn(),
+                spec,
+                ..v1::Namespace::default()
+            }
+            .encode_to_vec()
         }
         Object::Listener(stored) => {
             let spec = Some(stored.spec.clone());
-            v1::Listener { nqn: nqn(), spec, ..v1::Listener::default() }.encode_to_vec()
+            v1::Listener {
+                nqn: nqn(),
+                spec,
+                ..v1::Listener::default()
+            }
+            .encode_to_vec()
         }
         Object::Host(stored) => {
             let spec = Some(stored.spec.clone());
-            v1::Host { subsystem_nqn: nqn(), spec, ..v1::Host::default() }.encode_to_vec()
+            v1::Host {
+                subsystem_nqn: nqn(),
+                spec,
+                ..v1::Host::default()
+            }
+            .encode_to_vec()
         }
     }
 }
@@ -112,7 +127,10 @@ impl Model {
 }
 
 fn incomplete(record: &Record) -> RecordError {
-    RecordError::Incomplete { kind: record.kind.clone(), name: record.name.clone() }
+    RecordError::Incomplete {
+        kind: record.kind.clone(),
+        name: record.name.clone(),
+    }
 }
 
 fn decode(record: &Record) -> Result<(Key, Object), RecordError> {
@@ -127,12 +145,17 @@ fn decode(record: &Record) -> Result<(Key, Object), RecordError> {
         "transport" => {
             let spec = v1::TransportSpec::decode(bytes).map_err(failed)?;
             let key = Key::Transport(spec.trtype.clone());
-            (key, Object::Transport(Arc::new(Stored { spec, generation })))
+            (
+                key,
+                Object::Transport(Arc::new(Stored { spec, generation })),
+            )
         }
         "bdev" => {
             let spec = v1::BdevSpec::decode(bytes).map_err(failed)?;
             if spec.kind.is_none() {
-                return Err(RecordError::UnknownKind { kind: format!("kind of bdev {}", spec.name) });
+                return Err(RecordError::UnknownKind {
+                    kind: format!("kind of bdev {}", spec.name),
+                });
             }
             let key = Key::Bdev(spec.name.clone());
             (key, Object::Bdev(Arc::new(Stored { spec, generation })))
@@ -140,13 +163,19 @@ fn decode(record: &Record) -> Result<(Key, Object), RecordError> {
         "subsystem" => {
             let spec = v1::SubsystemSpec::decode(bytes).map_err(failed)?;
             let key = Key::Subsystem(spec.nqn.clone());
-            (key, Object::Subsystem(Arc::new(Stored { spec, generation })))
+            (
+                key,
+                Object::Subsystem(Arc::new(Stored { spec, generation })),
+            )
         }
         "namespace" => {
             let message = v1::Namespace::decode(bytes).map_err(failed)?;
             let spec = message.spec.ok_or_else(|| incomplete(record))?;
             let key = Key::Namespace(message.nqn, spec.nsid);
-            (key, Object::Namespace(Arc::new(Stored { spec, generation })))
+            (
+                key,
+                Object::Namespace(Arc::new(Stored { spec, generation })),
+            )
         }
         "listener" => {
             let message = v1::Listener::decode(bytes).map_err(failed)?;
@@ -161,6 +190,10 @@ fn decode(record: &Record) -> Result<(Key, Object), RecordError> {
             let key = Key::Host(message.subsystem_nqn, spec.nqn.clone());
             (key, Object::Host(Arc::new(Stored { spec, generation })))
         }
-        kind => return Err(RecordError::UnknownKind { kind: kind.to_owned() }),
+        kind => {
+            return Err(RecordError::UnknownKind {
+                kind: kind.to_owned(),
+            });
+        }
     })
 }

@@ -15,11 +15,17 @@ const VISIBLE_TO_MAX: usize = 64;
 const CNTLID_MAX: u32 = 0xFFEF;
 
 pub(super) fn trtype(spec: &ListenerSpec) -> &str {
-    spec.address.as_ref().map_or("", |address| address.trtype.as_str())
+    spec.address
+        .as_ref()
+        .map_or("", |address| address.trtype.as_str())
 }
 
 fn exists(key: &Key, differences: Vec<api::fields::Difference>) -> ControlError {
-    ControlError::Exists { kind: key.kind(), name: key.name(), differences }
+    ControlError::Exists {
+        kind: key.kind(),
+        name: key.name(),
+        differences,
+    }
 }
 
 impl Transaction<'_> {
@@ -43,7 +49,11 @@ impl Transaction<'_> {
         if self.model.subsystems.len() >= self.model.limits.subsystems_max {
             let max = self.model.limits.subsystems_max;
             let option = "limits.subsystems_max";
-            return Err(ControlError::Limit { what: "subsystems", max, option });
+            return Err(ControlError::Limit {
+                what: "subsystems",
+                max,
+                option,
+            });
         }
         Ok(self.put_subsystem(key, spec))
     }
@@ -71,7 +81,11 @@ impl Transaction<'_> {
                 "is {} and can only grow: hosts have read it",
                 there.spec.max_namespaces()
             );
-            return Err(ControlError::field(what(), "subsystem.max_namespaces", problem));
+            return Err(ControlError::field(
+                what(),
+                "subsystem.max_namespaces",
+                problem,
+            ));
         }
         if new == there.spec {
             return Ok(there);
@@ -91,13 +105,30 @@ impl Transaction<'_> {
     ) -> Result<(), ControlError> {
         let key = Key::Subsystem(nqn.to_owned());
         let Some(entry) = self.model.subsystems.get(nqn) else {
-            return if allow_missing { Ok(()) } else { Err(Self::not_found(&key)) };
+            return if allow_missing {
+                Ok(())
+            } else {
+                Err(Self::not_found(&key))
+            };
         };
         Self::expect_generation(&key, expected, entry.subsystem.generation)?;
-        let mut below: Vec<_> =
-            entry.listeners.keys().map(|uri| Key::Listener(nqn.to_owned(), uri.clone())).collect();
-        below.extend(entry.hosts.keys().map(|host| Key::Host(nqn.to_owned(), host.clone())));
-        below.extend(entry.namespaces.keys().map(|nsid| Key::Namespace(nqn.to_owned(), *nsid)));
+        let mut below: Vec<_> = entry
+            .listeners
+            .keys()
+            .map(|uri| Key::Listener(nqn.to_owned(), uri.clone()))
+            .collect();
+        below.extend(
+            entry
+                .hosts
+                .keys()
+                .map(|host| Key::Host(nqn.to_owned(), host.clone())),
+        );
+        below.extend(
+            entry
+                .namespaces
+                .keys()
+                .map(|nsid| Key::Namespace(nqn.to_owned(), *nsid)),
+        );
         for key in below {
             self.put(key, None);
         }
@@ -123,7 +154,10 @@ impl Transaction<'_> {
         spec.bdev_name = bdev.spec.name.clone();
         let bdev_uuid = bdev.spec.uuid().to_owned();
         if spec.nsid == 0 {
-            let of_bdev = entry.namespaces.values().find(|n| n.spec.bdev_name == spec.bdev_name);
+            let of_bdev = entry
+                .namespaces
+                .values()
+                .find(|n| n.spec.bdev_name == spec.bdev_name);
             let free = || (1..=max).find(|nsid| !entry.namespaces.contains_key(nsid));
             let Some(nsid) = of_bdev.map(|n| n.spec.nsid).or_else(free) else {
                 return Err(ControlError::Precondition {
@@ -187,7 +221,11 @@ impl Transaction<'_> {
         allow_missing: bool,
     ) -> Result<(), ControlError> {
         let key = Key::Namespace(nqn.to_owned(), nsid);
-        let there = self.model.subsystems.get(nqn).and_then(|entry| entry.namespaces.get(&nsid));
+        let there = self
+            .model
+            .subsystems
+            .get(nqn)
+            .and_then(|entry| entry.namespaces.get(&nsid));
         let generation = there.map(|there| there.generation);
         self.delete(key, generation, expected, allow_missing)
     }
@@ -226,7 +264,11 @@ impl Transaction<'_> {
         let max = self.model.limits.listeners_per_subsystem_max;
         if count >= max {
             let option = "limits.listeners_per_subsystem_max";
-            return Err(ControlError::Limit { what: "listeners of this subsystem", max, option });
+            return Err(ControlError::Limit {
+                what: "listeners of this subsystem",
+                max,
+                option,
+            });
         }
         self.ensure_transport(trtype(&spec))?;
         Ok(self.put_listener(key, spec))
@@ -250,10 +292,15 @@ impl Transaction<'_> {
         let entry = self.subsystem(nqn)?;
         let groups_max = entry.subsystem.spec.max_namespaces();
         let reports = entry.subsystem.spec.ana_reporting();
-        let there = entry.listeners.get(&uri).cloned().ok_or_else(|| Self::not_found(&key))?;
+        let there = entry
+            .listeners
+            .get(&uri)
+            .cloned()
+            .ok_or_else(|| Self::not_found(&key))?;
         Self::expect_generation(&key, expected, there.generation)?;
         if state == AnaState::Unspecified {
-            let problem = "must be optimized, non_optimized, inaccessible, persistent_loss or change";
+            let problem =
+                "must be optimized, non_optimized, inaccessible, persistent_loss or change";
             return Err(ControlError::field("the path state", "ana_state", problem));
         }
         if !reports {
@@ -271,7 +318,10 @@ impl Transaction<'_> {
             new.ana_groups.clear();
         } else {
             new.ana_groups.retain(|group| group.anagrpid != anagrpid);
-            new.ana_groups.push(AnaGroupState { anagrpid, ana_state: state.into() });
+            new.ana_groups.push(AnaGroupState {
+                anagrpid,
+                ana_state: state.into(),
+            });
         }
         normalise_listener(&key, groups_max, &mut new)?;
         if new == there.spec {
@@ -293,9 +343,18 @@ impl Transaction<'_> {
     ) -> Result<(), ControlError> {
         let mut address = address;
         let uri = normalise_address(&mut address, "address")?;
-        let there = self.model.subsystems.get(nqn).and_then(|entry| entry.listeners.get(&uri));
+        let there = self
+            .model
+            .subsystems
+            .get(nqn)
+            .and_then(|entry| entry.listeners.get(&uri));
         let generation = there.map(|there| there.generation);
-        self.delete(Key::Listener(nqn.to_owned(), uri), generation, expected, allow_missing)
+        self.delete(
+            Key::Listener(nqn.to_owned(), uri),
+            generation,
+            expected,
+            allow_missing,
+        )
     }
 
     /// Lets a host in.
@@ -317,10 +376,17 @@ impl Transaction<'_> {
         let max = self.model.limits.hosts_per_subsystem_max;
         if entry.hosts.len() >= max {
             let option = "limits.hosts_per_subsystem_max";
-            return Err(ControlError::Limit { what: "hosts of this subsystem", max, option });
+            return Err(ControlError::Limit {
+                what: "hosts of this subsystem",
+                max,
+                option,
+            });
         }
         let key = Key::Host(nqn.to_owned(), spec.nqn.clone());
-        let stored = Arc::new(Stored { spec, generation: self.generation() });
+        let stored = Arc::new(Stored {
+            spec,
+            generation: self.generation(),
+        });
         self.put(key, Some(Object::Host(stored.clone())));
         Ok(stored)
     }
@@ -336,9 +402,18 @@ impl Transaction<'_> {
         expected: Option<u64>,
         allow_missing: bool,
     ) -> Result<(), ControlError> {
-        let there = self.model.subsystems.get(nqn).and_then(|entry| entry.hosts.get(host));
+        let there = self
+            .model
+            .subsystems
+            .get(nqn)
+            .and_then(|entry| entry.hosts.get(host));
         let generation = there.map(|there| there.generation);
-        self.delete(Key::Host(nqn.to_owned(), host.to_owned()), generation, expected, allow_missing)
+        self.delete(
+            Key::Host(nqn.to_owned(), host.to_owned()),
+            generation,
+            expected,
+            allow_missing,
+        )
     }
 
     fn delete(
@@ -349,7 +424,11 @@ impl Transaction<'_> {
         allow_missing: bool,
     ) -> Result<(), ControlError> {
         let Some(generation) = generation else {
-            return if allow_missing { Ok(()) } else { Err(Self::not_found(&key)) };
+            return if allow_missing {
+                Ok(())
+            } else {
+                Err(Self::not_found(&key))
+            };
         };
         Self::expect_generation(&key, expected, generation)?;
         self.put(key, None);
@@ -358,41 +437,77 @@ impl Transaction<'_> {
 
     fn subsystem(&self, nqn: &str) -> Result<&SubsystemEntry, ControlError> {
         let key = || Key::Subsystem(nqn.to_owned());
-        self.model.subsystems.get(nqn).ok_or_else(|| Self::not_found(&key()))
+        self.model
+            .subsystems
+            .get(nqn)
+            .ok_or_else(|| Self::not_found(&key()))
     }
 
     fn normalise_subsystem(&self, spec: &mut SubsystemSpec) -> Result<(), ControlError> {
         let mut check = Check::new(format!("subsystem {:?}", spec.nqn), "subsystem");
         check.nqn("nqn", &spec.nqn);
         let is_discovery = spec.nqn == fabric_wire::DISCOVERY_NQN;
-        check.that(!is_discovery, "nqn", "is that of the discovery subsystem, which is always there");
-        let serial = spec.serial_number.get_or_insert_with(|| serial_of(&spec.nqn));
+        check.that(
+            !is_discovery,
+            "nqn",
+            "is that of the discovery subsystem, which is always there",
+        );
+        let serial = spec
+            .serial_number
+            .get_or_insert_with(|| serial_of(&spec.nqn));
         check.printable("serial_number", serial, 20);
-        let model = spec.model_number.get_or_insert_with(|| "Adit NVMe-oF controller".to_owned());
+        let model = spec
+            .model_number
+            .get_or_insert_with(|| "Adit NVMe-oF controller".to_owned());
         check.printable("model_number", model, 40);
         let label = spec.admin_label.get_or_insert_default();
-        check.that(label.len() <= 128, "admin_label", "must be at most 128 bytes");
+        check.that(
+            label.len() <= 128,
+            "admin_label",
+            "must be at most 128 bytes",
+        );
         let max = self.model.limits.namespaces_per_subsystem_max;
-        check.number("max_namespaces", &mut spec.max_namespaces, 32.min(max), 1..=max);
+        check.number(
+            "max_namespaces",
+            &mut spec.max_namespaces,
+            32.min(max),
+            1..=max,
+        );
         spec.allow_any_host.get_or_insert(false);
         spec.ana_reporting.get_or_insert(true);
         let min = check.number("min_cntlid", &mut spec.min_cntlid, 1, 1..=CNTLID_MAX);
-        let max = check.number("max_cntlid", &mut spec.max_cntlid, CNTLID_MAX, 1..=CNTLID_MAX);
+        let max = check.number(
+            "max_cntlid",
+            &mut spec.max_cntlid,
+            CNTLID_MAX,
+            1..=CNTLID_MAX,
+        );
         check.that(min <= max, "max_cntlid", "must not be below min_cntlid");
         spec.dmrsl.get_or_insert(0);
         check.number("wzsl", &mut spec.wzsl, 0, 0..=31);
-        check.only("passthrough", &mut spec.passthrough, false, "no device here takes raw commands");
+        check.only(
+            "passthrough",
+            &mut spec.passthrough,
+            false,
+            "no device here takes raw commands",
+        );
         check.finish()
     }
 
     fn put_subsystem(&mut self, key: Key, spec: SubsystemSpec) -> Arc<Stored<SubsystemSpec>> {
-        let stored = Arc::new(Stored { spec, generation: self.generation() });
+        let stored = Arc::new(Stored {
+            spec,
+            generation: self.generation(),
+        });
         self.put(key, Some(Object::Subsystem(stored.clone())));
         stored
     }
 
     fn put_namespace(&mut self, key: Key, spec: NamespaceSpec) -> Arc<Stored<NamespaceSpec>> {
-        let stored = Arc::new(Stored { spec, generation: self.generation() });
+        let stored = Arc::new(Stored {
+            spec,
+            generation: self.generation(),
+        });
         self.put(key, Some(Object::Namespace(stored.clone())));
         stored
     }
@@ -402,7 +517,10 @@ impl Transaction<'_> {
         key: Key,
         spec: ListenerSpec,
     ) -> Arc<Stored<ListenerSpec>> {
-        let stored = Arc::new(Stored { spec, generation: self.generation() });
+        let stored = Arc::new(Stored {
+            spec,
+            generation: self.generation(),
+        });
         self.put(key, Some(Object::Listener(stored.clone())));
         stored
     }
@@ -411,7 +529,12 @@ impl Transaction<'_> {
 /// A serial number that is the same for the same name on every node: paths to one subsystem agree.
 fn serial_of(nqn: &str) -> String {
     let uuid = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, nqn.as_bytes());
-    uuid.simple().to_string().to_ascii_uppercase().chars().take(20).collect()
+    uuid.simple()
+        .to_string()
+        .to_ascii_uppercase()
+        .chars()
+        .take(20)
+        .collect()
 }
 
 fn normalise_namespace(
@@ -422,7 +545,10 @@ fn normalise_namespace(
 ) -> Result<(), ControlError> {
     let mut check = Check::new(format!("namespace {} of {nqn}", spec.nsid), "namespace");
     if !(1..=max).contains(&spec.nsid) {
-        let problem = format!("{} must be 1 to {max}, the subsystem's max_namespaces", spec.nsid);
+        let problem = format!(
+            "{} must be 1 to {max}, the subsystem's max_namespaces",
+            spec.nsid
+        );
         check.wrong("nsid", problem);
     }
     let uuid = spec.uuid.get_or_insert_with(|| bdev_uuid.to_owned());
@@ -437,7 +563,11 @@ fn normalise_namespace(
     spec.write_protect.get_or_insert(false);
     spec.visible_to.sort();
     spec.visible_to.dedup();
-    check.that(spec.visible_to.len() <= VISIBLE_TO_MAX, "visible_to", "at most 64 hosts fit");
+    check.that(
+        spec.visible_to.len() <= VISIBLE_TO_MAX,
+        "visible_to",
+        "at most 64 hosts fit",
+    );
     for (index, host) in spec.visible_to.iter().enumerate() {
         check.nqn(&format!("visible_to[{index}]"), host);
     }
@@ -474,7 +604,12 @@ fn normalise_listener(
     // A group in the state of all others needs no entry: one form for both.
     let all = spec.ana_state;
     spec.ana_groups.retain(|group| group.ana_state != all);
-    check.only("secure_channel", &mut spec.secure_channel, false, "TLS is not built yet");
+    check.only(
+        "secure_channel",
+        &mut spec.secure_channel,
+        false,
+        "TLS is not built yet",
+    );
     check.finish()
 }
 
@@ -489,12 +624,22 @@ pub(super) fn normalise_address(
     };
     let trtype = given.trtype.to_ascii_lowercase();
     if !transports::BUILT_IN.contains(&trtype.as_str()) {
-        let problem =
-            format!("{trtype:?} is not built in; there is {}", transports::BUILT_IN.join(", "));
-        return Err(ControlError::field(what, format!("{field}.trtype"), problem));
+        let problem = format!(
+            "{trtype:?} is not built in; there is {}",
+            transports::BUILT_IN.join(", ")
+        );
+        return Err(ControlError::field(
+            what,
+            format!("{field}.trtype"),
+            problem,
+        ));
     }
     let socket = given.socket_addr().map_err(|error| {
-        ControlError::field(what, format!("{field}.{}", error.field()), error.to_string())
+        ControlError::field(
+            what,
+            format!("{field}.{}", error.field()),
+            error.to_string(),
+        )
     })?;
     let normal = Address::from_socket(&trtype, socket);
     let uri = normal.uri();

@@ -21,7 +21,10 @@ pub struct Change {
 
 impl<'a> Transaction<'a> {
     pub(super) fn new(model: &'a mut Model) -> Transaction<'a> {
-        Transaction { model, edits: Vec::new() }
+        Transaction {
+            model,
+            edits: Vec::new(),
+        }
     }
 
     /// The model with the steps made so far.
@@ -49,7 +52,10 @@ impl<'a> Transaction<'a> {
             return None;
         }
         self.model.revision += 1;
-        Some(Change { revision: self.model.revision, edits })
+        Some(Change {
+            revision: self.model.revision,
+            edits,
+        })
     }
 
     pub(super) fn put(&mut self, key: Key, new: Option<Object>) {
@@ -75,7 +81,10 @@ impl<'a> Transaction<'a> {
     }
 
     pub(super) fn not_found(key: &Key) -> ControlError {
-        ControlError::NotFound { kind: key.kind(), name: key.name() }
+        ControlError::NotFound {
+            kind: key.kind(),
+            name: key.name(),
+        }
     }
 }
 

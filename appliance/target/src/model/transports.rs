@@ -12,17 +12,15 @@ use crate::error::ControlError;
 pub(crate) const BUILT_IN: [&str; 1] = ["tcp"];
 
 /// Fields that may change while the transport exists.
-const CHANGEABLE: [&str; 18] = [
+const CHANGEABLE: [&str; 16] = [
     "max_queue_depth",
     "max_io_qpairs_per_ctrlr",
     "in_capsule_data_size",
     "max_io_size",
     "max_aq_depth",
     "zcopy",
-    "abort_timeout_sec",
     "kas",
     "min_kato",
-    "association_timeout_ms",
     "max_connections",
     "accept_rate_per_s",
     "connect_timeout_ms",
@@ -50,7 +48,11 @@ impl Transaction<'_> {
                 return Ok(there.clone());
             }
             let (kind, name) = (key.kind(), key.name());
-            return Err(ControlError::Exists { kind, name, differences });
+            return Err(ControlError::Exists {
+                kind,
+                name,
+                differences,
+            });
         }
         Ok(self.put_transport(key, spec))
     }
@@ -66,7 +68,9 @@ impl Transaction<'_> {
         expected: Option<u64>,
     ) -> Result<Arc<Stored<TransportSpec>>, ControlError> {
         let key = Key::Transport(spec.trtype.to_ascii_lowercase());
-        let Key::Transport(trtype) = &key else { return Err(Self::not_found(&key)) };
+        let Key::Transport(trtype) = &key else {
+            return Err(Self::not_found(&key));
+        };
         let there = self.model.transports.get(trtype).cloned();
         let there = there.ok_or_else(|| Self::not_found(&key))?;
         Self::expect_generation(&key, expected, there.generation)?;
@@ -83,7 +87,12 @@ impl Transaction<'_> {
     pub(super) fn apply_transport(&mut self, spec: &TransportSpec) -> Result<(), ControlError> {
         let mut spec = spec.clone();
         normalise(&mut spec)?;
-        if self.model.transports.get(&spec.trtype).is_none_or(|there| there.spec != spec) {
+        if self
+            .model
+            .transports
+            .get(&spec.trtype)
+            .is_none_or(|there| there.spec != spec)
+        {
             self.put_transport(Key::Transport(spec.trtype.clone()), spec);
         }
         Ok(())
@@ -102,7 +111,11 @@ impl Transaction<'_> {
         let trtype = trtype.to_ascii_lowercase();
         let key = Key::Transport(trtype.clone());
         let Some(there) = self.model.transports.get(&trtype) else {
-            return if allow_missing { Ok(()) } else { Err(Self::not_found(&key)) };
+            return if allow_missing {
+                Ok(())
+            } else {
+                Err(Self::not_found(&key))
+            };
         };
         Self::expect_generation(&key, expected, there.generation)?;
         let listeners = self.model.listeners_of(&trtype);
@@ -122,12 +135,18 @@ impl Transaction<'_> {
         if self.model.transports.contains_key(trtype) {
             return Ok(());
         }
-        let spec = TransportSpec { trtype: trtype.to_owned(), ..TransportSpec::default() };
+        let spec = TransportSpec {
+            trtype: trtype.to_owned(),
+            ..TransportSpec::default()
+        };
         self.create_transport(spec).map(|_| ())
     }
 
     fn put_transport(&mut self, key: Key, spec: TransportSpec) -> Arc<Stored<TransportSpec>> {
-        let stored = Arc::new(Stored { spec, generation: self.generation() });
+        let stored = Arc::new(Stored {
+            spec,
+            generation: self.generation(),
+        });
         self.put(key, Some(Object::Transport(stored.clone())));
         stored
     }
@@ -138,33 +157,86 @@ fn normalise(spec: &mut TransportSpec) -> Result<(), ControlError> {
     spec.trtype.make_ascii_lowercase();
     let mut check = Check::new(format!("transport {:?}", spec.trtype), "transport");
     if !BUILT_IN.contains(&spec.trtype.as_str()) {
-        let problem = format!("{:?} is not built in; there is {}", spec.trtype, BUILT_IN.join(", "));
+        let problem = format!(
+            "{:?} is not built in; there is {}",
+            spec.trtype,
+            BUILT_IN.join(", ")
+        );
         check.wrong("trtype", problem);
         return check.finish();
     }
-    check.number("max_queue_depth", &mut spec.max_queue_depth, 128, 2..=65_535);
-    check.number("max_io_qpairs_per_ctrlr", &mut spec.max_io_qpairs_per_ctrlr, 127, 1..=65_534);
-    let icd = check.number("in_capsule_data_size", &mut spec.in_capsule_data_size, 8192, 0..=1 << 20);
-    check.that(icd % 16 == 0, "in_capsule_data_size", "must be a multiple of 16");
-    let io_size = check.number("max_io_size", &mut spec.max_io_size, 131_072, 8192..=1 << 30);
-    check.that(io_size.is_power_of_two(), "max_io_size", "must be a power of two");
+    check.number(
+        "max_queue_depth",
+        &mut spec.max_queue_depth,
+        128,
+        2..=65_535,
+    );
+    check.number(
+        "max_io_qpairs_per_ctrlr",
+        &mut spec.max_io_qpairs_per_ctrlr,
+        127,
+        1..=65_534,
+    );
+    let icd = check.number(
+        "in_capsule_data_size",
+        &mut spec.in_capsule_data_size,
+        8192,
+        0..=1 << 20,
+    );
+    check.that(
+        icd % 16 == 0,
+        "in_capsule_data_size",
+        "must be a multiple of 16",
+    );
+    let io_size = check.number(
+        "max_io_size",
+        &mut spec.max_io_size,
+        131_072,
+        8192..=1 << 30,
+    );
+    check.that(
+        io_size.is_power_of_two(),
+        "max_io_size",
+        "must be a power of two",
+    );
     check.number("max_aq_depth", &mut spec.max_aq_depth, 128, 32..=4096);
-    check.only("dif_insert_or_strip", &mut spec.dif_insert_or_strip, false, "it is not built yet");
+    check.only(
+        "dif_insert_or_strip",
+        &mut spec.dif_insert_or_strip,
+        false,
+        "it is not built yet",
+    );
     spec.zcopy.get_or_insert(true);
-    check.number("abort_timeout_sec", &mut spec.abort_timeout_sec, 1, 0..=3600);
     check.number("kas", &mut spec.kas, 100, 1..=65_535);
     check.number("min_kato", &mut spec.min_kato, 10_000, 0..=3_600_000);
-    check.number("association_timeout_ms", &mut spec.association_timeout_ms, 120_000, 0..=3_600_000);
     check.only(
         "disable_command_passthru",
         &mut spec.disable_command_passthru,
         true,
         "no device here takes raw commands",
     );
-    check.number("max_connections", &mut spec.max_connections, 1024, 1..=65_535);
-    check.number("accept_rate_per_s", &mut spec.accept_rate_per_s, 0, 0..=1_000_000);
-    check.number("connect_timeout_ms", &mut spec.connect_timeout_ms, 10_000, 1..=3_600_000);
-    match spec.options.get_or_insert(Options::Tcp(TcpOptions::default())) {
+    check.number(
+        "max_connections",
+        &mut spec.max_connections,
+        1024,
+        1..=65_535,
+    );
+    check.number(
+        "accept_rate_per_s",
+        &mut spec.accept_rate_per_s,
+        0,
+        0..=1_000_000,
+    );
+    check.number(
+        "connect_timeout_ms",
+        &mut spec.connect_timeout_ms,
+        10_000,
+        1..=3_600_000,
+    );
+    match spec
+        .options
+        .get_or_insert(Options::Tcp(TcpOptions::default()))
+    {
         Options::Tcp(tcp) => normalise_tcp(tcp, &mut check),
         Options::Rdma(_) => check.wrong("rdma", "a TCP transport takes the options in tcp"),
     }
@@ -175,9 +247,12 @@ fn normalise_tcp(tcp: &mut TcpOptions, check: &mut Check) {
     tcp.c2h_success.get_or_insert(true);
     check.number("tcp.sock_priority", &mut tcp.sock_priority, 0, 0..=6);
     check.number("tcp.tos", &mut tcp.tos, 0, 0..=255);
-    check.number("tcp.acceptor_backlog", &mut tcp.acceptor_backlog, 1024, 1..=65_535);
+    check.number(
+        "tcp.acceptor_backlog",
+        &mut tcp.acceptor_backlog,
+        1024,
+        1..=65_535,
+    );
     tcp.header_digest.get_or_insert(true);
     tcp.data_digest.get_or_insert(true);
-    check.number("tcp.cpda", &mut tcp.cpda, 0, 0..=31);
-    check.number("tcp.idle_timeout_ms", &mut tcp.idle_timeout_ms, 0, 0..=86_400_000);
 }

@@ -16,12 +16,19 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn new(what: impl Into<String>, prefix: &'static str) -> Check {
-        Check { what: what.into(), prefix, violations: Vec::new() }
+        Check {
+            what: what.into(),
+            prefix,
+            violations: Vec::new(),
+        }
     }
 
     pub(super) fn wrong(&mut self, field: &str, description: impl Into<String>) {
         let field = format!("{}.{field}", self.prefix);
-        self.violations.push(Violation { field, description: description.into() });
+        self.violations.push(Violation {
+            field,
+            description: description.into(),
+        });
     }
 
     pub(super) fn that(&mut self, is_right: bool, field: &str, description: &str) {
@@ -70,10 +77,16 @@ impl Check {
     /// Hexadecimal digits, brought to lower case; hyphens as in UUIDs are taken out.
     pub(super) fn hex(&mut self, field: &str, value: &mut Option<String>, digits: usize) {
         let Some(text) = value else { return };
-        let plain: String =
-            text.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()).collect();
+        let plain: String = text
+            .chars()
+            .filter(|c| *c != '-')
+            .map(|c| c.to_ascii_lowercase())
+            .collect();
         if plain.len() != digits || !plain.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            self.wrong(field, format!("{text:?} must be {digits} hexadecimal digits"));
+            self.wrong(
+                field,
+                format!("{text:?} must be {digits} hexadecimal digits"),
+            );
         }
         *text = plain;
     }
@@ -81,7 +94,10 @@ impl Check {
     pub(super) fn uuid(&mut self, field: &str, text: &mut String) {
         match uuid::Uuid::parse_str(text) {
             Ok(uuid) if !uuid.is_nil() => *text = uuid.to_string(),
-            _ => self.wrong(field, format!("{text:?} is no UUID; leave it out to get one")),
+            _ => self.wrong(
+                field,
+                format!("{text:?} is no UUID; leave it out to get one"),
+            ),
         }
     }
 
@@ -89,7 +105,10 @@ impl Check {
         if self.violations.is_empty() {
             Ok(())
         } else {
-            Err(ControlError::Invalid { what: self.what, violations: self.violations })
+            Err(ControlError::Invalid {
+                what: self.what,
+                violations: self.violations,
+            })
         }
     }
 }

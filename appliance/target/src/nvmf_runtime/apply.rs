@@ -39,7 +39,8 @@ fn of_target(error: TargetError) -> RuntimeError {
 }
 
 fn nqn(text: &str) -> Result<Nqn, RuntimeError> {
-    text.parse().map_err(|error: fabric_wire::NqnError| refused(&error))
+    text.parse()
+        .map_err(|error: fabric_wire::NqnError| refused(&error))
 }
 
 impl NvmfRuntime {
@@ -62,11 +63,9 @@ impl NvmfRuntime {
             (Key::Namespace(of, _), None, Some(Object::Namespace(new))) => {
                 self.add_namespace(of, &new.spec)
             }
-            (
-                Key::Namespace(of, _),
-                Some(Object::Namespace(old)),
-                Some(Object::Namespace(new)),
-            ) => self.change_namespace(of, &old.spec, &new.spec),
+            (Key::Namespace(of, _), Some(Object::Namespace(old)), Some(Object::Namespace(new))) => {
+                self.change_namespace(of, &old.spec, &new.spec)
+            }
             (Key::Namespace(of, nsid), _, None) => self.remove_namespace(of, *nsid),
             (Key::Listener(of, _), None, Some(Object::Listener(new))) => {
                 self.add_listener(of, &new.spec)
@@ -77,7 +76,10 @@ impl NvmfRuntime {
             (Key::Listener(of, uri), _, None) => self.remove_listener(of, uri),
             (Key::Host(of, host), _, Some(_)) => {
                 let subsystem = self.wanted(of)?;
-                subsystem.add_host(nqn(host)?).map(settle_one).map_err(of_target)
+                subsystem
+                    .add_host(nqn(host)?)
+                    .map(settle_one)
+                    .map_err(of_target)
             }
             (Key::Host(of, host), _, None) => match self.subsystem(of) {
                 Some(subsystem) => self.remove_host(&subsystem, &nqn(host)?),
@@ -89,7 +91,8 @@ impl NvmfRuntime {
 
     /// The subsystem that an edit rests on.
     fn wanted(&self, of: &str) -> Result<Arc<nvmf::Subsystem>, RuntimeError> {
-        self.subsystem(of).ok_or_else(|| pending(format!("subsystem {of} is not in place")))
+        self.subsystem(of)
+            .ok_or_else(|| pending(format!("subsystem {of} is not in place")))
     }
 
     // Transports.
@@ -103,7 +106,10 @@ impl NvmfRuntime {
         let failed = target.put_transport(Arc::new(transport));
         for error in failed {
             // The listener's own edit is retried by the control plane when its address is back.
-            tracing::error!(error = chain(&error), "a listener did not survive the change");
+            tracing::error!(
+                error = chain(&error),
+                "a listener did not survive the change"
+            );
         }
         Ok(at_once())
     }
@@ -123,8 +129,13 @@ impl NvmfRuntime {
                     .claim(&spec.name, ClaimKind::Exclusive)
                     .map_err(|error| refused(&error))?;
                 let device = devices::layer(spec, base.device())?;
-                self.lock().claims.insert(Key::Bdev(spec.name.clone()), claim);
-                Opened { device, notice: None }
+                self.lock()
+                    .claims
+                    .insert(Key::Bdev(spec.name.clone()), claim);
+                Opened {
+                    device,
+                    notice: None,
+                }
             }
             None => opened(prepared)?,
         };
@@ -133,7 +144,10 @@ impl NvmfRuntime {
             uuid: spec.uuid.as_deref().and_then(|uuid| uuid.parse().ok()),
             aliases: Vec::new(),
         };
-        let created = self.plane.registry().create(options, opened.device, Instant::now());
+        let created = self
+            .plane
+            .registry()
+            .create(options, opened.device, Instant::now());
         let bdev = created.map_err(|error| {
             self.lock().claims.remove(&Key::Bdev(spec.name.clone()));
             refused(&error)
@@ -151,12 +165,7 @@ impl NvmfRuntime {
         found.map_err(|_| pending(format!("the device below, {name}, is not in place")))
     }
 
-    fn change_bdev(
-        &self,
-        old: &BdevSpec,
-        new: &BdevSpec,
-        prepared: Option<Prepared>,
-    ) -> Applied {
+    fn change_bdev(&self, old: &BdevSpec, new: &BdevSpec, prepared: Option<Prepared>) -> Applied {
         let Ok(bdev) = self.plane.registry().get(&new.name) else {
             // It never came to be in place: this is its first time.
             return self.add_bdev(new, prepared);
@@ -183,7 +192,9 @@ impl NvmfRuntime {
     }
 
     fn resize(&self, bdev: &Arc<Bdev>, size_bytes: Option<u64>) -> Applied {
-        let Some(size_bytes) = size_bytes else { return Ok(at_once()) };
+        let Some(size_bytes) = size_bytes else {
+            return Ok(at_once());
+        };
         let block_count = size_bytes / u64::from(bdev.geometry().block_size);
         bdev.resize(block_count).map_err(|error| refused(&error))?;
         let mut tickets = Vec::new();
@@ -214,7 +225,9 @@ impl NvmfRuntime {
         let name = nqn(&spec.nqn)?;
         let defaults = SubsystemOptions::new(name);
         let id = |value: Option<u32>, default| {
-            value.and_then(|value| u16::try_from(value).ok()).unwrap_or(default)
+            value
+                .and_then(|value| u16::try_from(value).ok())
+                .unwrap_or(default)
         };
         let options = SubsystemOptions {
             serial: spec.serial_number.clone().unwrap_or(defaults.serial),
@@ -226,13 +239,19 @@ impl NvmfRuntime {
             ana_reporting: spec.ana_reporting.unwrap_or(true),
             nqn: defaults.nqn,
         };
-        let subsystem = self.plane.target().create_subsystem(options).map_err(of_target)?;
+        let subsystem = self
+            .plane
+            .target()
+            .create_subsystem(options)
+            .map_err(of_target)?;
         subsystem.start();
         Ok(at_once())
     }
 
     fn change_subsystem(&self, spec: &SubsystemSpec) -> Applied {
-        let Some(subsystem) = self.subsystem(&spec.nqn) else { return self.add_subsystem(spec) };
+        let Some(subsystem) = self.subsystem(&spec.nqn) else {
+            return self.add_subsystem(spec);
+        };
         let mut tickets = Vec::new();
         let config = subsystem.config();
         let allow = spec.allow_any_host.unwrap_or(false);
@@ -260,11 +279,15 @@ impl NvmfRuntime {
 
     fn add_namespace(&self, of: &str, spec: &NamespaceSpec) -> Applied {
         let subsystem = self.wanted(of)?;
-        let bdev = self.plane.registry().get(&spec.bdev_name).map_err(|_| {
-            pending(format!("block device {} is not in place", spec.bdev_name))
-        })?;
+        let bdev = self
+            .plane
+            .registry()
+            .get(&spec.bdev_name)
+            .map_err(|_| pending(format!("block device {} is not in place", spec.bdev_name)))?;
         let owner = format!("{of}/{}", spec.nsid);
-        let claim = bdev.claim(&owner, ClaimKind::Shared).map_err(|error| refused(&error))?;
+        let claim = bdev
+            .claim(&owner, ClaimKind::Shared)
+            .map_err(|error| refused(&error))?;
         let uuid = spec.uuid.as_deref().and_then(|uuid| uuid.parse().ok());
         let uuid = uuid.unwrap_or_else(|| bdev.uuid());
         let config = NamespaceConfig {
@@ -278,7 +301,9 @@ impl NvmfRuntime {
             write_protect: write_protect(spec),
         };
         let (_, ticket) = subsystem.add_namespace(config).map_err(of_target)?;
-        self.lock().claims.insert(Key::Namespace(of.to_owned(), spec.nsid), claim);
+        self.lock()
+            .claims
+            .insert(Key::Namespace(of.to_owned(), spec.nsid), claim);
         Ok(settle_one(ticket))
     }
 
@@ -290,20 +315,35 @@ impl NvmfRuntime {
         }
         let mut tickets = Vec::new();
         if ana_group(old) != ana_group(new) {
-            tickets.push(subsystem.set_ana_group(nsid, ana_group(new)).map_err(of_target)?);
+            tickets.push(
+                subsystem
+                    .set_ana_group(nsid, ana_group(new))
+                    .map_err(of_target)?,
+            );
         }
         if visibility(old)? != visibility(new)? {
-            tickets.push(subsystem.set_visibility(nsid, visibility(new)?).map_err(of_target)?);
+            tickets.push(
+                subsystem
+                    .set_visibility(nsid, visibility(new)?)
+                    .map_err(of_target)?,
+            );
         }
         if write_protect(old) != write_protect(new) {
             let protect = write_protect(new);
-            tickets.push(subsystem.set_write_protect(nsid, protect).map_err(of_target)?);
+            tickets.push(
+                subsystem
+                    .set_write_protect(nsid, protect)
+                    .map_err(of_target)?,
+            );
         }
         Ok(settle(tickets))
     }
 
     fn remove_namespace(&self, of: &str, nsid: u32) -> Applied {
-        let claim = self.lock().claims.remove(&Key::Namespace(of.to_owned(), nsid));
+        let claim = self
+            .lock()
+            .claims
+            .remove(&Key::Namespace(of.to_owned(), nsid));
         let removed = self.subsystem(of).map(|s| s.remove_namespace(Nsid(nsid)));
         match removed {
             Some(Ok(ticket)) => Ok(Box::pin(async move {
@@ -350,7 +390,9 @@ impl NvmfRuntime {
     ) -> Result<Vec<Ticket>, RuntimeError> {
         let groups = spec.ana_groups.iter().map(|group| {
             let id = Some(AnaGroupId(group.anagrpid));
-            subsystem.set_ana_state(address, id, ana_state(group.ana_state())).map_err(of_target)
+            subsystem
+                .set_ana_state(address, id, ana_state(group.ana_state()))
+                .map_err(of_target)
         });
         groups.collect()
     }
@@ -372,14 +414,18 @@ impl NvmfRuntime {
     }
 
     fn remove_listener(&self, of: &str, uri: &str) -> Applied {
-        let address: TransportAddress =
-            uri.parse().map_err(|error: fabric_wire::TransportAddressError| refused(&error))?;
+        let address: TransportAddress = uri
+            .parse()
+            .map_err(|error: fabric_wire::TransportAddressError| refused(&error))?;
         let Some(subsystem) = self.subsystem(of) else {
             // The subsystem went first, and its listeners with it, but not the address.
             return Ok(settle_one(self.plane.target().stop_listening(&address)));
         };
         match subsystem.remove_listener(&address) {
-            Ok(ticket) => Ok(settle(vec![ticket, self.plane.target().stop_listening(&address)])),
+            Ok(ticket) => Ok(settle(vec![
+                ticket,
+                self.plane.target().stop_listening(&address),
+            ])),
             Err(TargetError::NoListener { .. }) => Ok(at_once()),
             Err(error) => Err(of_target(error)),
         }
@@ -402,7 +448,9 @@ impl NvmfRuntime {
 fn opened(prepared: Option<Prepared>) -> Result<Opened, RuntimeError> {
     let prepared = prepared.ok_or_else(|| pending("the device has not been opened yet"))?;
     let opened = prepared.downcast::<Opened>();
-    opened.map(|opened| *opened).map_err(|_| pending("the device has not been opened yet"))
+    opened
+        .map(|opened| *opened)
+        .map_err(|_| pending("the device has not been opened yet"))
 }
 
 /// The device below a layer.
@@ -425,12 +473,19 @@ fn size_of_spec(spec: &BdevSpec) -> Option<u64> {
 
 fn set_qos(bdev: &Bdev, spec: &BdevSpec) -> Result<(), RuntimeError> {
     let limits = devices::qos(spec.qos.as_ref());
-    bdev.set_qos(&limits, Instant::now()).map_err(|error| refused(&error))
+    bdev.set_qos(&limits, Instant::now())
+        .map_err(|error| refused(&error))
 }
 
 fn listener_address(spec: &ListenerSpec) -> Result<TransportAddress, RuntimeError> {
-    let address = spec.address.as_ref().ok_or_else(|| wrong("the listener has no address"))?;
-    address.uri().parse().map_err(|error: fabric_wire::TransportAddressError| refused(&error))
+    let address = spec
+        .address
+        .as_ref()
+        .ok_or_else(|| wrong("the listener has no address"))?;
+    address
+        .uri()
+        .parse()
+        .map_err(|error: fabric_wire::TransportAddressError| refused(&error))
 }
 
 fn ana_group(spec: &NamespaceSpec) -> AnaGroupId {
@@ -455,12 +510,20 @@ fn visibility(spec: &NamespaceSpec) -> Result<Visibility, RuntimeError> {
     if !spec.no_auto_visible.unwrap_or(false) {
         return Ok(Visibility::AllHosts);
     }
-    let hosts = spec.visible_to.iter().map(|host| nqn(host)).collect::<Result<_, _>>()?;
+    let hosts = spec
+        .visible_to
+        .iter()
+        .map(|host| nqn(host))
+        .collect::<Result<_, _>>()?;
     Ok(Visibility::Hosts(hosts))
 }
 
 fn write_protect(spec: &NamespaceSpec) -> WriteProtect {
-    if spec.write_protect.unwrap_or(false) { WriteProtect::WriteProtect } else { WriteProtect::None }
+    if spec.write_protect.unwrap_or(false) {
+        WriteProtect::WriteProtect
+    } else {
+        WriteProtect::None
+    }
 }
 
 /// An identifier in hexadecimal digits.
@@ -468,9 +531,16 @@ fn hex<const N: usize>(
     text: Option<&str>,
     field: &'static str,
 ) -> Result<Option<[u8; N]>, RuntimeError> {
-    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
     let digits: String = text.chars().filter(|c| *c != '-').collect();
-    let bad = || wrong(format!("{field} {text:?} must be {} hexadecimal digits", 2 * N));
+    let bad = || {
+        wrong(format!(
+            "{field} {text:?} must be {} hexadecimal digits",
+            2 * N
+        ))
+    };
     if digits.len() != 2 * N || !digits.is_ascii() {
         return Err(bad());
     }
@@ -491,13 +561,19 @@ fn tcp_options(spec: &TransportSpec) -> Result<TcpOptions, RuntimeError> {
         _ => api::v1::TcpOptions::default(),
     };
     Ok(TcpOptions {
-        max_queue_depth: narrow(spec.max_queue_depth, "max_queue_depth", defaults.max_queue_depth)?,
+        max_queue_depth: narrow(
+            spec.max_queue_depth,
+            "max_queue_depth",
+            defaults.max_queue_depth,
+        )?,
         max_io_qpairs_per_ctrlr: narrow(
             spec.max_io_qpairs_per_ctrlr,
             "max_io_qpairs_per_ctrlr",
             defaults.max_io_qpairs_per_ctrlr,
         )?,
-        in_capsule_data_size: spec.in_capsule_data_size.unwrap_or(defaults.in_capsule_data_size),
+        in_capsule_data_size: spec
+            .in_capsule_data_size
+            .unwrap_or(defaults.in_capsule_data_size),
         max_io_size: spec.max_io_size.unwrap_or(defaults.max_io_size),
         max_aq_depth: narrow(spec.max_aq_depth, "max_aq_depth", defaults.max_aq_depth)?,
         c2h_success: tcp.c2h_success.unwrap_or(defaults.c2h_success),
@@ -509,9 +585,16 @@ fn tcp_options(spec: &TransportSpec) -> Result<TcpOptions, RuntimeError> {
             None | Some(0) => 1_000_000,
             Some(rate) => rate,
         },
+        zcopy: spec.zcopy.unwrap_or(defaults.zcopy),
+        kas: narrow(spec.kas, "kas", defaults.kas)?,
+        min_kato_ms: spec.min_kato.unwrap_or(defaults.min_kato_ms),
+        iobuf_small_cache_size: spec.iobuf_small_cache_size,
+        iobuf_large_cache_size: spec.iobuf_large_cache_size,
         header_digest: tcp.header_digest.unwrap_or(defaults.header_digest),
         data_digest: tcp.data_digest.unwrap_or(defaults.data_digest),
-        half_open_timeout_ms: spec.connect_timeout_ms.unwrap_or(defaults.half_open_timeout_ms),
+        half_open_timeout_ms: spec
+            .connect_timeout_ms
+            .unwrap_or(defaults.half_open_timeout_ms),
         ..defaults
     })
 }
@@ -523,6 +606,8 @@ fn narrow<T: TryFrom<u32>>(
 ) -> Result<T, RuntimeError> {
     match value {
         None => Ok(default),
-        Some(value) => T::try_from(value).map_err(|_| wrong(format!("{field} {value} is too large"))),
+        Some(value) => {
+            T::try_from(value).map_err(|_| wrong(format!("{field} {value} is too large")))
+        }
     }
 }

@@ -59,7 +59,10 @@ fn open(kind: &Kind) -> Result<Prepared, RuntimeError> {
         }
         Kind::Null(spec) => {
             let (block_size, block_count) = blocks(spec.size_bytes, spec.block_size);
-            let options = NullOptions { block_size, block_count };
+            let options = NullOptions {
+                block_size,
+                block_count,
+            };
             (Null::new(options).map_err(|error| refused(&error))?, None)
         }
         Kind::File(spec) => {
@@ -67,7 +70,9 @@ fn open(kind: &Kind) -> Result<Prepared, RuntimeError> {
             (device, notice)
         }
         Kind::Error(_) | Kind::Delay(_) => {
-            return Err(RuntimeError::Refused("a layer is made over its device".into()));
+            return Err(RuntimeError::Refused(
+                "a layer is made over its device".into(),
+            ));
         }
     };
     Ok(Box::new(Opened { device, notice }))
@@ -104,7 +109,11 @@ fn of_open(error: &BlockError) -> RuntimeError {
         ),
         _ => false,
     };
-    if may_come { RuntimeError::Pending(chain(error)) } else { RuntimeError::Refused(chain(error)) }
+    if may_come {
+        RuntimeError::Pending(chain(error))
+    } else {
+        RuntimeError::Refused(chain(error))
+    }
 }
 
 /// Makes a layer over the device below.
@@ -152,7 +161,8 @@ fn rule(rule: &ErrorRule) -> Result<Rule, RuntimeError> {
     };
     let is_read = ops == OpSet::of(&[OpKind::Read]);
     let default_sc = if is_read { 0x81 } else { 0x80 };
-    let byte = |value: Option<u32>, default| value.and_then(|v| u8::try_from(v).ok()).unwrap_or(default);
+    let byte =
+        |value: Option<u32>, default| value.and_then(|v| u8::try_from(v).ok()).unwrap_or(default);
     let effect = match rule.error_type() {
         ErrorType::Failure => Effect::Fail(IoError::Injected {
             sct: byte(rule.sct, 2),
@@ -247,6 +257,8 @@ fn flush(bdev: &Arc<block::Bdev>) -> Result<(), String> {
         channel.poll(Instant::now(), &mut done);
         std::thread::yield_now();
     }
-    let failed = done.into_iter().find_map(|completion| completion.result.err());
+    let failed = done
+        .into_iter()
+        .find_map(|completion| completion.result.err());
     failed.map_or(Ok(()), |error| Err(error.to_string()))
 }

@@ -22,21 +22,32 @@ fn not_found(name: String) -> ControlError {
 impl BdevService for Services {
     async fn create_bdev(&self, request: Request<CreateBdevRequest>) -> Answer<Bdev> {
         let spec = required(request.into_inner().bdev, "bdev")?;
-        let stored =
-            self.control.change_with_bdevs(|edit| edit.create_bdev(spec.clone())).await?;
-        Ok(Response::new(self.describe(|describe| describe.bdev(&stored))))
+        let stored = self
+            .control
+            .change_with_bdevs(|edit| edit.create_bdev(spec.clone()))
+            .await?;
+        Ok(Response::new(
+            self.describe(|describe| describe.bdev(&stored)),
+        ))
     }
 
     async fn get_bdev(&self, request: Request<GetBdevRequest>) -> Answer<Bdev> {
         let name = request.into_inner().name;
         let found = self.describe(|describe| {
-            describe.view.model.find_bdev(&name).map(|stored| describe.bdev(stored))
+            describe
+                .view
+                .model
+                .find_bdev(&name)
+                .map(|stored| describe.bdev(stored))
         });
         Ok(Response::new(found.ok_or_else(|| not_found(name))?))
     }
 
     async fn list_bdevs(&self, request: Request<ListBdevsRequest>) -> Answer<ListBdevsResponse> {
-        let ListBdevsRequest { page_size, page_token } = request.into_inner();
+        let ListBdevsRequest {
+            page_size,
+            page_token,
+        } = request.into_inner();
         let page = self.describe(|describe| {
             let all = describe.view.model.bdevs().iter();
             let all = all.map(|(name, stored)| (name.clone(), stored));
@@ -54,21 +65,36 @@ impl BdevService for Services {
         let spec = required(request.bdev, "bdev")?;
         let paths = paths(request.update_mask);
         let expected = request.expected_generation;
-        let stored = self.control.change(|edit| edit.update_bdev(&spec, &paths, expected)).await?;
-        Ok(Response::new(self.describe(|describe| describe.bdev(&stored))))
+        let stored = self
+            .control
+            .change(|edit| edit.update_bdev(&spec, &paths, expected))
+            .await?;
+        Ok(Response::new(
+            self.describe(|describe| describe.bdev(&stored)),
+        ))
     }
 
     async fn resize_bdev(&self, request: Request<ResizeBdevRequest>) -> Answer<Bdev> {
-        let ResizeBdevRequest { name, size_bytes, expected_generation } = request.into_inner();
+        let ResizeBdevRequest {
+            name,
+            size_bytes,
+            expected_generation,
+        } = request.into_inner();
         let stored = self
             .control
             .change(|edit| edit.resize_bdev(&name, size_bytes, expected_generation))
             .await?;
-        Ok(Response::new(self.describe(|describe| describe.bdev(&stored))))
+        Ok(Response::new(
+            self.describe(|describe| describe.bdev(&stored)),
+        ))
     }
 
     async fn delete_bdev(&self, request: Request<DeleteBdevRequest>) -> Answer<DeleteBdevResponse> {
-        let DeleteBdevRequest { name, expected_generation, allow_missing } = request.into_inner();
+        let DeleteBdevRequest {
+            name,
+            expected_generation,
+            allow_missing,
+        } = request.into_inner();
         self.control
             .change(|edit| edit.delete_bdev(&name, expected_generation, allow_missing))
             .await?;
@@ -79,8 +105,13 @@ impl BdevService for Services {
         &self,
         request: Request<ListBdevStatsRequest>,
     ) -> Answer<ListBdevStatsResponse> {
-        let ListBdevStatsRequest { name, per_thread, histograms, page_size, page_token } =
-            request.into_inner();
+        let ListBdevStatsRequest {
+            name,
+            per_thread,
+            histograms,
+            page_size,
+            page_token,
+        } = request.into_inner();
         let names: Vec<String> = self.describe(|describe| {
             let model = describe.view.model;
             if name.is_empty() {

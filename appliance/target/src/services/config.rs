@@ -17,7 +17,12 @@ impl ConfigService for Services {
             let actual = edit.model().revision();
             if let Some(expected) = request.expected_revision.filter(|e| *e != actual) {
                 let name = String::new();
-                return Err(ControlError::Generation { kind: "state", name, expected, actual });
+                return Err(ControlError::Generation {
+                    kind: "state",
+                    name,
+                    expected,
+                    actual,
+                });
             }
             edit.apply(&document, request.keep_others)?;
             Ok(edit.changes())
@@ -32,8 +37,12 @@ impl ConfigService for Services {
     }
 
     async fn get_document(&self, _: Request<GetDocumentRequest>) -> Answer<GetDocumentResponse> {
-        let (document, revision) =
-            self.control.read(|view| (view.model.document(), view.model.revision()));
-        Ok(Response::new(GetDocumentResponse { document: Some(document), revision }))
+        let (document, revision) = self
+            .control
+            .read(|view| (view.model.document(), view.model.revision()));
+        Ok(Response::new(GetDocumentResponse {
+            document: Some(document),
+            revision,
+        }))
     }
 }

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use api::v1::{
-    self, BdevSpec, HostSpec, ListenerSpec, NamespaceSpec, ObjectState, TransportSpec,
-};
+use api::v1::{self, BdevSpec, HostSpec, ListenerSpec, NamespaceSpec, ObjectState, TransportSpec};
 
 use super::ready;
 use crate::control::View;
@@ -74,8 +72,16 @@ impl Describe<'_> {
             status: Some(self.status(&Key::Subsystem(nqn.clone()))),
             subtype: "NVMe".to_owned(),
             state: v1::SubsystemState::Inactive.into(),
-            namespaces: entry.namespaces.values().map(|n| self.namespace(nqn, n)).collect(),
-            listeners: entry.listeners.values().map(|l| self.listener(nqn, l)).collect(),
+            namespaces: entry
+                .namespaces
+                .values()
+                .map(|n| self.namespace(nqn, n))
+                .collect(),
+            listeners: entry
+                .listeners
+                .values()
+                .map(|l| self.listener(nqn, l))
+                .collect(),
             hosts: entry.hosts.values().map(|h| self.host(nqn, h)).collect(),
             ..v1::Subsystem::default()
         };
@@ -96,7 +102,12 @@ impl Describe<'_> {
     }
 
     pub(super) fn listener(&self, nqn: &str, stored: &Stored<ListenerSpec>) -> v1::Listener {
-        let uri = stored.spec.address.as_ref().map(v1::Address::uri).unwrap_or_default();
+        let uri = stored
+            .spec
+            .address
+            .as_ref()
+            .map(v1::Address::uri)
+            .unwrap_or_default();
         let mut listener = v1::Listener {
             nqn: nqn.to_owned(),
             spec: Some(stored.spec.clone()),
@@ -123,7 +134,12 @@ impl Describe<'_> {
 impl super::Services {
     /// Reads the state with the means to make messages of it.
     pub(super) fn describe<T>(&self, read: impl FnOnce(Describe<'_>) -> T) -> T {
-        self.control.read(|view| read(Describe { view, runtime: self.control.runtime() }))
+        self.control.read(|view| {
+            read(Describe {
+                view,
+                runtime: self.control.runtime(),
+            })
+        })
     }
 }
 
@@ -132,11 +148,19 @@ impl<'a> Describe<'a> {
     pub(super) fn of_subsystem(
         &self,
         nqn: &str,
-    ) -> Result<impl Iterator<Item = (&'a String, &'a SubsystemEntry)> + use<'a>, ControlError> {
+    ) -> Result<impl Iterator<Item = (&'a String, &'a SubsystemEntry)> + use<'a>, ControlError>
+    {
         let subsystems = self.view.model.subsystems();
-        let one = if nqn.is_empty() { None } else { subsystems.get_key_value(nqn) };
+        let one = if nqn.is_empty() {
+            None
+        } else {
+            subsystems.get_key_value(nqn)
+        };
         if !nqn.is_empty() && one.is_none() {
-            return Err(ControlError::NotFound { kind: "subsystem", name: nqn.to_owned() });
+            return Err(ControlError::NotFound {
+                kind: "subsystem",
+                name: nqn.to_owned(),
+            });
         }
         let all = nqn.is_empty().then_some(subsystems);
         Ok(one.into_iter().chain(all.into_iter().flatten()))

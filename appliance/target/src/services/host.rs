@@ -20,32 +20,58 @@ const TIMEOUT_MS_MAX: u64 = 600_000;
 #[tonic::async_trait]
 impl HostService for Services {
     async fn create_host(&self, request: Request<CreateHostRequest>) -> Answer<Host> {
-        let CreateHostRequest { subsystem_nqn, host } = request.into_inner();
+        let CreateHostRequest {
+            subsystem_nqn,
+            host,
+        } = request.into_inner();
         let spec = required(host, "host")?;
-        let stored = self.control.change(|edit| edit.create_host(&subsystem_nqn, spec)).await?;
-        Ok(Response::new(self.describe(|describe| describe.host(&subsystem_nqn, &stored))))
+        let stored = self
+            .control
+            .change(|edit| edit.create_host(&subsystem_nqn, spec))
+            .await?;
+        Ok(Response::new(self.describe(|describe| {
+            describe.host(&subsystem_nqn, &stored)
+        })))
     }
 
     async fn get_host(&self, request: Request<GetHostRequest>) -> Answer<Host> {
-        let GetHostRequest { subsystem_nqn: nqn, host_nqn } = request.into_inner();
+        let GetHostRequest {
+            subsystem_nqn: nqn,
+            host_nqn,
+        } = request.into_inner();
         let found = self.describe(|describe| {
-            let stored = describe.view.model.subsystems().get(&nqn)?.hosts.get(&host_nqn)?;
+            let stored = describe
+                .view
+                .model
+                .subsystems()
+                .get(&nqn)?
+                .hosts
+                .get(&host_nqn)?;
             Some(describe.host(&nqn, stored))
         });
         let name = || format!("{nqn}/{host_nqn}");
-        let found = found.ok_or_else(|| ControlError::NotFound { kind: "host", name: name() })?;
+        let found = found.ok_or_else(|| ControlError::NotFound {
+            kind: "host",
+            name: name(),
+        })?;
         Ok(Response::new(found))
     }
 
     async fn list_hosts(&self, request: Request<ListHostsRequest>) -> Answer<ListHostsResponse> {
-        let ListHostsRequest { subsystem_nqn, page_size, page_token } = request.into_inner();
+        let ListHostsRequest {
+            subsystem_nqn,
+            page_size,
+            page_token,
+        } = request.into_inner();
         let page = self.describe(|describe| {
             let entries = describe.of_subsystem(&subsystem_nqn)?;
             let all = entries.flat_map(|(nqn, entry)| {
                 let hosts = entry.hosts.iter();
                 hosts.map(move |(host, stored)| (format!("{nqn}\n{host}"), (nqn, stored)))
             });
-            page(all, page_size, &page_token, |(nqn, stored)| describe.host(nqn, stored))
+            page(all, page_size, &page_token, |(nqn, stored)| {
+                describe.host(nqn, stored)
+            })
         })?;
         Ok(Response::new(ListHostsResponse {
             hosts: page.items,
@@ -61,7 +87,12 @@ impl HostService for Services {
             let problem = format!("{timeout_ms} must be at most {TIMEOUT_MS_MAX}");
             return Err(ControlError::field("the request", "timeout_ms", problem).into());
         }
-        let DeleteHostRequest { subsystem_nqn, host_nqn, expected_generation, .. } = request;
+        let DeleteHostRequest {
+            subsystem_nqn,
+            host_nqn,
+            expected_generation,
+            ..
+        } = request;
         let deadline = Duration::from_millis(timeout_ms);
         let runtime = self.control.runtime().clone();
         self.control

@@ -110,5 +110,8 @@ fn done<T: Default>() -> Answer<T> {
 
 /// `status` of an object.
 fn ready() -> v1::Status {
-    v1::Status { state: v1::ObjectState::Ready.into(), reason: String::new() }
+    v1::Status {
+        state: v1::ObjectState::Ready.into(),
+        reason: String::new(),
+    }
 }

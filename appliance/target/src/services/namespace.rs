@@ -13,21 +13,38 @@ use crate::error::ControlError;
 
 #[tonic::async_trait]
 impl NamespaceService for Services {
-    async fn create_namespace(&self, request: Request<CreateNamespaceRequest>) -> Answer<Namespace> {
+    async fn create_namespace(
+        &self,
+        request: Request<CreateNamespaceRequest>,
+    ) -> Answer<Namespace> {
         let CreateNamespaceRequest { nqn, namespace } = request.into_inner();
         let spec = required(namespace, "namespace")?;
-        let stored = self.control.change(|edit| edit.create_namespace(&nqn, spec)).await?;
-        Ok(Response::new(self.describe(|describe| describe.namespace(&nqn, &stored))))
+        let stored = self
+            .control
+            .change(|edit| edit.create_namespace(&nqn, spec))
+            .await?;
+        Ok(Response::new(
+            self.describe(|describe| describe.namespace(&nqn, &stored)),
+        ))
     }
 
     async fn get_namespace(&self, request: Request<GetNamespaceRequest>) -> Answer<Namespace> {
         let GetNamespaceRequest { nqn, nsid } = request.into_inner();
         let found = self.describe(|describe| {
-            let stored = describe.view.model.subsystems().get(&nqn)?.namespaces.get(&nsid)?;
+            let stored = describe
+                .view
+                .model
+                .subsystems()
+                .get(&nqn)?
+                .namespaces
+                .get(&nsid)?;
             Some(describe.namespace(&nqn, stored))
         });
         let name = || format!("{nqn}/{nsid}");
-        let found = found.ok_or_else(|| ControlError::NotFound { kind: "namespace", name: name() })?;
+        let found = found.ok_or_else(|| ControlError::NotFound {
+            kind: "namespace",
+            name: name(),
+        })?;
         Ok(Response::new(found))
     }
 
@@ -35,14 +52,20 @@ impl NamespaceService for Services {
         &self,
         request: Request<ListNamespacesRequest>,
     ) -> Answer<ListNamespacesResponse> {
-        let ListNamespacesRequest { nqn, page_size, page_token } = request.into_inner();
+        let ListNamespacesRequest {
+            nqn,
+            page_size,
+            page_token,
+        } = request.into_inner();
         let page = self.describe(|describe| {
             let entries = describe.of_subsystem(&nqn)?;
             let all = entries.flat_map(|(nqn, entry)| {
                 let namespaces = entry.namespaces.iter();
                 namespaces.map(move |(nsid, stored)| (format!("{nqn}\n{nsid:010}"), (nqn, stored)))
             });
-            page(all, page_size, &page_token, |(nqn, stored)| describe.namespace(nqn, stored))
+            page(all, page_size, &page_token, |(nqn, stored)| {
+                describe.namespace(nqn, stored)
+            })
         })?;
         Ok(Response::new(ListNamespacesResponse {
             namespaces: page.items,
@@ -51,7 +74,10 @@ impl NamespaceService for Services {
         }))
     }
 
-    async fn update_namespace(&self, request: Request<UpdateNamespaceRequest>) -> Answer<Namespace> {
+    async fn update_namespace(
+        &self,
+        request: Request<UpdateNamespaceRequest>,
+    ) -> Answer<Namespace> {
         let request = request.into_inner();
         let nqn = request.nqn;
         let spec = required(request.namespace, "namespace")?;
@@ -61,15 +87,21 @@ impl NamespaceService for Services {
             .control
             .change(|edit| edit.update_namespace(&nqn, &spec, &paths, expected))
             .await?;
-        Ok(Response::new(self.describe(|describe| describe.namespace(&nqn, &stored))))
+        Ok(Response::new(
+            self.describe(|describe| describe.namespace(&nqn, &stored)),
+        ))
     }
 
     async fn delete_namespace(
         &self,
         request: Request<DeleteNamespaceRequest>,
     ) -> Answer<DeleteNamespaceResponse> {
-        let DeleteNamespaceRequest { nqn, nsid, expected_generation, allow_missing } =
-            request.into_inner();
+        let DeleteNamespaceRequest {
+            nqn,
+            nsid,
+            expected_generation,
+            allow_missing,
+        } = request.into_inner();
         self.control
             .change(|edit| edit.delete_namespace(&nqn, nsid, expected_generation, allow_missing))
             .await?;

@@ -42,7 +42,10 @@ impl Services {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: self.control.state().into(),
             capabilities: Some(Capabilities {
-                transports: model::BUILT_IN.iter().map(|name| (*name).to_owned()).collect(),
+                transports: model::BUILT_IN
+                    .iter()
+                    .map(|name| (*name).to_owned())
+                    .collect(),
                 bdev_kinds: model::KINDS.iter().map(|name| (*name).to_owned()).collect(),
                 nvme_version: "2.0".to_owned(),
             }),
@@ -85,7 +88,10 @@ impl NodeService for Services {
     }
 
     async fn drain_node(&self, request: Request<DrainNodeRequest>) -> Answer<Node> {
-        let DrainNodeRequest { timeout_ms, shutdown } = request.into_inner();
+        let DrainNodeRequest {
+            timeout_ms,
+            shutdown,
+        } = request.into_inner();
         let timeout_ms = timeout_ms.unwrap_or(TIMEOUT_MS_DEFAULT);
         if timeout_ms > TIMEOUT_MS_MAX {
             let problem = format!("{timeout_ms} must be at most {TIMEOUT_MS_MAX}");

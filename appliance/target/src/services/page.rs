@@ -31,7 +31,11 @@ pub(super) fn page<T, U>(
         0 => SIZE_DEFAULT,
         size => size.min(SIZE_MAX),
     };
-    let mut page = Page { items: Vec::new(), next_page_token: String::new(), total_size: 0 };
+    let mut page = Page {
+        items: Vec::new(),
+        next_page_token: String::new(),
+        total_size: 0,
+    };
     let mut last = String::new();
     let mut is_more = false;
     for (key, item) in items {
@@ -84,8 +88,17 @@ mod tests {
 
     #[test]
     fn sizes_are_bounded() {
-        assert_eq!(page(list(0..2000), 0, "", |n| n).unwrap().items.len(), SIZE_DEFAULT);
-        assert_eq!(page(list(0..2000), u32::MAX, "", |n| n).unwrap().items.len(), SIZE_MAX);
+        assert_eq!(
+            page(list(0..2000), 0, "", |n| n).unwrap().items.len(),
+            SIZE_DEFAULT
+        );
+        assert_eq!(
+            page(list(0..2000), u32::MAX, "", |n| n)
+                .unwrap()
+                .items
+                .len(),
+            SIZE_MAX
+        );
         assert!(page(list(0..1), 0, &"x".repeat(2000), |n| n).is_err());
     }
 }

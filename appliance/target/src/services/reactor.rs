@@ -22,7 +22,10 @@ impl ReactorService for Services {
 
     async fn list_threads(&self, _: Request<ListThreadsRequest>) -> Answer<ListThreadsResponse> {
         let threads = self.control.runtime().threads();
-        Ok(Response::new(ListThreadsResponse { tick_rate: TICK_RATE, threads }))
+        Ok(Response::new(ListThreadsResponse {
+            tick_rate: TICK_RATE,
+            threads,
+        }))
     }
 
     async fn list_pollers(
@@ -32,7 +35,10 @@ impl ReactorService for Services {
         let only = request.into_inner().thread;
         let mut threads = self.control.runtime().pollers();
         threads.retain(|thread| only.is_empty() || thread.name == only);
-        Ok(Response::new(ListPollersResponse { tick_rate: TICK_RATE, threads }))
+        Ok(Response::new(ListPollersResponse {
+            tick_rate: TICK_RATE,
+            threads,
+        }))
     }
 
     async fn list_channels(
@@ -42,7 +48,10 @@ impl ReactorService for Services {
         let only = request.into_inner().thread;
         let mut threads = self.control.runtime().channels();
         threads.retain(|thread| only.is_empty() || thread.name == only);
-        Ok(Response::new(ListChannelsResponse { tick_rate: TICK_RATE, threads }))
+        Ok(Response::new(ListChannelsResponse {
+            tick_rate: TICK_RATE,
+            threads,
+        }))
     }
 
     async fn get_iobuf(&self, _: Request<GetIobufRequest>) -> Answer<Iobuf> {

@@ -17,15 +17,24 @@ impl Services {
             let entry = describe.view.model.subsystems().get(&nqn);
             entry.map(|entry| describe.subsystem(entry))
         })
-        .ok_or(ControlError::NotFound { kind: "subsystem", name: nqn })
+        .ok_or(ControlError::NotFound {
+            kind: "subsystem",
+            name: nqn,
+        })
     }
 }
 
 #[tonic::async_trait]
 impl SubsystemService for Services {
-    async fn create_subsystem(&self, request: Request<CreateSubsystemRequest>) -> Answer<Subsystem> {
+    async fn create_subsystem(
+        &self,
+        request: Request<CreateSubsystemRequest>,
+    ) -> Answer<Subsystem> {
         let spec = required(request.into_inner().subsystem, "subsystem")?;
-        let stored = self.control.change(|edit| edit.create_subsystem(spec)).await?;
+        let stored = self
+            .control
+            .change(|edit| edit.create_subsystem(spec))
+            .await?;
         Ok(Response::new(self.subsystem(stored.spec.nqn.clone())?))
     }
 
@@ -37,11 +46,16 @@ impl SubsystemService for Services {
         &self,
         request: Request<ListSubsystemsRequest>,
     ) -> Answer<ListSubsystemsResponse> {
-        let ListSubsystemsRequest { page_size, page_token } = request.into_inner();
+        let ListSubsystemsRequest {
+            page_size,
+            page_token,
+        } = request.into_inner();
         let page = self.describe(|describe| {
             let all = describe.view.model.subsystems().iter();
             let all = all.map(|(nqn, entry)| (nqn.clone(), entry));
-            page(all, page_size, &page_token, |entry| describe.subsystem(entry))
+            page(all, page_size, &page_token, |entry| {
+                describe.subsystem(entry)
+            })
         })?;
         Ok(Response::new(ListSubsystemsResponse {
             subsystems: page.items,
@@ -50,12 +64,17 @@ impl SubsystemService for Services {
         }))
     }
 
-    async fn update_subsystem(&self, request: Request<UpdateSubsystemRequest>) -> Answer<Subsystem> {
+    async fn update_subsystem(
+        &self,
+        request: Request<UpdateSubsystemRequest>,
+    ) -> Answer<Subsystem> {
         let request = request.into_inner();
         let spec = required(request.subsystem, "subsystem")?;
         let paths = paths(request.update_mask);
         let expected = request.expected_generation;
-        self.control.change(|edit| edit.update_subsystem(&spec, &paths, expected)).await?;
+        self.control
+            .change(|edit| edit.update_subsystem(&spec, &paths, expected))
+            .await?;
         Ok(Response::new(self.subsystem(spec.nqn)?))
     }
 
@@ -63,8 +82,11 @@ impl SubsystemService for Services {
         &self,
         request: Request<DeleteSubsystemRequest>,
     ) -> Answer<DeleteSubsystemResponse> {
-        let DeleteSubsystemRequest { nqn, expected_generation, allow_missing } =
-            request.into_inner();
+        let DeleteSubsystemRequest {
+            nqn,
+            expected_generation,
+            allow_missing,
+        } = request.into_inner();
         self.control
             .change(|edit| edit.delete_subsystem(&nqn, expected_generation, allow_missing))
             .await?;

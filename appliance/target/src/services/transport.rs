@@ -13,19 +13,34 @@ use crate::error::ControlError;
 
 #[tonic::async_trait]
 impl TransportService for Services {
-    async fn create_transport(&self, request: Request<CreateTransportRequest>) -> Answer<Transport> {
+    async fn create_transport(
+        &self,
+        request: Request<CreateTransportRequest>,
+    ) -> Answer<Transport> {
         let spec = required(request.into_inner().transport, "transport")?;
-        let stored = self.control.change(|edit| edit.create_transport(spec)).await?;
-        Ok(Response::new(self.describe(|describe| describe.transport(&stored))))
+        let stored = self
+            .control
+            .change(|edit| edit.create_transport(spec))
+            .await?;
+        Ok(Response::new(
+            self.describe(|describe| describe.transport(&stored)),
+        ))
     }
 
     async fn get_transport(&self, request: Request<GetTransportRequest>) -> Answer<Transport> {
         let trtype = request.into_inner().trtype.to_ascii_lowercase();
         let found = self.describe(|describe| {
-            describe.view.model.transports().get(&trtype).map(|stored| describe.transport(stored))
+            describe
+                .view
+                .model
+                .transports()
+                .get(&trtype)
+                .map(|stored| describe.transport(stored))
         });
-        let found =
-            found.ok_or(ControlError::NotFound { kind: "transport", name: trtype })?;
+        let found = found.ok_or(ControlError::NotFound {
+            kind: "transport",
+            name: trtype,
+        })?;
         Ok(Response::new(found))
     }
 
@@ -33,11 +48,16 @@ impl TransportService for Services {
         &self,
         request: Request<ListTransportsRequest>,
     ) -> Answer<ListTransportsResponse> {
-        let ListTransportsRequest { page_size, page_token } = request.into_inner();
+        let ListTransportsRequest {
+            page_size,
+            page_token,
+        } = request.into_inner();
         let page = self.describe(|describe| {
             let all = describe.view.model.transports().iter();
             let all = all.map(|(trtype, stored)| (trtype.clone(), stored));
-            page(all, page_size, &page_token, |stored| describe.transport(stored))
+            page(all, page_size, &page_token, |stored| {
+                describe.transport(stored)
+            })
         })?;
         Ok(Response::new(ListTransportsResponse {
             transports: page.items,
@@ -46,22 +66,32 @@ impl TransportService for Services {
         }))
     }
 
-    async fn update_transport(&self, request: Request<UpdateTransportRequest>) -> Answer<Transport> {
+    async fn update_transport(
+        &self,
+        request: Request<UpdateTransportRequest>,
+    ) -> Answer<Transport> {
         let request = request.into_inner();
         let spec = required(request.transport, "transport")?;
         let paths = paths(request.update_mask);
         let expected = request.expected_generation;
-        let stored =
-            self.control.change(|edit| edit.update_transport(&spec, &paths, expected)).await?;
-        Ok(Response::new(self.describe(|describe| describe.transport(&stored))))
+        let stored = self
+            .control
+            .change(|edit| edit.update_transport(&spec, &paths, expected))
+            .await?;
+        Ok(Response::new(
+            self.describe(|describe| describe.transport(&stored)),
+        ))
     }
 
     async fn delete_transport(
         &self,
         request: Request<DeleteTransportRequest>,
     ) -> Answer<DeleteTransportResponse> {
-        let DeleteTransportRequest { trtype, expected_generation, allow_missing } =
-            request.into_inner();
+        let DeleteTransportRequest {
+            trtype,
+            expected_generation,
+            allow_missing,
+        } = request.into_inner();
         self.control
             .change(|edit| edit.delete_transport(&trtype, expected_generation, allow_missing))
             .await?;

@@ -15,8 +15,16 @@ use crate::error::ControlError;
 use crate::events::now_unix_ms;
 
 /// Kinds in events.
-const KINDS: [&str; 8] =
-    ["node", "transport", "bdev", "subsystem", "namespace", "listener", "host", "controller"];
+const KINDS: [&str; 8] = [
+    "node",
+    "transport",
+    "bdev",
+    "subsystem",
+    "namespace",
+    "listener",
+    "host",
+    "controller",
+];
 
 /// Events on their way to one reader; the rest waits in the broadcast.
 const BUFFER: usize = 64;
@@ -26,7 +34,10 @@ impl WatchService for Services {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
-        let WatchRequest { kinds, after_revision } = request.into_inner();
+        let WatchRequest {
+            kinds,
+            after_revision,
+        } = request.into_inner();
         if let Some(kind) = kinds.iter().find(|kind| !KINDS.contains(&kind.as_str())) {
             let problem = format!("{kind:?} is not one of {}", KINDS.join(", "));
             return Err(ControlError::field("the request", "kinds", problem).into());

@@ -1,0 +1,403 @@
+//! The life of `aditd`: from the command line to the exit code.
+
+use std::fs::{DirBuilder, File};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::task::{Wake, Waker};
+use std::time::{Duration, Instant};
+
+use api::v1::{EventType, NamespaceSpec};
+use metastore::{Contents, StateStore};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nvmf::{TargetEvent, TargetOptions, WriteProtect};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tonic_health::ServingStatus;
+
+use crate::config::{Backing, Config, ConfigError, Flags, Memory, Reactors};
+use crate::control::{About, Control};
+use crate::data_plane::{Cores, DataPlane, DataPlaneError, DataPlaneOptions};
+use crate::events::now_unix_ms;
+use crate::logging::{Log, LogError};
+use crate::model::{Model, RecordError};
+use crate::nvmf_runtime::NvmfRuntime;
+use crate::serve::{Bound, ServeError, bind};
+use crate::services::Services;
+use crate::{config, metrics};
+
+/// Name of the store in the state directory.
+const STORE: &str = "state.redb";
+/// Name of the file that holds the node's identity.
+const NODE_ID: &str = "node-id";
+/// How long calls in progress may take at the end, when everything is drained.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Why the program did not start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProgramError {
+    /// The configuration is wrong.
+    #[error("wrong configuration")]
+    Config(#[from] ConfigError),
+    /// There is no log.
+    #[error("cannot log")]
+    Log(#[from] LogError),
+    /// The state directory cannot be used.
+    #[error("cannot use {path} in the state directory")]
+    StateDir {
+        /// The directory or a file in it.
+        path: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The node's identity is damaged.
+    #[error("{path} holds no UUID; put the right one back, or remove it to make this a new node")]
+    NodeId {
+        /// The file.
+        path: String,
+    },
+    /// The store cannot be opened.
+    #[error("cannot open the state")]
+    Store(#[from] metastore::OpenError),
+    /// The store holds what this program does not understand.
+    #[error("cannot restore the state")]
+    Restore(#[from] RecordError),
+    /// Reactors or memory are missing.
+    #[error("cannot start the data plane")]
+    DataPlane(#[from] DataPlaneError),
+    /// The control thread has no runtime.
+    #[error("cannot start the control thread's runtime")]
+    Runtime(#[source] std::io::Error),
+    /// gRPC is not served.
+    #[error("cannot serve the management API")]
+    Serve(#[from] ServeError),
+    /// Metrics are not served.
+    #[error("cannot serve metrics at {address}")]
+    Metrics {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Signals cannot be received.
+    #[error("cannot receive signals")]
+    Signals(#[source] std::io::Error),
+    /// A second signal cut the drain short.
+    #[error("ended by a second signal before everything was drained")]
+    Interrupted,
+}
+
+impl ProgramError {
+    /// 2 for a wrong configuration, else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, ProgramError::Config(_)) {
+            2
+        } else {
+            1
+        }
+    }
+}
+
+/// Runs until it is told to end and everything is drained.
+///
+/// # Errors
+/// When it cannot start, or ends otherwise than drained.
+pub fn run(flags: &Flags) -> Result<(), ProgramError> {
+    let started = Instant::now();
+    let config = Config::load(flags)?;
+    let log = Log::start(&config.log_filter, config.log_to)?;
+    raise_file_limit();
+    let (store, contents) = open_state(&config.state_dir)?;
+    let about = About {
+        node_id: node_id(&config.state_dir)?,
+        state_dir: std::path::absolute(&config.state_dir).unwrap_or(config.state_dir.clone()),
+        start_time_unix_ms: now_unix_ms(),
+        started,
+    };
+    let model = Model::restore(config.limits, &contents)?;
+    let plane = Arc::new(DataPlane::start(plane_options(&config))?);
+    let tokio = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ProgramError::Runtime)?;
+    let runtime = Arc::new(NvmfRuntime::new(plane.clone(), config.connections_max));
+    let control = Control::new(model, store, runtime.clone(), about);
+    let result = tokio.block_on(serve(&config, control, runtime));
+    // Tasks hold the store; with them it closes, after it has written what was queued.
+    drop(tokio);
+    if let Err(error) = plane.stop(GOODBYE) {
+        tracing::warn!(%error, "the reactors did not end well");
+    }
+    log.flush(Duration::from_secs(1));
+    result
+}
+
+async fn serve(
+    config: &Config,
+    control: Control,
+    runtime: Arc<NvmfRuntime>,
+) -> Result<(), ProgramError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(ProgramError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ProgramError::Signals)?;
+    let mut sockets = Vec::new();
+    for endpoint in &config.grpc {
+        sockets.push(bind(endpoint, config.tls.as_ref()).await?);
+    }
+    control.start().await;
+    let (shutdown, mut asked) = mpsc::channel(1);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("", ServingStatus::Serving).await;
+    let routes = Services::new(control.clone(), shutdown)
+        .routes()
+        .map_err(|error| ServeError::Tls(error.to_string()))?
+        .add_service(health_service);
+    let (stop, stopped) = watch::channel(false);
+    let mut servers = JoinSet::new();
+    for socket in sockets {
+        tracing::info!(at = socket.uri(), "serving the management API");
+        servers.spawn(Bound::serve(socket, routes.clone(), stopped.clone()));
+    }
+    // These never end by themselves and hold the control plane: they end with this set.
+    let mut others = JoinSet::new();
+    let retrying = control.clone();
+    others.spawn(async move { retrying.run().await });
+    others.spawn(tell_target_events(control.clone(), runtime));
+    let (metrics_failed, mut metrics_failure) = mpsc::channel(1);
+    if let Some(address) = config.metrics {
+        let control = control.clone();
+        others.spawn(async move {
+            if let Err(source) = metrics::serve(address, control).await {
+                // Full is not possible: there is one sender and it sends once.
+                let _ = metrics_failed.try_send(ProgramError::Metrics { address, source });
+            }
+        });
+    }
+    tracing::info!(
+        revision = control.read(|view| view.model.revision()),
+        "ready"
+    );
+
+    let failure = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        _ = asked.recv() => None,
+        Some(ended) = servers.join_next() => match ended {
+            Ok(Err(error)) => Some(ProgramError::Serve(error)),
+            _ => None,
+        },
+        Some(error) = metrics_failure.recv() => Some(error),
+    };
+    tracing::info!("draining");
+    health
+        .set_service_status("", ServingStatus::NotServing)
+        .await;
+    let end = async {
+        control.drain(config.drain_timeout).await;
+        let _ = stop.send(true);
+        // Streams of watchers do not end by themselves.
+        let _ = tokio::time::timeout(GOODBYE, async {
+            while servers.join_next().await.is_some() {}
+        })
+        .await;
+    };
+    let drained = tokio::select! {
+        () = end => Ok(()),
+        _ = terminate.recv() => Err(ProgramError::Interrupted),
+        _ = interrupt.recv() => Err(ProgramError::Interrupted),
+    };
+    tracing::info!("ended");
+    failure.map_or(drained, Err)
+}
+
+/// What hosts do becomes events; what they set for good becomes part of the state.
+async fn tell_target_events(control: Control, runtime: Arc<NvmfRuntime>) {
+    let wake = Arc::new(WakeNotify(Notify::new()));
+    let waker = Waker::from(wake.clone());
+    loop {
+        for event in runtime.take_events(Some(&waker)) {
+            match event {
+                TargetEvent::ControllerConnected {
+                    nqn,
+                    host,
+                    cntlid,
+                    remote,
+                } => {
+                    tracing::info!(%nqn, %host, cntlid = cntlid.0, remote, "host connected");
+                    let (name, text) = (
+                        format!("{nqn}/{}", cntlid.0),
+                        format!("{host} from {remote}"),
+                    );
+                    control.tell(EventType::Connected, "controller", name, text);
+                }
+                TargetEvent::ControllerDisconnected {
+                    nqn,
+                    host,
+                    cntlid,
+                    reason,
+                } => {
+                    tracing::info!(%nqn, %host, cntlid = cntlid.0, reason, "host disconnected");
+                    let (name, text) = (format!("{nqn}/{}", cntlid.0), format!("{host}: {reason}"));
+                    control.tell(EventType::Disconnected, "controller", name, text);
+                }
+                TargetEvent::ConnectRefused { remote, status } => {
+                    tracing::warn!(remote, status, "connect refused");
+                }
+                TargetEvent::WriteProtectChanged {
+                    nqn,
+                    nsid,
+                    write_protect,
+                } => {
+                    let spec = NamespaceSpec {
+                        nsid: nsid.0,
+                        write_protect: Some(write_protect == WriteProtect::WriteProtect),
+                        ..NamespaceSpec::default()
+                    };
+                    let paths = ["write_protect".to_owned()];
+                    let nqn = nqn.to_string();
+                    let kept = control
+                        .change(|edit| edit.update_namespace(&nqn, &spec, &paths, None))
+                        .await;
+                    if let Err(error) = kept {
+                        tracing::error!(nqn, nsid = nsid.0, %error, "write protection was not kept");
+                    }
+                }
+                other => tracing::debug!(?other, "event of the target"),
+            }
+        }
+        wake.0.notified().await;
+    }
+}
+
+struct WakeNotify(Notify);
+
+impl Wake for WakeNotify {
+    fn wake(self: Arc<WakeNotify>) {
+        self.0.notify_one();
+    }
+}
+
+fn plane_options(config: &Config) -> DataPlaneOptions {
+    let Memory {
+        backing,
+        small_pool_count,
+        small_bufsize,
+        large_pool_count,
+        large_bufsize,
+        numa_node,
+    } = config.memory;
+    let bytes = |size: config::Size| u32::try_from(size.0).unwrap_or(u32::MAX);
+    DataPlaneOptions {
+        cores: match &config.reactors {
+            None => Cores::Default,
+            Some(Reactors::Count(count)) => Cores::Count(*count),
+            Some(Reactors::Mask(mask)) => Cores::Mask(mask.clone()),
+        },
+        sleep_policy: reactor::SleepPolicy::Adaptive,
+        iobuf: dma::IobufOptions {
+            small_pool_count,
+            small_bufsize: bytes(small_bufsize),
+            large_pool_count,
+            large_bufsize: bytes(large_bufsize),
+            backing: match backing {
+                Backing::Auto => dma::BackingPreference::Auto,
+                Backing::Hugetlb2M => dma::BackingPreference::Hugetlb2M,
+                Backing::Hugetlb1G => dma::BackingPreference::Hugetlb1G,
+                Backing::HugepageRs => dma::BackingPreference::HugepageRs,
+                Backing::Locked4K => dma::BackingPreference::Locked4K,
+                Backing::Plain4K => dma::BackingPreference::Plain4K,
+            },
+            numa_node,
+            ..dma::IobufOptions::default()
+        },
+        target: TargetOptions {
+            max_subsystems: config.limits.subsystems_max,
+            ..TargetOptions::default()
+        },
+    }
+}
+
+/// A connection is a descriptor: take as many as the system lets us.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+        } else {
+            Ok(())
+        }
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+fn open_state(directory: &Path) -> Result<(StateStore, Contents), ProgramError> {
+    let made = DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory);
+    made.map_err(|source| ProgramError::StateDir {
+        path: directory.display().to_string(),
+        source,
+    })?;
+    Ok(StateStore::open(&directory.join(STORE))?)
+}
+
+/// The node's identity; made when there is none. Called with the store open, so by one process.
+fn node_id(directory: &Path) -> Result<String, ProgramError> {
+    let path = directory.join(NODE_ID);
+    let failed = |source| ProgramError::StateDir {
+        path: path.display().to_string(),
+        source,
+    };
+    match std::fs::read_to_string(&path) {
+        Ok(text) => match uuid::Uuid::parse_str(text.trim()) {
+            Ok(id) => Ok(id.to_string()),
+            Err(_) => Err(ProgramError::NodeId {
+                path: path.display().to_string(),
+            }),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let id = uuid::Uuid::new_v4().to_string();
+            write_whole(directory, &path, &format!("{id}\n")).map_err(failed)?;
+            Ok(id)
+        }
+        Err(source) => Err(failed(source)),
+    }
+}
+
+/// Writes a file so that after a power cut it is there whole or not at all.
+fn write_whole(directory: &Path, path: &Path, text: &str) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    let mut options = File::options();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_identity_of_a_node_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = node_id(directory.path()).unwrap();
+        assert_eq!(node_id(directory.path()).unwrap(), first);
+        std::fs::write(directory.path().join(NODE_ID), "damaged").unwrap();
+        assert!(matches!(
+            node_id(directory.path()),
+            Err(ProgramError::NodeId { .. })
+        ));
+    }
+}

@@ -1,0 +1,9 @@
+//! What hosts and operators see of the target library, over a transport in memory and devices
+//! whose completions the test releases. One thread, and a clock that the tests move.
+
+#![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
+
+mod device;
+mod fabrics;
+mod loopback;
+mod rig;

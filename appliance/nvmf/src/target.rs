@@ -15,7 +15,7 @@ use crate::error::TargetError;
 use crate::events::{Events, TargetEvent};
 use crate::inbox::{GroupHandle, Message, PollGroupId};
 use crate::poll_group::PollGroup;
-use crate::subsystem::{Subsystem, SubsystemOptions};
+use crate::subsystem::{Subsystem, SubsystemOptions, SubsystemUid};
 use crate::ticket::Ticket;
 use crate::transport::{CloseReason, NewConnection, Transport, TransportId, TransportLimits};
 
@@ -24,15 +24,11 @@ use crate::transport::{CloseReason, NewConnection, Transport, TransportId, Trans
 pub struct TargetOptions {
     /// Subsystems that may exist, 65,536 by default (SPDK: 1,024).
     pub max_subsystems: usize,
-    /// Keep-alive granularity in units of 100 ms (Identify KAS), 100 by default: 10 s.
-    pub kas_100ms: u16,
-    /// Shortest keep-alive timeout granted, 10,000 ms by default.
-    pub min_kato_ms: u32,
     /// Keep-alive timeout of a discovery controller that asks for none, 120,000 ms by default.
     pub discovery_kato_ms: u32,
     /// Discovery controllers that may exist at a time.
     pub max_discovery_controllers: usize,
-    /// Data buffers that each poll group caches per transport: small and large.
+    /// Data buffers that each poll group caches for a transport that does not say: small and large.
     pub iobuf_small_cache_size: u32,
     /// See [`TargetOptions::iobuf_small_cache_size`].
     pub iobuf_large_cache_size: u32,
@@ -47,8 +43,6 @@ impl Default for TargetOptions {
     fn default() -> Self {
         Self {
             max_subsystems: 65_536,
-            kas_100ms: 100,
-            min_kato_ms: 10_000,
             discovery_kato_ms: 120_000,
             max_discovery_controllers: 1_024,
             iobuf_small_cache_size: 128,
@@ -111,6 +105,7 @@ pub struct Target {
     listening: Mutex<Vec<Listening>>,
     next_port_id: AtomicUsize,
     pub(crate) discovery: Discovery,
+    next_subsystem_uid: AtomicU64,
     keep_alive_changes: AtomicU64,
     events: Mutex<Events>,
 }
@@ -141,6 +136,7 @@ impl Target {
             listening: Mutex::default(),
             next_port_id: AtomicUsize::new(1),
             discovery: Discovery::default(),
+            next_subsystem_uid: AtomicU64::new(0),
             keep_alive_changes: AtomicU64::new(0),
             events: Mutex::default(),
         })
@@ -308,8 +304,12 @@ impl Target {
         Ok(self.transport(id)?.name())
     }
 
-    pub(crate) fn iobuf_cache_sizes(&self) -> (u32, u32) {
-        (self.options.iobuf_small_cache_size, self.options.iobuf_large_cache_size)
+    /// Small and large buffers that a poll group caches for a transport.
+    pub(crate) fn iobuf_cache_sizes(&self, limits: &TransportLimits) -> (u32, u32) {
+        (
+            limits.iobuf_small_cache_size.unwrap_or(self.options.iobuf_small_cache_size),
+            limits.iobuf_large_cache_size.unwrap_or(self.options.iobuf_large_cache_size),
+        )
     }
 
     /// Listens at an address, or notes one user more of a listener that is there. Returns the
@@ -388,7 +388,8 @@ impl Target {
         &self,
         options: SubsystemOptions,
     ) -> Result<Arc<Subsystem>, TargetError> {
-        let subsystem = Subsystem::new(options, Weak::clone(&self.me))?;
+        let uid = SubsystemUid(self.next_subsystem_uid.fetch_add(1, Ordering::Relaxed));
+        let subsystem = Subsystem::new(uid, options, Weak::clone(&self.me))?;
         let nqn = subsystem.nqn().clone();
         let mut subsystems = self.subsystems.write().unwrap_or_else(PoisonError::into_inner);
         if subsystems.contains_key(&nqn) || nqn == Nqn::discovery() {

@@ -264,7 +264,7 @@ impl Control {
         };
         let mut prepared = BTreeMap::new();
         for spec in new {
-            let result = self.runtime.prepare(&spec).await;
+            let result = self.runtime.prepare(&spec, true).await;
             if let Err(RuntimeError::Refused(reason)) = result {
                 let what = format!("bdev {:?}", spec.name);
                 return Err(ControlError::Refused { what, reason });
@@ -575,7 +575,7 @@ impl Control {
             (object, missing(&inner, &edit))
         };
         let prepared = match (&object, &waits) {
-            (Object::Bdev(bdev), None) => Some(self.runtime.prepare(&bdev.spec).await),
+            (Object::Bdev(bdev), None) => Some(self.runtime.prepare(&bdev.spec, false).await),
             _ => None,
         };
         let mut inner = self.lock();

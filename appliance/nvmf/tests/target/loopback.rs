@@ -10,6 +10,7 @@ use std::time::Instant;
 use dma::Payload;
 use fabric_wire::TransportAddress;
 use fabric_wire::fabrics::ConnectCommand;
+use nvme_spec::opcode::admin;
 use nvme_spec::{Cid, Cqe, Sqe};
 use nvmf::transport::{
     Acceptor, CloseReason, ConnectionId, GroupContext, NewConnection, Peer, QpairId, Response,
@@ -42,8 +43,8 @@ pub(crate) struct Wire {
     pub(crate) holds_replies: bool,
     /// Commands that wait for their data.
     pub(crate) awaited: Vec<Cid>,
-    /// Commands that wait for nothing else than to be sent.
-    pub(crate) unsent: usize,
+    /// Commands that the target has taken and not answered.
+    pub(crate) outstanding: Vec<Sqe>,
     /// Never lend memory to this connection.
     pub(crate) copies: bool,
 }
@@ -152,7 +153,7 @@ impl Acceptor for LoopbackAcceptor {
 
 /// A command that the target has taken.
 struct Taken {
-    cid: Cid,
+    sqe: Sqe,
     data: Vec<u8>,
     /// The buffer, while the data does not arrive.
     buffer: Option<(Payload, u32)>,
@@ -206,9 +207,10 @@ impl Connection {
         let qpair = self.qpair?;
         let mut wire = self.end.wire();
         let taken = self.taken.get_mut(&slot)?;
-        wire.awaited.retain(|cid| *cid != taken.cid);
+        let cid = taken.sqe.cid();
+        wire.awaited.retain(|awaited| *awaited != cid);
         if wire.holds_data {
-            wire.awaited.push(taken.cid);
+            wire.awaited.push(cid);
             return None;
         }
         let (mut payload, len) = taken.buffer.take()?;
@@ -217,13 +219,21 @@ impl Connection {
         } else {
             let buffer = payload.as_buf_mut().expect("data is received into buffers");
             let bytes = buffer.try_as_mut_slice().expect("of nobody else");
-            bytes[..len as usize].copy_from_slice(&taken.data[..len as usize]);
+            let count = taken.data.len().min(len as usize);
+            bytes[..count].copy_from_slice(&taken.data[..count]);
+            bytes[count..].fill(0);
         }
         drop(wire);
         Some(core.data_received(qpair, slot, payload))
     }
 
-    fn poll(&mut self, core: &mut Core, id: ConnectionId, group: &(TransportId, TransportLimits)) -> (usize, bool) {
+    /// Work done, and whether the connection goes on.
+    fn poll(
+        &mut self,
+        core: &mut Core,
+        id: ConnectionId,
+        group: &(TransportId, TransportLimits),
+    ) -> (usize, bool) {
         let mut work = 0;
         let waiting: Vec<SlotId> = self
             .taken
@@ -248,8 +258,13 @@ impl Connection {
             };
             match core.command(qpair, sqe, in_capsule) {
                 Ok((slot, step)) => {
-                    let taken = Taken { cid: sqe.cid(), data, buffer: None };
-                    assert!(self.taken.insert(slot, taken).is_none(), "the slot is busy");
+                    let taken = Taken { sqe, data, buffer: None };
+                    let before = self.taken.insert(slot, taken);
+                    // A reset ends event requests without a word.
+                    let is_free = before.is_none_or(|before| {
+                        before.sqe.opcode() == admin::ASYNC_EVENT_REQUEST
+                    });
+                    assert!(is_free, "the slot is busy");
                     self.advance(core, slot, step);
                 }
                 Err(_) => return (work, false),
@@ -339,7 +354,8 @@ impl TransportGroup for LoopbackGroup {
         let mut closing = Vec::new();
         for (index, slot) in self.connections.iter_mut().enumerate() {
             let Some(connection) = slot else { continue };
-            connection.end.wire().unsent = connection.responses.len();
+            let outstanding = connection.taken.values().map(|taken| taken.sqe).collect();
+            connection.end.wire().outstanding = outstanding;
             if connection.end.wire().holds_replies {
                 continue;
             }
@@ -350,7 +366,6 @@ impl TransportGroup for LoopbackGroup {
                     core.response_sent(qpair, slot);
                 }
             }
-            connection.end.wire().unsent = 0;
             closing.extend(connection.close_when_sent.take().map(|reason| (index, reason)));
         }
         for (index, reason) in closing {

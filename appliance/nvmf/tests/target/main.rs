@@ -3,7 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
 
+mod admin;
 mod device;
+mod discovery;
+mod events;
 mod fabrics;
+mod hostile;
+mod io;
 mod loopback;
+mod namespaces;
 mod rig;
+mod table;

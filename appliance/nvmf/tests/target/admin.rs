@@ -17,6 +17,7 @@ use nvme_spec::log::{
 use nvme_spec::opcode::{admin, nvm};
 use nvme_spec::registers::Vs;
 use nvme_spec::{Cid, Lba, Nsid, Sqe, Status};
+use nvmf::transport::TransportLimits;
 use nvmf::{AnaGroupId, AnaState, SubsystemOptions, TargetOptions, WriteProtect};
 use zerocopy::FromBytes;
 
@@ -50,7 +51,8 @@ fn get_log(rig: &mut Rig, host: &Host, lid: u8, len: u32) -> Vec<u8> {
 #[test]
 fn identify_controller_tells_the_limits_that_are_enforced() {
     let mut rig = Rig::with(RigOptions {
-        target: TargetOptions { crdt1_100ms: 7, kas_100ms: 50, ..RigOptions::default().target },
+        target: TargetOptions { crdt1_100ms: 7, ..RigOptions::default().target },
+        limits: TransportLimits { kas_100ms: 50, ..limits() },
         ..RigOptions::default()
     });
     let subsystem = rig.subsystem_with(SubsystemOptions {

@@ -39,12 +39,9 @@ impl Server {
         let usage = |problem: &str| Failure::Usage(format!("--server {}: {problem}", self.uri));
         if let Some(path) = self.uri.strip_prefix("unix:") {
             let path = path.strip_prefix("//").unwrap_or(path);
-            if !path.starts_with('/') {
-                return Err(usage(
-                    "the path of a socket must start with /, as in unix:/run/adit.sock",
-                ));
-            }
-            return Endpoint::from_shared(format!("unix:{path}"))
+            let path = std::path::absolute(path)
+                .map_err(|_| usage("a socket needs a path, as in unix:/run/adit.sock"))?;
+            return Endpoint::from_shared(format!("unix:{}", path.display()))
                 .map_err(|_| usage("this is no path of a socket"));
         }
         let Some(address) = self.uri.strip_prefix("tcp:") else {
@@ -116,7 +113,7 @@ mod tests {
         ] {
             assert!(server(good).endpoint().is_ok(), "{good}");
         }
-        for bad in ["", "unix:x.sock", "127.0.0.1:1", "http://a", "tcp:a b"] {
+        for bad in ["", "unix:", "127.0.0.1:1", "http://a", "tcp:a b"] {
             assert!(
                 matches!(server(bad).endpoint(), Err(Failure::Usage(_))),
                 "{bad}"

@@ -487,7 +487,8 @@ impl Control {
         };
         match result {
             Ok(settled) => {
-                if was_pending.is_some() || !inner.pending.is_empty() {
+                if was_pending.is_some() {
+                    // What rests on it may follow.
                     self.retry.notify_one();
                 }
                 Ok(Some(settled))

@@ -12,7 +12,13 @@ use api::v1::namespace_service_client::NamespaceServiceClient;
 use api::v1::node_service_client::NodeServiceClient;
 use api::v1::subsystem_service_client::SubsystemServiceClient;
 use api::v1::watch_service_client::WatchServiceClient;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
 /// How long the program may take to answer on a busy machine.
 const START_WITHIN: Duration = Duration::from_secs(60);
@@ -24,6 +30,10 @@ struct Aditd {
 
 impl Aditd {
     fn start(directory: &Path) -> Aditd {
+        Aditd::start_with(directory, &[])
+    }
+
+    fn start_with(directory: &Path, arguments: &[String]) -> Aditd {
         let socket = directory.join("aditd.sock");
         let config = directory.join("aditd.toml");
         // Small pools of ordinary memory: the test needs no rights and little room.
@@ -38,6 +48,7 @@ impl Aditd {
             .arg("--grpc")
             .arg(format!("unix:{}", socket.display()))
             .args(["--reactors", "1", "--log", "warn"])
+            .args(arguments)
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
@@ -55,6 +66,23 @@ impl Aditd {
             assert!(Instant::now() < deadline, "aditd does not answer");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// CPU time that the process has taken: unlike the clock's, it does not depend on who else runs.
+    fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // After the name in parentheses: utime and stime are fields 14 and 15, in ticks of 10 ms.
+        let fields: Vec<_> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
+        let ticks: u64 = fields[11..=12]
+            .iter()
+            .map(|field| field.parse::<u64>().unwrap())
+            .sum();
+        Duration::from_millis(ticks * 10)
     }
 
     fn kill(mut self) {
@@ -183,7 +211,8 @@ async fn a_thousand_subsystems_by_sixteen_callers_survive_sigkill() {
     let mut aditd = Aditd::start(directory.path());
     let channel = aditd.channel().await;
     let took = create_all(&channel, 1000, 16).await;
-    println!("1000 subsystems, 4 durable calls each, 16 in flight: {took:?}");
+    let cpu = aditd.cpu_time();
+    println!("1000 subsystems, 4 durable calls each, 16 in flight: {took:?}, {cpu:?} of CPU");
     let before = document(&channel).await;
     assert_eq!(before.document.as_ref().unwrap().subsystems.len(), 1000);
     aditd.kill();
@@ -277,4 +306,132 @@ async fn a_second_process_on_the_same_state_is_refused() {
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("in use by another process"), "{text}");
+}
+
+#[tokio::test]
+async fn health_and_reflection_are_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut aditd = Aditd::start(directory.path());
+    let channel = aditd.channel().await;
+    let mut health = HealthClient::new(channel.clone());
+    let answer = health
+        .check(HealthCheckRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
+    let request = ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    let mut reflection = ServerReflectionClient::new(channel);
+    let answers = reflection
+        .server_reflection_info(tokio_stream::once(request))
+        .await;
+    let answer = answers.unwrap().into_inner().message().await.unwrap();
+    let Some(ServerReflectionResponse {
+        message_response: Some(MessageResponse::ListServicesResponse(list)),
+        ..
+    }) = answer
+    else {
+        panic!("no list of services");
+    };
+    let names: Vec<_> = list
+        .service
+        .into_iter()
+        .map(|service| service.name)
+        .collect();
+    for service in [
+        "adit.v1.SubsystemService",
+        "adit.v1.WatchService",
+        "grpc.health.v1.Health",
+    ] {
+        assert!(names.iter().any(|name| name == service), "{names:?}");
+    }
+    assert!(aditd.terminate().success());
+}
+
+/// Makes a key and a certificate of `name` that `ca`, or itself, has signed.
+fn certificate(directory: &Path, name: &str, ca: Option<&str>) -> bool {
+    let file = |name: &str, what: &str| directory.join(format!("{name}.{what}"));
+    let mut command = Command::new("openssl");
+    command
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+        ])
+        .args(["-nodes", "-days", "2", "-subj", &format!("/CN={name}")])
+        .arg("-keyout")
+        .arg(file(name, "key"))
+        .arg("-out")
+        .arg(file(name, "pem"))
+        .stderr(Stdio::null());
+    match ca {
+        Some(ca) => command
+            .arg("-CA")
+            .arg(file(ca, "pem"))
+            .arg("-CAkey")
+            .arg(file(ca, "key"))
+            .args(["-addext", "subjectAltName=IP:127.0.0.1"])
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"]),
+        None => command.args(["-addext", "basicConstraints=critical,CA:TRUE"]),
+    };
+    command.status().is_ok_and(|status| status.success())
+}
+
+#[tokio::test]
+async fn over_tcp_only_clients_with_a_certificate_are_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    if !certificate(directory.path(), "ca", None)
+        || !certificate(directory.path(), "server", Some("ca"))
+        || !certificate(directory.path(), "client", Some("ca"))
+        || !certificate(directory.path(), "stranger", None)
+    {
+        println!("skipped: openssl is missing, or too old for req -CA");
+        return;
+    }
+    let port = free_port();
+    let arguments = [
+        "--grpc".to_owned(),
+        format!("tcp:127.0.0.1:{port}"),
+        "--ca".to_owned(),
+        path("ca.pem").display().to_string(),
+        "--cert".to_owned(),
+        path("server.pem").display().to_string(),
+        "--key".to_owned(),
+        path("server.key").display().to_string(),
+    ];
+    let mut aditd = Aditd::start_with(directory.path(), &arguments);
+    // Both sockets are bound before either is served.
+    let _ = aditd.channel().await;
+    let read = |name: &str| std::fs::read(path(name)).unwrap();
+    let get = |identity: Option<&'static str>| {
+        let ca = Certificate::from_pem(read("ca.pem"));
+        let mut tls = ClientTlsConfig::new().ca_certificate(ca);
+        if let Some(name) = identity {
+            let (pem, key) = (read(&format!("{name}.pem")), read(&format!("{name}.key")));
+            tls = tls.identity(Identity::from_pem(pem, key));
+        }
+        let uri = format!("https://127.0.0.1:{port}");
+        let endpoint = Endpoint::from_shared(uri).unwrap().tls_config(tls).unwrap();
+        async move {
+            let channel = endpoint
+                .connect()
+                .await
+                .map_err(|error| error.to_string())?;
+            let node = NodeServiceClient::new(channel)
+                .get_node(v1::GetNodeRequest {})
+                .await;
+            node.map_err(|status| status.to_string())
+        }
+    };
+    get(Some("client")).await.unwrap();
+    assert!(get(None).await.is_err());
+    assert!(get(Some("stranger")).await.is_err());
+    assert!(aditd.terminate().success());
 }

@@ -37,17 +37,18 @@ pub(crate) fn run(format: Format, arguments: &Perf) -> Result<(), Failure> {
     let cpu_ns_per_io = u64::try_from(cpu.as_nanos())
         .unwrap_or(u64::MAX)
         .checked_div(report.total.ios);
-    match format {
-        Format::Table => output::text(&table(&report, cpu_ns_per_io))?,
-        Format::Json => output::json(&to_json(arguments, &report, cpu_ns_per_io))?,
+    let failure = engine.failure().map(|error| Failure::Host {
+        what: "the workload",
+        reason: chain(error),
+    });
+    // One that failed before it began has nothing to report.
+    if is_counting || failure.is_none() {
+        match format {
+            Format::Table => output::text(&table(&report, cpu_ns_per_io))?,
+            Format::Json => output::json(&to_json(arguments, &report, cpu_ns_per_io))?,
+        }
     }
-    match engine.failure() {
-        Some(error) => Err(Failure::Host {
-            what: "the workload",
-            reason: chain(error),
-        }),
-        None => Ok(()),
-    }
+    failure.map_or(Ok(()), Err)
 }
 
 fn options(arguments: &Perf) -> Result<PerfOptions, Failure> {

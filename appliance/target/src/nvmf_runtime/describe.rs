@@ -12,9 +12,12 @@ fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-/// An address of a connection's end as a message; empty when it is of an unknown form.
-pub(super) fn address(uri: &str) -> Option<v1::Address> {
-    v1::Address::from_uri(uri).ok()
+/// An address of a connection's end as a message; empty when it is of an unknown form. Sockets tell
+/// theirs without a transport type.
+pub(super) fn address(text: &str) -> Option<v1::Address> {
+    v1::Address::from_uri(text)
+        .or_else(|_| v1::Address::from_uri(&format!("tcp://{text}")))
+        .ok()
 }
 
 impl NvmfRuntime {
@@ -149,5 +152,19 @@ impl NvmfRuntime {
                 .filter(|controller| *controller.host_nqn() == host)
                 .count(),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_with_and_without_a_type() {
+        for text in ["tcp://127.0.0.1:4420", "127.0.0.1:4420"] {
+            assert_eq!(address(text).unwrap().uri(), "tcp://127.0.0.1:4420");
+        }
+        assert_eq!(address("[::1]:4420").unwrap().uri(), "tcp://[::1]:4420");
+        assert_eq!(address("somewhere"), None);
     }
 }

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use api::v1::{
@@ -151,10 +150,7 @@ fn acknowledged_calls_survive_kill_9() {
     for round in 0..ROUNDS {
         let calls = AtomicU64::new(0);
         let goal = 5 + dice.below(120);
-        let adit_now = Mutex::new(&mut adit);
-        let grpcs: Vec<Grpc> = (0..CALLERS)
-            .map(|_| adit_now.lock().unwrap().grpc())
-            .collect();
+        let grpcs: Vec<Grpc> = (0..CALLERS).map(|_| adit.grpc()).collect();
         std::thread::scope(|scope| {
             for (caller, (objects, grpc)) in known.iter_mut().zip(grpcs).enumerate() {
                 let calls = &calls;
@@ -171,7 +167,7 @@ fn acknowledged_calls_survive_kill_9() {
             until("calls to be made", || {
                 (calls.load(Ordering::Relaxed) >= goal).then_some(())
             });
-            adit_now.lock().unwrap().kill_9();
+            adit.kill_9();
         });
         calls_in_all += calls.load(Ordering::Relaxed);
         adit.start().unwrap();
@@ -238,7 +234,6 @@ fn flushed_data_survives_kill_9_and_other_blocks_are_old_or_new() {
             .zip(&ranges)
             .zip(1..)
             .map(|((ledger, range), number)| {
-                let host = Host::connect(port, NQN, &options(number)).unwrap();
                 let load = LoadOptions {
                     read_percent: 30,
                     flush_every: 40,
@@ -246,7 +241,7 @@ fn flushed_data_survives_kill_9_and_other_blocks_are_old_or_new() {
                     seed: round * 2 + u64::from(number),
                     ..LoadOptions::new(range.clone())
                 };
-                Load::resume(host, load, ledger.clone())
+                Load::resume(port, NQN, &options(number), load, ledger.clone())
             })
             .collect();
         let goal = 50 + dice.below(1500);

@@ -8,6 +8,8 @@
 //! `cargo bench -p nvmf_tcp [-- FILTER]`; `SECONDS=3` sets the time of each measurement,
 //! `MEASURE=cpu` or `MEASURE=iops` takes one of the two only.
 
+#![expect(clippy::unwrap_used, reason = "a failing unwrap ends the measurement")]
+
 #[path = "../tests/client/mod.rs"]
 mod client;
 #[path = "../tests/served/mod.rs"]

@@ -1100,4 +1100,40 @@ proptest::proptest! {
         client.write(&mut bench, &bytes);
         bench.settle();
     }
+
+    #[test]
+    fn a_damaged_session_never_panics(
+        damage in proptest::collection::vec(
+            (proptest::prelude::any::<proptest::sample::Index>(), proptest::prelude::any::<u8>()),
+            1..4,
+        ),
+        digests in proptest::prelude::any::<(bool, bool)>(),
+        cut in proptest::prelude::any::<proptest::sample::Index>(),
+    ) {
+        let mut bench = Bench::new(TcpOptions::default());
+        let mut client = bench.connected(digests);
+        let mut bytes = Vec::new();
+        for cid in 0..6 {
+            let data = pattern(512, cid as u8);
+            let asked = write(cid, 1, &data).with_sgl(SglDescriptor::transport_data(512));
+            bytes.extend(client.capsule(&write(cid + 10, 2, &data), &data));
+            bytes.extend(client.capsule(&read(cid + 20, 2, 512), &[]));
+            bytes.extend(client.capsule(&asked, &[]));
+            // The slot, and so the tag, is the first that is free.
+            bytes.extend(client.h2c(Cid(cid), 0, 0, &data, true));
+        }
+        for (index, value) in damage {
+            let at = index.index(bytes.len());
+            bytes[at] ^= value;
+        }
+        let (first, second) = bytes.split_at(cut.index(bytes.len()));
+        client.write(&mut bench, first);
+        bench.settle();
+        // The target may have closed meanwhile.
+        client.try_write(second);
+        bench.settle();
+        drop(client);
+        bench.settle();
+        proptest::prop_assert_eq!(bench.group.slab.len(), 0);
+    }
 }

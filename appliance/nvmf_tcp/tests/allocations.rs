@@ -1,5 +1,6 @@
 //! Steady I/O allocates nothing: not in the transport, not in the library behind it.
 
+#![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
 #![expect(unsafe_code, reason = "a counting allocator")]
 
 mod client;

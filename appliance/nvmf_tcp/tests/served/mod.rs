@@ -87,12 +87,14 @@ impl Served {
             write_protect: WriteProtect::None,
         };
         // The poll group reads the tickets' changes in its first poll.
-        let _ = subsystem.add_namespace(namespace).unwrap();
+        drop(subsystem.add_namespace(namespace).unwrap());
         let address: TransportAddress = "tcp://127.0.0.1:0".parse().unwrap();
         let local = target.listen(&address).unwrap();
-        let _ = subsystem
-            .add_listener(Arc::new(address), AnaState::Optimized)
-            .unwrap();
+        drop(
+            subsystem
+                .add_listener(Arc::new(address), AnaState::Optimized)
+                .unwrap(),
+        );
         subsystem.start();
         Self {
             target,

@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use program_tests::{KilledChild, POLL_INTERVAL};
 use tempfile::TempDir;
 
-use crate::child::{KilledChild, POLL_INTERVAL};
 use crate::{HarnessError, initramfs, patience, tools};
 
 /// Boot takes 10 s on two quiet cores.

@@ -252,18 +252,12 @@ pub(crate) struct TcpTransport {
     /// Lend device memory to the socket for reads [default: true; SPDK: false]
     #[arg(long)]
     pub(crate) zcopy: Option<bool>,
-    /// How long an Abort waits [default: 1s]
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
-    pub(crate) abort_timeout: Option<u32>,
     /// Keep-alive granularity, in units of 100 ms [default: 100]
     #[arg(long)]
     pub(crate) kas: Option<u32>,
     /// Smallest keep-alive timeout granted [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = milliseconds_u32)]
     pub(crate) min_kato: Option<u32>,
-    /// How long an association lives without its admin queue [default: 120s]
-    #[arg(long, value_name = "TIME", value_parser = milliseconds_u32)]
-    pub(crate) association_timeout: Option<u32>,
     /// Connections of this transport [default: 1024]
     #[arg(long)]
     pub(crate) max_connections: Option<u32>,
@@ -291,12 +285,6 @@ pub(crate) struct TcpTransport {
     /// Grant data digests [default: true]
     #[arg(long)]
     pub(crate) data_digest: Option<bool>,
-    /// Data alignment asked of hosts, in 4-byte units less one, 0 to 31 [default: 0]
-    #[arg(long)]
-    pub(crate) cpda: Option<u32>,
-    /// Close connections that are silent for so long, 0s = never [default: 0s]
-    #[arg(long, value_name = "TIME", value_parser = milliseconds_u32)]
-    pub(crate) idle_timeout: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -757,10 +745,6 @@ fn milliseconds(text: &str) -> Result<u64, String> {
 
 fn milliseconds_u32(text: &str) -> Result<u32, String> {
     narrow(milliseconds(text)?)
-}
-
-fn seconds(text: &str) -> Result<u32, String> {
-    narrow(time(text, 1_000_000_000, "seconds")?)
 }
 
 fn ana_state(text: &str) -> Result<api::v1::AnaState, String> {

@@ -203,7 +203,8 @@ impl Core {
             return Ok(Rc::clone(channel));
         }
         let module = format!("nvmf_{}", self.shared.target.transport_name(transport)?);
-        let (small_cache, large_cache) = self.shared.target.iobuf_cache_sizes();
+        let limits = self.shared.target.transport_limits(transport)?;
+        let (small_cache, large_cache) = self.shared.target.iobuf_cache_sizes(&limits);
         let options = ChannelOptions { small_cache, large_cache, waker: self.shared.handle.waker() };
         let channel = self
             .shared

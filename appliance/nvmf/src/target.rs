@@ -24,15 +24,11 @@ use crate::transport::{CloseReason, NewConnection, Transport, TransportId, Trans
 pub struct TargetOptions {
     /// Subsystems that may exist, 65,536 by default (SPDK: 1,024).
     pub max_subsystems: usize,
-    /// Keep-alive granularity in units of 100 ms (Identify KAS), 100 by default: 10 s.
-    pub kas_100ms: u16,
-    /// Shortest keep-alive timeout granted, 10,000 ms by default.
-    pub min_kato_ms: u32,
     /// Keep-alive timeout of a discovery controller that asks for none, 120,000 ms by default.
     pub discovery_kato_ms: u32,
     /// Discovery controllers that may exist at a time.
     pub max_discovery_controllers: usize,
-    /// Data buffers that each poll group caches per transport: small and large.
+    /// Data buffers that each poll group caches for a transport that does not say: small and large.
     pub iobuf_small_cache_size: u32,
     /// See [`TargetOptions::iobuf_small_cache_size`].
     pub iobuf_large_cache_size: u32,
@@ -47,8 +43,6 @@ impl Default for TargetOptions {
     fn default() -> Self {
         Self {
             max_subsystems: 65_536,
-            kas_100ms: 100,
-            min_kato_ms: 10_000,
             discovery_kato_ms: 120_000,
             max_discovery_controllers: 1_024,
             iobuf_small_cache_size: 128,
@@ -308,8 +302,12 @@ impl Target {
         Ok(self.transport(id)?.name())
     }
 
-    pub(crate) fn iobuf_cache_sizes(&self) -> (u32, u32) {
-        (self.options.iobuf_small_cache_size, self.options.iobuf_large_cache_size)
+    /// Small and large buffers that a poll group caches for a transport.
+    pub(crate) fn iobuf_cache_sizes(&self, limits: &TransportLimits) -> (u32, u32) {
+        (
+            limits.iobuf_small_cache_size.unwrap_or(self.options.iobuf_small_cache_size),
+            limits.iobuf_large_cache_size.unwrap_or(self.options.iobuf_large_cache_size),
+        )
     }
 
     /// Listens at an address, or notes one user more of a listener that is there. Returns the

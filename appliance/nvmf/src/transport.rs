@@ -31,6 +31,14 @@ pub struct TransportLimits {
     pub max_io_size: u32,
     /// In-capsule data of an I/O queue in bytes, a multiple of 16. IOCCSZ follows.
     pub in_capsule_data_size: u32,
+    /// Keep-alive granularity in units of 100 ms (Identify KAS).
+    pub kas_100ms: u16,
+    /// Shortest keep-alive timeout granted, in milliseconds.
+    pub min_kato_ms: u32,
+    /// Small data buffers that each poll group caches; `None`: the target's default.
+    pub iobuf_small_cache_size: Option<u32>,
+    /// Large data buffers that each poll group caches; `None`: the target's default.
+    pub iobuf_large_cache_size: Option<u32>,
 }
 
 /// Identifies a transport within one target; also its index in every poll group.

@@ -196,7 +196,7 @@ impl Connection {
                 connection: self.id,
                 peer: self.peer.clone(),
                 depth: u16::try_from(depth).expect("clamped to a u16"),
-                may_borrow_data: !self.encode.data_digest,
+                may_borrow_data: options.zcopy && !self.encode.data_digest,
             })
             .ok_or(End::Refused)?;
         self.decode.max_in_capsule = max_in_capsule;

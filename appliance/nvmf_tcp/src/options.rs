@@ -59,6 +59,17 @@ pub struct TcpOptions {
     pub header_digest: bool,
     /// Whether data digests are used with hosts that ask for them; on by default.
     pub data_digest: bool,
+    /// Whether read data may be sent from the memory of a device that lends it, without a copy; on
+    /// by default. Never with a data digest: digest and data must be of one moment.
+    pub zcopy: bool,
+    /// Keep-alive granularity in units of 100 ms: 1 to 65535, 100 by default.
+    pub kas: u16,
+    /// Shortest keep-alive timeout granted, in milliseconds, 10000 by default.
+    pub min_kato_ms: u32,
+    /// Small buffers that each poll group caches; `None`: the target's default.
+    pub iobuf_small_cache_size: Option<u32>,
+    /// Large buffers that each poll group caches; `None`: the target's default.
+    pub iobuf_large_cache_size: Option<u32>,
     /// Time from accept to the whole ICReq: 1 to 3600000 ms, 10000 by default.
     pub icreq_timeout_ms: u32,
     /// Time from accept to a Connect that succeeded: 1 to 3600000 ms, 30000 by default.
@@ -85,6 +96,11 @@ impl Default for TcpOptions {
             maxh2cdata: 131_072,
             header_digest: true,
             data_digest: true,
+            zcopy: true,
+            kas: 100,
+            min_kato_ms: 10_000,
+            iobuf_small_cache_size: None,
+            iobuf_large_cache_size: None,
             icreq_timeout_ms: 10_000,
             half_open_timeout_ms: 30_000,
             linger_timeout_ms: 2_000,
@@ -170,6 +186,10 @@ impl TcpOptions {
             max_io_qpairs_per_ctrlr: self.max_io_qpairs_per_ctrlr,
             max_io_size: self.max_io_size,
             in_capsule_data_size: self.in_capsule_data_size,
+            kas_100ms: self.kas.max(1),
+            min_kato_ms: self.min_kato_ms,
+            iobuf_small_cache_size: self.iobuf_small_cache_size,
+            iobuf_large_cache_size: self.iobuf_large_cache_size,
         }
     }
 }

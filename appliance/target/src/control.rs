@@ -727,3 +727,6 @@ fn announce(events: &mut Events, change: &Change) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,3 +28,6 @@ pub mod runtime;
 pub mod serve;
 pub mod services;
 mod status;
+
+#[cfg(test)]
+mod fake_runtime;

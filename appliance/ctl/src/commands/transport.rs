@@ -79,8 +79,6 @@ fn spec(options: &TcpTransport) -> TransportSpec {
         acceptor_backlog: options.acceptor_backlog,
         header_digest: options.header_digest,
         data_digest: options.data_digest,
-        cpda: options.cpda,
-        idle_timeout_ms: options.idle_timeout,
     };
     TransportSpec {
         trtype: "tcp".to_owned(),
@@ -92,10 +90,8 @@ fn spec(options: &TcpTransport) -> TransportSpec {
         iobuf_small_cache_size: options.iobuf_small_cache_size,
         iobuf_large_cache_size: options.iobuf_large_cache_size,
         zcopy: options.zcopy,
-        abort_timeout_sec: options.abort_timeout,
         kas: options.kas,
         min_kato: options.min_kato,
-        association_timeout_ms: options.association_timeout,
         max_connections: options.max_connections,
         accept_rate_per_s: options.accept_rate,
         connect_timeout_ms: options.connect_timeout,

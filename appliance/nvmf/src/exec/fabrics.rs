@@ -216,9 +216,9 @@ pub(crate) fn granted_kato_ms(queue: &Queue, asked_ms: u32, is_discovery: bool) 
     let asked_ms = match asked_ms {
         0 if is_discovery => options.discovery_kato_ms,
         0 => return 0,
-        asked => asked.max(options.min_kato_ms),
+        asked => asked.max(queue.limits.min_kato_ms),
     };
-    let granularity_ms = u32::from(options.kas_100ms.max(1)) * 100;
+    let granularity_ms = u32::from(queue.limits.kas_100ms.max(1)) * 100;
     asked_ms.div_ceil(granularity_ms).saturating_mul(granularity_ms)
 }
 

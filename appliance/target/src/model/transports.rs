@@ -12,17 +12,15 @@ use crate::error::ControlError;
 pub(crate) const BUILT_IN: [&str; 1] = ["tcp"];
 
 /// Fields that may change while the transport exists.
-const CHANGEABLE: [&str; 18] = [
+const CHANGEABLE: [&str; 16] = [
     "max_queue_depth",
     "max_io_qpairs_per_ctrlr",
     "in_capsule_data_size",
     "max_io_size",
     "max_aq_depth",
     "zcopy",
-    "abort_timeout_sec",
     "kas",
     "min_kato",
-    "association_timeout_ms",
     "max_connections",
     "accept_rate_per_s",
     "connect_timeout_ms",
@@ -209,20 +207,8 @@ fn normalise(spec: &mut TransportSpec) -> Result<(), ControlError> {
         "it is not built yet",
     );
     spec.zcopy.get_or_insert(true);
-    check.number(
-        "abort_timeout_sec",
-        &mut spec.abort_timeout_sec,
-        1,
-        0..=3600,
-    );
     check.number("kas", &mut spec.kas, 100, 1..=65_535);
     check.number("min_kato", &mut spec.min_kato, 10_000, 0..=3_600_000);
-    check.number(
-        "association_timeout_ms",
-        &mut spec.association_timeout_ms,
-        120_000,
-        0..=3_600_000,
-    );
     check.only(
         "disable_command_passthru",
         &mut spec.disable_command_passthru,
@@ -269,11 +255,4 @@ fn normalise_tcp(tcp: &mut TcpOptions, check: &mut Check) {
     );
     tcp.header_digest.get_or_insert(true);
     tcp.data_digest.get_or_insert(true);
-    check.number("tcp.cpda", &mut tcp.cpda, 0, 0..=31);
-    check.number(
-        "tcp.idle_timeout_ms",
-        &mut tcp.idle_timeout_ms,
-        0,
-        0..=86_400_000,
-    );
 }

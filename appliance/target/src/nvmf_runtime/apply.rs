@@ -585,6 +585,11 @@ fn tcp_options(spec: &TransportSpec) -> Result<TcpOptions, RuntimeError> {
             None | Some(0) => 1_000_000,
             Some(rate) => rate,
         },
+        zcopy: spec.zcopy.unwrap_or(defaults.zcopy),
+        kas: narrow(spec.kas, "kas", defaults.kas)?,
+        min_kato_ms: spec.min_kato.unwrap_or(defaults.min_kato_ms),
+        iobuf_small_cache_size: spec.iobuf_small_cache_size,
+        iobuf_large_cache_size: spec.iobuf_large_cache_size,
         header_digest: tcp.header_digest.unwrap_or(defaults.header_digest),
         data_digest: tcp.data_digest.unwrap_or(defaults.data_digest),
         half_open_timeout_ms: spec

@@ -70,7 +70,7 @@ fn controller(queue: &Queue, association: &Association) -> Vec<u8> {
     id.elpe = (ERROR_LOG_ENTRIES - 1) as u8;
     id.aerl = (EVENT_REQUESTS_MAX - 1) as u8;
     id.acl = ABORTS_MAX;
-    id.kas = options.kas_100ms.into();
+    id.kas = queue.limits.kas_100ms.into();
     id.sgls = (sgls::SUPPORTED | sgls::OFFSET | sgls::TRANSPORT).into();
     id.maxcmd = queue.limits.max_queue_depth.into();
     id.ctratt = ctratt::HOST_ID_128.into();

@@ -10,8 +10,7 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::child::{KilledChild, POLL_INTERVAL};
-use crate::{HarnessError, patience};
+use crate::{Grpc, HarnessError, KilledChild, POLL_INTERVAL, patience};
 
 const START_DEADLINE_SECONDS: u64 = 60;
 const STOP_DEADLINE_SECONDS: u64 = 60;
@@ -21,6 +20,7 @@ const LOG_TAIL_LINES: usize = 60;
 #[derive(Debug, Clone)]
 pub struct AditBuilder {
     arguments: Vec<String>,
+    reactors: String,
 }
 
 impl AditBuilder {
@@ -28,6 +28,13 @@ impl AditBuilder {
     #[must_use]
     pub fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Has `aditd` run these reactors: a mask, or how many.
+    #[must_use]
+    pub fn reactors(mut self, mask_or_count: &str) -> Self {
+        self.reactors = mask_or_count.to_owned();
         self
     }
 
@@ -68,7 +75,8 @@ impl Adit {
     /// An `aditd` with one reactor.
     pub fn builder() -> AditBuilder {
         AditBuilder {
-            arguments: vec!["--reactors".to_owned(), "0x1".to_owned()],
+            arguments: Vec::new(),
+            reactors: "0x1".to_owned(),
         }
     }
 
@@ -83,7 +91,7 @@ impl Adit {
     ///
     /// When it fails, with what it printed.
     pub fn ctl(&self, words: &[&str]) -> Result<String, HarnessError> {
-        let program = binary("aditctl");
+        let program = program("aditctl");
         let server = format!("unix:{}", self.socket().display());
         let output = Command::new(&program)
             .args(["--server", &server])
@@ -139,6 +147,60 @@ impl Adit {
         Ok(port)
     }
 
+    /// Runs `aditctl` and reads its answer as JSON.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, or answers with something else than JSON.
+    pub fn ctl_json(&self, words: &[&str]) -> Result<serde_json::Value, HarnessError> {
+        let answer = self.ctl(&[words, &["-o", "json"]].concat())?;
+        serde_json::from_str(&answer).map_err(|_| HarnessError::Answer {
+            command: format!("aditctl {} -o json", words.join(" ")),
+            answer,
+        })
+    }
+
+    /// Runs `aditctl`, which must fail; its standard error is the answer.
+    ///
+    /// # Panics
+    ///
+    /// When it succeeds.
+    #[track_caller]
+    pub fn ctl_fails(&self, words: &[&str]) -> String {
+        match self.ctl(words) {
+            Ok(stdout) => panic!("aditctl {} succeeded: {stdout}", words.join(" ")),
+            Err(HarnessError::Failed { stderr, .. }) => stderr,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+
+    /// A new connection to its management API.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be had.
+    #[track_caller]
+    pub fn grpc(&self) -> Grpc {
+        Grpc::connect(&self.socket()).expect("a running aditd takes connections")
+    }
+
+    /// Its process ID.
+    ///
+    /// # Panics
+    ///
+    /// When it does not run.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("aditd runs").id()
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        self.process
+            .as_mut()
+            .is_some_and(|process| process.ended().is_none())
+    }
+
     /// Ends it with SIGKILL, as a power cut would, and waits until it is gone.
     pub fn kill_9(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -181,11 +243,13 @@ impl Adit {
             .try_clone()
             .map_err(HarnessError::file("open", &log_path))?;
         let grpc = format!("unix:{}", self.socket().display());
-        let mut process = KilledChild::spawn(&binary("aditd").display().to_string(), |command| {
-            command
-                .arg("--state-dir")
-                .arg(&self.state_dir)
-                .args(["--grpc", &grpc]);
+        let mut process = KilledChild::spawn(&program("aditd").display().to_string(), |command| {
+            command.arg("--state-dir").arg(&self.state_dir).args([
+                "--grpc",
+                &grpc,
+                "--reactors",
+                &self.options.reactors,
+            ]);
             command
                 .args(&self.options.arguments)
                 .stdout(log)
@@ -193,7 +257,7 @@ impl Adit {
         })?;
         let start = Instant::now();
         let limit = patience(START_DEADLINE_SECONDS);
-        while self.ctl(&["subsystem", "list"]).is_err() {
+        while !Grpc::connect(&self.socket()).is_ok_and(|grpc| grpc.serving()) {
             let what = "it to answer".to_owned();
             if let Some(status) = process.ended() {
                 let (program, status) = ("aditd", status.to_string());
@@ -226,7 +290,8 @@ impl Adit {
         self.state_dir.with_file_name("aditd.log")
     }
 
-    fn socket(&self) -> PathBuf {
+    /// The socket of its management API.
+    pub fn socket(&self) -> PathBuf {
         self.state_dir.join("aditd.sock")
     }
 }
@@ -262,9 +327,9 @@ pub fn free_port() -> Result<u16, HarnessError> {
         .map_err(HarnessError::file("take a free port of", "127.0.0.1"))
 }
 
-/// A program of this project: in `ADIT_BIN_DIR`, else beside the running test, else release before
+/// The path of a program of this project: in `ADIT_BIN_DIR`, else beside the running test, else release before
 /// debug.
-fn binary(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     if let Some(folder) = std::env::var_os("ADIT_BIN_DIR") {
         return Path::new(&folder).join(name);
     }

@@ -1,33 +1,34 @@
 //! A child process that does not outlive the test.
 
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::HarnessError;
-
-/// How often a condition without a wake-up of its own is looked at.
-pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(20);
+use crate::{HarnessError, POLL_INTERVAL};
 
 /// A process that is killed when this is dropped, and by the kernel when the test's thread ends.
 #[derive(Debug)]
-pub(crate) struct KilledChild {
+pub struct KilledChild {
     child: Child,
     ended: Option<ExitStatus>,
 }
 
 impl KilledChild {
-    /// Starts `program`; `adjust` sets arguments and redirections. Standard input is empty.
-    pub(crate) fn spawn(
-        program: &str,
-        adjust: impl FnOnce(&mut Command),
-    ) -> Result<Self, HarnessError> {
+    /// Starts `program` in a process group of its own; `adjust` sets arguments and redirections.
+    /// Standard input is empty.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn spawn(program: &str, adjust: impl FnOnce(&mut Command)) -> Result<Self, HarnessError> {
         // The test may be killed outright, by a runner's time-out for one: then no Drop runs.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--", program])
+            .process_group(0)
             .stdin(Stdio::null());
         adjust(&mut command);
         let child = command.spawn().map_err(|source| HarnessError::Spawn {
@@ -38,14 +39,25 @@ impl KilledChild {
     }
 
     /// Its exit status, if it has ended.
-    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+    pub fn ended(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().ok().flatten();
         }
         self.ended
     }
 
-    pub(crate) fn signal(&mut self, signal: Signal) {
+    /// Its process ID.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Takes a pipe that `adjust` made of its standard output.
+    pub fn stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// Sends it a signal, if it still runs.
+    pub fn signal(&mut self, signal: Signal) {
         if self.ended().is_none() {
             let pid = i32::try_from(self.child.id()).expect("a process id is a small number");
             // It may end between the look and the signal; it is not reaped yet, so the id is still
@@ -55,7 +67,7 @@ impl KilledChild {
     }
 
     /// Ends it with SIGKILL and waits until it is gone.
-    pub(crate) fn kill_9(&mut self) {
+    pub fn kill_9(&mut self) {
         if self.ended().is_none() {
             let _ = self.child.kill();
             self.ended = self.child.wait().ok();
@@ -63,7 +75,11 @@ impl KilledChild {
     }
 
     /// Waits until it has ended by itself.
-    pub(crate) fn wait(
+    ///
+    /// # Errors
+    ///
+    /// When it has not after `deadline`.
+    pub fn wait(
         &mut self,
         program: &'static str,
         deadline: Duration,

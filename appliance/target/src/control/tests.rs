@@ -1,0 +1,290 @@
+use std::path::Path;
+
+use api::v1::{
+    Address, Document, ListenerSpec, MallocBdev, NamespaceSpec, SubsystemDocument, SubsystemSpec,
+    bdev_spec::Kind,
+};
+use tempfile::TempDir;
+
+use super::*;
+use crate::fake_runtime::FakeRuntime;
+use crate::metrics;
+use crate::model::Limits;
+
+const NQN: &str = "nqn.2026-11.io.adit:a";
+
+fn malloc(name: &str) -> BdevSpec {
+    let kind = Kind::Malloc(MallocBdev {
+        size_bytes: 1 << 20,
+        block_size: None,
+    });
+    BdevSpec {
+        name: name.into(),
+        kind: Some(kind),
+        ..BdevSpec::default()
+    }
+}
+
+fn subsystem(nqn: &str) -> SubsystemSpec {
+    SubsystemSpec {
+        nqn: nqn.into(),
+        ..SubsystemSpec::default()
+    }
+}
+
+fn listener() -> ListenerSpec {
+    let address = Some(Address::from_uri("tcp://127.0.0.1:4420").unwrap());
+    ListenerSpec {
+        address,
+        ..ListenerSpec::default()
+    }
+}
+
+fn document() -> Document {
+    Document {
+        bdevs: vec![malloc("m0")],
+        subsystems: vec![SubsystemDocument {
+            subsystem: Some(subsystem(NQN)),
+            namespaces: vec![NamespaceSpec {
+                bdev_name: "m0".into(),
+                ..NamespaceSpec::default()
+            }],
+            listeners: vec![listener()],
+            hosts: vec![],
+        }],
+        ..Document::default()
+    }
+}
+
+/// A control plane over the state in a directory.
+fn open(directory: &Path) -> (Control, Arc<FakeRuntime>) {
+    let (store, contents) = StateStore::open(&directory.join("state.redb")).unwrap();
+    let runtime = Arc::new(FakeRuntime::default());
+    let model = Model::restore(Limits::default(), &contents).unwrap();
+    let about = About {
+        node_id: "test".into(),
+        state_dir: directory.into(),
+        start_time_unix_ms: 0,
+        started: std::time::Instant::now(),
+    };
+    (Control::new(model, store, runtime.clone(), about), runtime)
+}
+
+async fn started(directory: &TempDir) -> (Control, Arc<FakeRuntime>) {
+    let (control, runtime) = open(directory.path());
+    control.start().await;
+    (control, runtime)
+}
+
+async fn apply(control: &Control, document: &Document) -> Result<(), ControlError> {
+    control
+        .change_with_bdevs(|edit| edit.apply(document, false))
+        .await
+}
+
+fn pending_names(control: &Control) -> Vec<String> {
+    control
+        .all_pending(100)
+        .into_iter()
+        .map(|(key, _)| key.name())
+        .collect()
+}
+
+#[tokio::test]
+async fn what_was_answered_is_there_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, runtime) = started(&directory).await;
+    apply(&control, &document()).await.unwrap();
+    let keys = control.read(|view| view.model.keys());
+    assert_eq!(keys.len(), 5, "{keys:?}");
+    assert!(runtime.memory().there.iter().eq(keys.iter()));
+    drop(control);
+    let (control, runtime) = started(&directory).await;
+    assert_eq!(control.read(|view| view.model.keys()), keys);
+    assert_eq!(control.state(), NodeState::Serving);
+    assert!(runtime.memory().there.iter().eq(keys.iter()));
+}
+
+#[tokio::test]
+async fn what_is_refused_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, runtime) = started(&directory).await;
+    let listener = format!("{NQN}/tcp://127.0.0.1:4420");
+    for name in ["m0", NQN, "tcp", listener.as_str()] {
+        runtime.memory().refused = [name.to_owned()].into();
+        let error = apply(&control, &document()).await.unwrap_err();
+        assert!(matches!(error, ControlError::Refused { .. }), "{error}");
+        assert_eq!(
+            control.read(|view| (view.model.keys(), view.model.revision())),
+            (vec![], 0)
+        );
+        assert!(runtime.memory().there.is_empty(), "{name}");
+        assert_eq!(pending_names(&control), Vec::<String>::new());
+    }
+    runtime.memory().refused.clear();
+    apply(&control, &document()).await.unwrap();
+    assert_eq!(control.read(|view| view.model.revision()), 1);
+}
+
+#[tokio::test]
+async fn what_is_missing_is_pending_and_comes_when_it_can() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, runtime) = started(&directory).await;
+    runtime.memory().pending = [("m0".to_owned(), "no such file".to_owned())].into();
+    apply(&control, &document()).await.unwrap();
+    assert_eq!(control.state(), NodeState::Degraded);
+    // The namespace rests on the device.
+    assert_eq!(
+        pending_names(&control),
+        ["m0".to_owned(), format!("{NQN}/1")]
+    );
+    let reason = control.read(|view| view.pending[&Key::Namespace(NQN.into(), 1)].reason.clone());
+    assert_eq!(reason, "bdev m0 is pending: no such file");
+    runtime.memory().pending.clear();
+    control.attempt_pending().await;
+    assert_eq!(control.state(), NodeState::Serving);
+    assert_eq!(runtime.memory().there.len(), 5);
+}
+
+#[tokio::test]
+async fn pending_objects_can_be_changed_and_deleted() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, runtime) = started(&directory).await;
+    runtime.memory().pending = [("m0".to_owned(), "no such file".to_owned())].into();
+    apply(&control, &document()).await.unwrap();
+    control
+        .change(|edit| edit.resize_bdev("m0", 2 << 20, None))
+        .await
+        .unwrap();
+    assert_eq!(pending_names(&control).len(), 2);
+    apply(&control, &Document::default()).await.unwrap();
+    assert_eq!(pending_names(&control), Vec::<String>::new());
+    assert!(runtime.memory().there.is_empty());
+}
+
+#[tokio::test]
+async fn restore_puts_in_place_what_it_can_and_keeps_the_rest() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, _) = started(&directory).await;
+    apply(&control, &document()).await.unwrap();
+    drop(control);
+    let (control, runtime) = open(directory.path());
+    // At a start a refusal is no reason to lose anything either.
+    runtime.memory().refused = [format!("{NQN}/tcp://127.0.0.1:4420")].into();
+    control.start().await;
+    assert_eq!(
+        pending_names(&control),
+        [format!("{NQN}/tcp://127.0.0.1:4420")]
+    );
+    runtime.memory().refused.clear();
+    control.attempt_pending().await;
+    assert_eq!(control.state(), NodeState::Serving);
+}
+
+#[tokio::test]
+async fn calls_at_the_same_time_make_one_object() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, runtime) = started(&directory).await;
+    let create = || control.change_with_bdevs(|edit| edit.create_bdev(malloc("m0")));
+    let (a, b, c) = tokio::join!(create(), create(), create());
+    let uuid = a.unwrap().spec.uuid().to_owned();
+    assert_eq!(b.unwrap().spec.uuid(), uuid);
+    assert_eq!(c.unwrap().spec.uuid(), uuid);
+    assert_eq!(control.read(|view| view.model.revision()), 1);
+    assert_eq!(runtime.memory().there.len(), 1);
+}
+
+#[tokio::test]
+async fn a_store_that_fails_takes_every_later_change_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = StateStore::open(&directory.path().join("state.redb")).unwrap();
+    // The model is ahead of the store: nothing that is committed can follow.
+    let contents = metastore::Contents {
+        generation: 5,
+        ..metastore::Contents::default()
+    };
+    let model = Model::restore(Limits::default(), &contents).unwrap();
+    let runtime = Arc::new(FakeRuntime::default());
+    let about = About {
+        node_id: "test".into(),
+        state_dir: directory.path().into(),
+        start_time_unix_ms: 0,
+        started: std::time::Instant::now(),
+    };
+    let control = Control::new(model, store, runtime.clone(), about);
+    control.start().await;
+    let create = |nqn: &'static str| control.change(move |e| e.create_subsystem(subsystem(nqn)));
+    // The third rests on the first: it found the same object and must not call it durable.
+    let (a, b, c) = tokio::join!(
+        create("nqn.2026-11.io.adit:a"),
+        create("nqn.2026-11.io.adit:b"),
+        create("nqn.2026-11.io.adit:a"),
+    );
+    for result in [a, b, c] {
+        assert!(matches!(result, Err(ControlError::Store(_))), "{result:?}");
+    }
+    assert_eq!(
+        control.read(|view| (view.model.keys(), view.model.revision())),
+        (vec![], 5)
+    );
+    assert!(runtime.memory().there.is_empty());
+}
+
+#[tokio::test]
+async fn a_dry_run_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, runtime) = started(&directory).await;
+    let changes = control
+        .trial(|edit| {
+            edit.apply(&document(), false)?;
+            Ok(edit.changes())
+        })
+        .unwrap();
+    assert_eq!(changes.len(), 5);
+    assert_eq!(control.read(|view| view.model.keys()), vec![]);
+    assert!(runtime.memory().there.is_empty());
+}
+
+#[tokio::test]
+async fn events_follow_durable_changes() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, _) = started(&directory).await;
+    let (_, mut live) = control.events(|events, _| events.watch(None)).unwrap();
+    apply(&control, &document()).await.unwrap();
+    let kinds: Vec<_> = std::iter::from_fn(|| live.try_recv().ok())
+        .map(|event| (event.r#type(), event.kind, event.revision))
+        .collect();
+    let created = |kind: &str| (EventType::Created, kind.to_owned(), 1);
+    assert_eq!(
+        kinds,
+        ["bdev", "subsystem", "namespace", "transport", "listener"].map(created)
+    );
+}
+
+#[tokio::test]
+async fn a_draining_node_takes_no_changes() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, _) = started(&directory).await;
+    control.drain(Duration::from_secs(1)).await;
+    assert_eq!(control.state(), NodeState::Drained);
+    assert_eq!(
+        apply(&control, &document()).await,
+        Err(ControlError::Draining)
+    );
+}
+
+#[tokio::test]
+async fn metrics_name_objects_and_devices() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, _) = started(&directory).await;
+    apply(&control, &document()).await.unwrap();
+    let text = metrics::text(&control);
+    assert!(text.contains("adit_up 1\n"), "{text}");
+    assert!(text.contains("adit_objects{kind=\"namespace\"} 1\n"));
+    assert!(text.contains("adit_bdev_queue_depth{bdev=\"m0\"} 0\n"));
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        assert!(
+            line.starts_with("adit_") && line.rsplit(' ').next().unwrap().parse::<u64>().is_ok()
+        );
+    }
+}

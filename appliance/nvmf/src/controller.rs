@@ -20,7 +20,9 @@ use crate::features::Features;
 use crate::inbox::{GroupHandle, Message, PollGroupId};
 use crate::queue::QpairCounters;
 use crate::registers::{CcChange, Registers};
+use crate::events::TargetEvent;
 use crate::subsystem::{Changes, Subsystem};
+use crate::target::Target;
 use crate::ticket::{Part, Ticket};
 use crate::transport::{CloseReason, Peer, QpairId, TransportId, TransportLimits};
 
@@ -89,8 +91,12 @@ pub(crate) struct State {
     pub(crate) error_count: u64,
     /// Counters of queue pairs that are gone.
     pub(crate) past: IoCounters,
+    /// Errors of media and data integrity (SMART, MDIE).
+    pub(crate) media_errors: u64,
     /// Held until the controller's last queue pair is gone.
     parts: Vec<Arc<Part>>,
+    /// Why the controller ended, in words.
+    end_reason: Option<&'static str>,
     /// What the host read of a discovery log at offset 0; later offsets are of the same log.
     pub(crate) discovery_log: Option<Arc<[u8]>>,
 }
@@ -192,7 +198,9 @@ impl Controller {
                 errors: VecDeque::new(),
                 error_count: 0,
                 past: IoCounters::default(),
+                media_errors: 0,
                 parts: Vec::new(),
+                end_reason: None,
                 discovery_log: None,
             }),
         })
@@ -288,7 +296,7 @@ impl Controller {
     /// pair is gone and no device holds I/O of it.
     pub fn disconnect(&self) -> Ticket {
         let (ticket, part) = Ticket::new();
-        self.end(CloseReason::ControllerEnded, Some(part));
+        self.end_because("disconnected by the operator", Some(part));
         ticket
     }
 
@@ -349,12 +357,12 @@ impl Controller {
             qid.0 == 0
         };
         if is_admin {
-            self.end(CloseReason::ControllerEnded, None);
+            self.end_because("connection closed", None);
         }
     }
 
-    /// No device holds I/O of a closed queue pair any more.
-    pub(crate) fn queue_drained(&self, qid: Qid, uid: u64) {
+    /// No device holds I/O of a closed queue pair any more. The last one takes the controller along.
+    pub(crate) fn queue_drained(&self, qid: Qid, uid: u64, target: &Target) {
         let is_last = {
             let mut state = self.lock();
             let gone = if qid.0 == 0 {
@@ -372,30 +380,53 @@ impl Controller {
             }
             state.admin.is_none() && state.io.is_empty()
         };
-        if is_last {
-            if let ControllerKind::Io(subsystem) = &self.kind
-                && let Some(subsystem) = subsystem.upgrade()
-            {
-                subsystem.remove_controller(self.cntlid);
-            }
-            self.lock().parts.clear();
+        if !is_last {
+            return;
         }
+        if let ControllerKind::Io(subsystem) = &self.kind
+            && let Some(subsystem) = subsystem.upgrade()
+        {
+            subsystem.remove_controller(self.cntlid);
+        }
+        let (reason, parts) = {
+            let mut state = self.lock();
+            (state.end_reason.unwrap_or("connection closed"), std::mem::take(&mut state.parts))
+        };
+        target.tell(TargetEvent::ControllerDisconnected {
+            nqn: self.subsystem_nqn.clone(),
+            host: self.host_nqn.clone(),
+            cntlid: self.cntlid,
+            reason: reason.into(),
+        });
+        drop(parts);
     }
 
     // The controller's life.
 
     /// Ends the controller: every queue pair is closed. `part` is held until the last is gone.
-    pub(crate) fn end(&self, reason: CloseReason, part: Option<Arc<Part>>) {
+    pub(crate) fn end_because(&self, reason: &'static str, part: Option<Arc<Part>>) {
         self.is_ended.store(true, Ordering::Relaxed);
         self.is_ready.store(false, Ordering::Relaxed);
         let mut state = self.lock();
         if state.admin.is_some() || !state.io.is_empty() {
             state.parts.extend(part);
         }
-        let admin = state.admin.iter().filter(|_| reason != CloseReason::Peer);
-        for qpair in state.io.values().chain(admin).filter(|qpair| !qpair.is_closed) {
+        state.end_reason.get_or_insert(reason);
+        for qpair in state.io.values().chain(&state.admin).filter(|qpair| !qpair.is_closed) {
+            let reason = CloseReason::ControllerEnded;
             qpair.group.send(Message::Close(qpair.qpair, qpair.uid, reason, None));
         }
+    }
+
+    /// Whether a configuration no longer lets this host in, or not at an address that it uses.
+    pub(crate) fn is_refused_by(&self, config: &SubsystemConfig) -> bool {
+        if !config.allows_host(&self.host_nqn) {
+            return true;
+        }
+        let state = self.lock();
+        let mut qpairs = state.io.values().chain(&state.admin);
+        config.listener(&self.peer.listener).is_none()
+            || qpairs.any(|qpair| config.listener(&qpair.peer.listener).is_none())
     }
 
     fn close_io_queues(state: &State) {
@@ -414,7 +445,7 @@ impl Controller {
             tracing::warn!(host = %self.host_nqn, cntlid = self.cntlid.0,
                 timeout_ms = self.kato_ms(), "keep-alive timeout: the controller ends");
             self.lock().registers.fail();
-            self.end(CloseReason::ControllerEnded, None);
+            self.end_because("keep-alive timeout", None);
         }
     }
 
@@ -422,20 +453,37 @@ impl Controller {
     ///
     /// # Errors
     /// A value that this controller does not support.
-    pub(crate) fn write_cc(&self, value: u32) -> Result<(), Status> {
+    pub(crate) fn write_cc(&self, value: u32) -> Result<CcChange, Status> {
         let mut state = self.lock();
         let has_io_queues = !state.io.is_empty();
-        match state.registers.write_cc(value, has_io_queues)? {
+        let change = state.registers.write_cc(value, has_io_queues)?;
+        match change {
             CcChange::None => {}
-            CcChange::Enabled => self.is_ready.store(true, Ordering::Relaxed),
+            CcChange::Enabled => {
+                // An ended controller only waits for its connections to close.
+                self.is_ready.store(!self.is_ended(), Ordering::Relaxed);
+            }
             CcChange::Reset | CcChange::ShutDown => {
                 self.is_ready.store(false, Ordering::Relaxed);
-                state.events.clear();
-                state.masked_events.clear();
                 Self::close_io_queues(&state);
             }
         }
-        Ok(())
+        if change == CcChange::Reset {
+            self.reset(&mut state);
+        }
+        Ok(change)
+    }
+
+    /// A controller reset: what is not persistent is as after Connect (NVMe Base 2.1, section
+    /// 3.7.2).
+    fn reset(&self, state: &mut State) {
+        state.events.clear();
+        state.masked_events.clear();
+        state.changed_namespaces.clear();
+        state.discovery_log = None;
+        state.features.reset();
+        self.set_kato_ms(state.features.kato_ms);
+        self.set_write_through(false);
     }
 
     // Events.
@@ -443,6 +491,10 @@ impl Controller {
     /// Notes an event for the host, unless it is of a kind that the host has been told of and has
     /// not looked after. Wakes the admin queue's group.
     pub(crate) fn raise(&self, state: &mut State, event: Event) {
+        if !self.is_ready() {
+            // The host looks at everything anyway when it enables the controller.
+            return;
+        }
         if state.masked_events.contains(&event.0) || state.events.contains(&event) {
             return;
         }
@@ -456,15 +508,17 @@ impl Controller {
     pub(crate) fn log_error(&self, sqid: Qid, cid: u16, status: Status, nsid: Nsid, lba: u64) {
         let mut state = self.lock();
         state.error_count += 1;
+        let is_media = status.sct() == Status::SCT_MEDIA && !status.is(Status::COMPARE_FAILURE);
+        if is_media {
+            state.media_errors += 1;
+        }
         if state.errors.len() == ERROR_LOG_ENTRIES {
             state.errors.pop_back();
         }
         let count = state.error_count;
         state.errors.push_front(ErrorRecord { count, sqid, cid, status, lba, nsid });
         // What the host did wrong is in the log; what the target or a device did is an event too.
-        if status.sct() == Status::INTERNAL_ERROR.sct() && status.sc() == Status::INTERNAL_ERROR.sc()
-            || status.sct() == Status::WRITE_FAULT.sct() && status.sc() != Status::COMPARE_FAILURE.sc()
-        {
+        if is_media || status.is(Status::INTERNAL_ERROR) {
             self.raise(&mut state, Event::ERROR);
         }
     }
@@ -480,16 +534,23 @@ pub(crate) enum AddQueueError {
 
 impl Controller {
     /// The subsystem's configuration changed: notes what the host must be told.
-    pub(crate) fn subsystem_changed(&self, config: &SubsystemConfig, changes: &Changes) {
+    pub(crate) fn subsystem_changed(
+        &self,
+        old: &SubsystemConfig,
+        config: &SubsystemConfig,
+        changes: &Changes,
+    ) {
         let mut state = self.lock();
+        if !self.is_ready() {
+            return;
+        }
         let mut is_listed = false;
         for nsid in &changes.namespaces {
-            // A namespace that is gone is told of to everyone: who saw it cannot be known now.
-            let was_or_is_seen = config
-                .namespaces
-                .get(nsid)
-                .is_none_or(|namespace| namespace.is_visible_to(&self.host_nqn) || changes.hides);
-            if was_or_is_seen {
+            let is_seen = |config: &SubsystemConfig| {
+                let namespace = config.namespaces.get(nsid);
+                namespace.is_some_and(|namespace| namespace.is_visible_to(&self.host_nqn))
+            };
+            if is_seen(old) || is_seen(config) {
                 is_listed = true;
                 if state.changed_namespaces.len() <= CHANGED_NAMESPACES_MAX {
                     state.changed_namespaces.insert(*nsid);

@@ -51,6 +51,14 @@ pub enum TargetError {
         /// The number.
         nsid: Nsid,
     },
+    /// The ANA group's number is out of range.
+    #[error("ana group {group}: the number must lie within 1 to {max}")]
+    BadAnaGroup {
+        /// The number.
+        group: u32,
+        /// The highest.
+        max: u32,
+    },
     /// No such namespace.
     #[error("{nqn} has no namespace {}", nsid.0)]
     NoNamespace {

@@ -115,6 +115,16 @@ impl Features {
         Ok(0)
     }
 
+    /// ACRE: the host waits before it retries, as CRD of a status tells it to.
+    pub(crate) fn takes_delays(&self) -> bool {
+        self.host_behavior[0] == 1
+    }
+
+    /// A controller reset: everything is as after Connect.
+    pub(crate) fn reset(&mut self) {
+        *self = Self::new(self.default_kato_ms, self.default_event_config);
+    }
+
     pub(crate) fn host_behavior(&self, is_default: bool) -> [u8; 512] {
         if is_default { [0; 512] } else { self.host_behavior }
     }

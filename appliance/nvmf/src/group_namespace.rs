@@ -1,12 +1,12 @@
 //! Subsystems and namespaces as one poll group sees them: snapshots, and a channel per device.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use block::{BdevChannel, Geometry, Io, Submit};
+use block::{BdevChannel, Geometry, Io, IoError, Submit};
 use fabric_wire::Nqn;
 use nvme_spec::{Nsid, Status};
 
@@ -26,13 +26,38 @@ pub(crate) struct GroupSubsystem {
     namespaces: RefCell<Vec<Option<Rc<GroupNamespace>>>>,
     /// No listener has a group in a state that forbids I/O: most subsystems, most of the time.
     is_accessible_everywhere: Cell<bool>,
+    pauses: RefCell<Arc<Pauses>>,
+    /// Version of the snapshot under which opening a device failed last: it is logged once.
+    failed_version: Cell<Option<u64>>,
     /// Queue pairs of this subsystem in this group.
     pub(crate) users: Cell<u32>,
 }
 
+/// The pauses in force, as the control side last told.
+#[derive(Debug, Default)]
+pub(crate) struct Pauses {
+    /// Counts the changes: a message that comes late is known by it.
+    pub(crate) sequence: u64,
+    /// How many pauses, by namespace ([`Nsid::ALL`] for all).
+    pub(crate) counts: BTreeMap<Nsid, u32>,
+}
+
+impl Pauses {
+    fn of(&self, nsid: Nsid) -> u32 {
+        let count = |nsid| self.counts.get(&nsid).copied().unwrap_or(0);
+        count(Nsid::ALL) + count(nsid)
+    }
+}
+
 impl GroupSubsystem {
-    pub(crate) fn new(subsystem: Arc<Subsystem>, config: Arc<SubsystemConfig>) -> Self {
+    pub(crate) fn new(
+        subsystem: Arc<Subsystem>,
+        config: Arc<SubsystemConfig>,
+        pauses: Arc<Pauses>,
+    ) -> Self {
         Self {
+            pauses: RefCell::new(pauses),
+            failed_version: Cell::new(None),
             subsystem,
             is_accessible_everywhere: Cell::new(config.is_accessible_everywhere()),
             config: RefCell::new(config),
@@ -68,14 +93,18 @@ impl GroupSubsystem {
         let namespace =
             config.namespaces.get(&nsid).ok_or(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true))?;
         let channel = namespace.bdev.open(group.channel_context()).map_err(|error| {
-            tracing::error!(nqn = %config.nqn, nsid = nsid.0, error = &error as &dyn std::error::Error,
-                "cannot open a channel to the namespace's device");
+            if self.failed_version.replace(Some(config.version)) != Some(config.version) {
+                tracing::error!(nqn = %config.nqn, nsid = nsid.0,
+                    error = &error as &dyn std::error::Error,
+                    "cannot open a channel to the namespace's device");
+            }
             Status::NAMESPACE_NOT_READY
         })?;
         if let Some(fd) = channel.wake_fd() {
             group.watch(fd);
         }
-        let opened = Rc::new(GroupNamespace::new(Arc::clone(namespace), channel));
+        let pauses = self.pauses.borrow().of(nsid);
+        let opened = Rc::new(GroupNamespace::new(Arc::clone(namespace), channel, pauses));
         let index = (nsid.0 - 1) as usize;
         let mut namespaces = self.namespaces.borrow_mut();
         if namespaces.len() <= index {
@@ -93,6 +122,10 @@ impl GroupSubsystem {
         part: &Arc<Part>,
         group: &GroupShared,
     ) {
+        if config.version <= self.config.borrow().version {
+            // The group left the subsystem and came back, with a newer snapshot, since this was sent.
+            return;
+        }
         for slot in self.namespaces.borrow_mut().iter_mut() {
             let Some(namespace) = slot else { continue };
             let nsid = namespace.config.borrow().nsid;
@@ -116,21 +149,30 @@ impl GroupSubsystem {
         self.is_accessible_everywhere.get()
     }
 
-    /// Every namespace open in this group.
-    pub(crate) fn open_namespaces(&self) -> Vec<Rc<GroupNamespace>> {
-        self.namespaces.borrow().iter().flatten().cloned().collect()
-    }
-
-    /// Pauses or resumes a namespace; opens nothing.
-    pub(crate) fn open_namespace(&self, nsid: Nsid) -> Option<Rc<GroupNamespace>> {
-        self.namespaces.borrow().get(nsid.0.wrapping_sub(1) as usize).cloned().flatten()
+    /// Pauses and resumes namespaces, also those that are opened later. `part` is held until what
+    /// has begun on those that pause has ended.
+    pub(crate) fn set_pauses(
+        &self,
+        pauses: Arc<Pauses>,
+        part: Option<&Arc<Part>>,
+        group: &GroupShared,
+    ) {
+        if pauses.sequence <= self.pauses.borrow().sequence {
+            return;
+        }
+        for namespace in self.namespaces.borrow().iter().flatten() {
+            let nsid = namespace.config.borrow().nsid;
+            namespace.set_pauses(pauses.of(nsid), part, group);
+        }
+        self.pauses.replace(pauses);
     }
 }
 
 /// A namespace in one poll group: its configuration and this thread's channel to the device.
 pub(crate) struct GroupNamespace {
     pub(crate) config: RefCell<Arc<NamespaceConfig>>,
-    channel: RefCell<BdevChannel>,
+    /// There until the namespace is retired and idle.
+    channel: RefCell<Option<BdevChannel>>,
     /// Copied out of the configuration because every command asks.
     is_restricted: Cell<bool>,
     pub(crate) is_write_protected: Cell<bool>,
@@ -144,8 +186,10 @@ pub(crate) struct GroupNamespace {
     /// How many pauses are in force; 0 runs.
     pauses: Cell<u32>,
     is_retired: Cell<bool>,
-    /// Held until nothing is in flight any more: by pauses and by the removal.
-    parts: RefCell<Vec<Arc<Part>>>,
+    /// Held by pauses until nothing is in flight.
+    pause_parts: RefCell<Vec<Arc<Part>>>,
+    /// Held by the removal until the channel is closed.
+    removal: RefCell<Option<Arc<Part>>>,
     /// Commands that wait for the end of a pause, in their order. Bounded by the slots.
     waiting: RefCell<VecDeque<(QpairId, SlotId)>>,
     pub(crate) is_listed_active: Cell<bool>,
@@ -168,21 +212,22 @@ impl Drop for Entered {
 }
 
 impl GroupNamespace {
-    fn new(config: Arc<NamespaceConfig>, channel: BdevChannel) -> Self {
+    fn new(config: Arc<NamespaceConfig>, channel: BdevChannel, pauses: u32) -> Self {
         let lends = channel.lends();
         let geometry = channel.bdev().geometry();
         let namespace = Self {
             config: RefCell::new(config),
-            channel: RefCell::new(channel),
+            channel: RefCell::new(Some(channel)),
             is_restricted: Cell::new(false),
             is_write_protected: Cell::new(false),
             lends,
             geometry: Cell::new(geometry),
             in_flight: Cell::new(0),
             entered: Cell::new(0),
-            pauses: Cell::new(0),
+            pauses: Cell::new(pauses),
             is_retired: Cell::new(false),
-            parts: RefCell::default(),
+            pause_parts: RefCell::default(),
+            removal: RefCell::default(),
             waiting: RefCell::default(),
             is_listed_active: Cell::new(false),
         };
@@ -192,16 +237,23 @@ impl GroupNamespace {
 
     fn refresh(&self) {
         let config = self.config.borrow();
-        self.geometry.set(config.bdev.geometry());
+        let geometry = config.bdev.geometry();
+        self.geometry.set(geometry);
         self.is_restricted.set(matches!(config.visibility, Visibility::Hosts(_)));
-        self.is_write_protected.set(config.write_protect != WriteProtect::None);
+        // `read_only` tells of the bdev's own protection too.
+        self.is_write_protected
+            .set(config.write_protect != WriteProtect::None || geometry.read_only);
     }
 
     fn visible_to(self: &Rc<Self>, host: &Nqn) -> Result<Rc<Self>, Status> {
-        if self.is_restricted.get() && !self.config.borrow().is_visible_to(host) {
+        if self.is_hidden_from(host) {
             return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true));
         }
         Ok(Rc::clone(self))
+    }
+
+    pub(crate) fn is_hidden_from(&self, host: &Nqn) -> bool {
+        self.is_restricted.get() && !self.config.borrow().is_visible_to(host)
     }
 
     pub(crate) fn ana_state(&self, queue: &Queue, config: &SubsystemConfig) -> AnaState {
@@ -210,29 +262,36 @@ impl GroupNamespace {
             .map_or(AnaState::Optimized, |listener| listener.ana_state(self.config.borrow().ana_group))
     }
 
-    /// Begins a command on this namespace: waits while it is paused.
+    /// Waits while the namespace is paused.
+    pub(crate) async fn runs(&self, queue: &Queue, slot: &Slot) -> Result<(), Status> {
+        if self.pauses.get() > 0 {
+            let waiter = Waiter { namespace: self, key: (queue.id, slot.id) };
+            slot.until(|| waiter.may_go()).await?;
+        }
+        if self.is_retired.get() {
+            return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true));
+        }
+        Ok(())
+    }
+
+    /// Begins a command's work on the device: waits while the namespace is paused. A pause or a
+    /// removal that comes now is complete once [`Entered`] is dropped, so nothing that a host could
+    /// delay may happen in between: its data must be there, and the buffers.
     pub(crate) async fn enter(
         self: &Rc<Self>,
         queue: &Queue,
         slot: &Slot,
     ) -> Result<Entered, Status> {
-        if self.pauses.get() > 0 {
-            self.waiting.borrow_mut().push_back((queue.id, slot.id));
-            let waited = slot.until(|| self.pauses.get() == 0 || self.is_retired.get()).await;
-            if let Err(status) = waited {
-                self.waiting.borrow_mut().retain(|waiter| *waiter != (queue.id, slot.id));
-                return Err(status);
-            }
-        }
-        if self.is_retired.get() {
-            return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true));
-        }
+        self.runs(queue, slot).await?;
         self.entered.set(self.entered.get() + 1);
         Ok(Entered(Rc::clone(self)))
     }
 
     pub(crate) fn submit(&self, io: Io, now: Instant) -> Submit {
-        let submitted = self.channel.borrow_mut().submit(io, now);
+        let submitted = match self.channel.borrow_mut().as_mut() {
+            Some(channel) => channel.submit(io, now),
+            None => Submit::Done(io.complete(Err(IoError::Removed))),
+        };
         if matches!(submitted, Submit::Pending) {
             self.in_flight.set(self.in_flight.get() + 1);
         }
@@ -241,7 +300,9 @@ impl GroupNamespace {
 
     pub(crate) fn poll_channel(&self, now: Instant, done: &mut Vec<block::Completion>) {
         let before = done.len();
-        self.channel.borrow_mut().poll(now, done);
+        if let Some(channel) = self.channel.borrow_mut().as_mut() {
+            channel.poll(now, done);
+        }
         let ended = u32::try_from(done.len() - before).unwrap_or(u32::MAX);
         self.in_flight.set(self.in_flight.get().saturating_sub(ended));
         if ended > 0 {
@@ -249,36 +310,67 @@ impl GroupNamespace {
         }
     }
 
-    pub(crate) fn with_channel<T>(&self, f: impl FnOnce(&mut BdevChannel) -> T) -> T {
-        f(&mut self.channel.borrow_mut())
+    /// `None` once the channel is closed.
+    pub(crate) fn with_channel<T>(&self, f: impl FnOnce(&mut BdevChannel) -> T) -> Option<T> {
+        self.channel.borrow_mut().as_mut().map(f)
     }
 
-    /// Stops new commands; `part` is held until those inside have ended.
-    pub(crate) fn pause(&self, part: &Arc<Part>) {
-        self.pauses.set(self.pauses.get() + 1);
-        self.parts.borrow_mut().push(Arc::clone(part));
-        self.settle();
-    }
-
-    /// Ends one pause; at the last, the commands that wait go on in their order.
-    pub(crate) fn resume(&self, group: &GroupShared) {
-        self.pauses.set(self.pauses.get().saturating_sub(1));
-        if self.pauses.get() == 0 {
+    /// Sets how many pauses are in force. The first stops commands, the end of the last lets those
+    /// that wait go on in their order. `part` is held until those inside have ended.
+    fn set_pauses(&self, count: u32, part: Option<&Arc<Part>>, group: &GroupShared) {
+        let before = self.pauses.replace(count);
+        if count > before {
+            self.pause_parts.borrow_mut().extend(part.cloned());
+            self.settle();
+        } else if count == 0 && before > 0 {
+            // Nobody waits for a pause that has ended.
+            self.pause_parts.borrow_mut().clear();
             group.ready.borrow_mut().extend(self.waiting.borrow_mut().drain(..));
         }
     }
 
+    /// Stops taking commands; `part` is held until the channel to the device is closed.
     fn retire(&self, part: &Arc<Part>) {
         self.is_retired.set(true);
-        self.parts.borrow_mut().push(Arc::clone(part));
+        self.removal.replace(Some(Arc::clone(part)));
         self.settle();
     }
-
 
     /// Lets go of the parts once nothing is inside or in flight.
     fn settle(&self) {
         if self.entered.get() == 0 && self.in_flight.get() == 0 {
-            self.parts.borrow_mut().clear();
+            self.pause_parts.borrow_mut().clear();
+            if self.is_retired.get() {
+                // The channel first: whoever waits for the removal may delete the device then.
+                drop(self.channel.take());
+                drop(self.removal.take());
+            }
         }
+    }
+}
+
+/// A command that waits for the end of a pause.
+struct Waiter<'a> {
+    namespace: &'a GroupNamespace,
+    key: (QpairId, SlotId),
+}
+
+impl Waiter<'_> {
+    fn may_go(&self) -> bool {
+        if self.namespace.pauses.get() == 0 || self.namespace.is_retired.get() {
+            return true;
+        }
+        // Also when it was told to go on and the next pause came first.
+        let mut waiting = self.namespace.waiting.borrow_mut();
+        if !waiting.contains(&self.key) {
+            waiting.push_back(self.key);
+        }
+        false
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.namespace.waiting.borrow_mut().retain(|waiter| *waiter != self.key);
     }
 }

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 
-use fabric_wire::{Nqn, TransportAddress};
-use nvme_spec::Nsid;
+use fabric_wire::TransportAddress;
 
 use crate::config::SubsystemConfig;
+use crate::group_namespace::Pauses;
+use crate::subsystem::SubsystemUid;
 use crate::ticket::Part;
 use crate::transport::{Acceptor, CloseReason, NewConnection, QpairId};
 
@@ -25,9 +26,9 @@ pub(crate) enum Message {
     Adopt(NewConnection),
     Accept(Box<dyn Acceptor>, Arc<TransportAddress>),
     StopAccepting(Arc<TransportAddress>, Arc<Part>),
-    Subsystem(Nqn, Arc<SubsystemConfig>, Arc<Part>),
-    Pause(Nqn, Nsid, Arc<Part>),
-    Resume(Nqn, Nsid),
+    Subsystem(SubsystemUid, Arc<SubsystemConfig>, Arc<Part>),
+    /// The pauses in force now; the part is held until what they stop has ended.
+    Pauses(SubsystemUid, Arc<Pauses>, Option<Arc<Part>>),
     /// Close a queue pair; the part is held until its I/O has ended.
     Close(QpairId, u64, CloseReason, Option<Arc<Part>>),
     /// A controller has news for its Asynchronous Event Requests.
@@ -80,8 +81,19 @@ pub struct GroupHandle {
     pub counters: GroupCounters,
     inbox: Mutex<VecDeque<Message>>,
     has_mail: AtomicBool,
+    /// The group has been dropped: nobody reads messages any more.
+    is_gone: AtomicBool,
     connections: AtomicUsize,
     waker: Waker,
+}
+
+impl Message {
+    /// Ends a message that nobody will read: whoever waits for it waits no longer.
+    fn expire(self) {
+        if let Self::Abort(.., result) = self {
+            result.is_done.store(true, Ordering::Release);
+        }
+    }
 }
 
 impl std::fmt::Debug for Message {
@@ -91,8 +103,7 @@ impl std::fmt::Debug for Message {
             Self::Accept(..) => "Accept",
             Self::StopAccepting(..) => "StopAccepting",
             Self::Subsystem(..) => "Subsystem",
-            Self::Pause(..) => "Pause",
-            Self::Resume(..) => "Resume",
+            Self::Pauses(..) => "Pauses",
             Self::Close(..) => "Close",
             Self::Event(..) => "Event",
             Self::Abort(..) => "Abort",
@@ -110,13 +121,23 @@ impl GroupHandle {
             counters: GroupCounters::default(),
             inbox: Mutex::default(),
             has_mail: AtomicBool::new(false),
+            is_gone: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             waker,
         }
     }
 
+    /// Sends a message. A group that is gone has done its part: the message is dropped.
     pub(crate) fn send(&self, message: Message) {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).push_back(message);
+        {
+            let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.is_gone.load(Ordering::Relaxed) {
+                drop(inbox);
+                message.expire();
+                return;
+            }
+            inbox.push_back(message);
+        }
         self.has_mail.store(true, Ordering::Release);
         self.waker.wake_by_ref();
     }
@@ -141,6 +162,16 @@ impl GroupHandle {
         self.has_mail.store(false, Ordering::Relaxed);
         messages.append(&mut inbox);
         self.connections.store(0, Ordering::Relaxed);
+    }
+
+    /// The group is gone: drops what it has not read, and whatever is sent later.
+    pub(crate) fn close(&self) {
+        let messages = {
+            let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+            self.is_gone.store(true, Ordering::Relaxed);
+            std::mem::take(&mut *inbox)
+        };
+        messages.into_iter().for_each(Message::expire);
     }
 
     /// Wakes the group's thread.

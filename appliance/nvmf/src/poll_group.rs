@@ -11,15 +11,16 @@ use std::time::Instant;
 
 use block::ChannelContext;
 use dma::{ChannelOptions, IoBuf, IobufChannel, IobufPool, Payload};
-use fabric_wire::{Nqn, TransportAddress};
+use fabric_wire::TransportAddress;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nvme_spec::{Nsid, Sqe};
+use nvme_spec::Sqe;
 
 use crate::config::SubsystemConfig;
 use crate::error::TargetError;
 use crate::group_namespace::{GroupNamespace, GroupSubsystem};
 use crate::inbox::{AbortResult, GroupHandle, Message};
 use crate::queue::{self, Queue, QueueParts, SlotFuture, add};
+use crate::subsystem::SubsystemUid;
 use crate::target::Target;
 use crate::ticket::Part;
 use crate::transport::{
@@ -35,7 +36,7 @@ pub(crate) struct GroupShared {
     pub(crate) now: Cell<Instant>,
     pub(crate) iobuf_pool: Arc<IobufPool>,
     channel_context: ChannelContext,
-    pub(crate) subsystems: RefCell<HashMap<Nqn, Rc<GroupSubsystem>>>,
+    pub(crate) subsystems: RefCell<HashMap<SubsystemUid, Rc<GroupSubsystem>>>,
     /// Namespaces whose device holds I/O of this group.
     active: RefCell<Vec<Rc<GroupNamespace>>>,
     /// Slots to poll in this turn.
@@ -58,7 +59,7 @@ impl GroupShared {
         self.active
             .borrow()
             .iter()
-            .any(|namespace| namespace.with_channel(|channel| channel.abort(token)))
+            .any(|namespace| namespace.with_channel(|channel| channel.abort(token)) == Some(true))
     }
 
     pub(crate) fn channel_context(&self) -> &ChannelContext {
@@ -68,9 +69,9 @@ impl GroupShared {
     /// The group's view of a subsystem, made when the first of its queue pairs connects.
     pub(crate) fn attach(&self, subsystem: &Arc<crate::Subsystem>) -> Rc<GroupSubsystem> {
         let mut subsystems = self.subsystems.borrow_mut();
-        let entry = subsystems.entry(subsystem.nqn().clone()).or_insert_with(|| {
-            let config = subsystem.attach(&self.handle);
-            Rc::new(GroupSubsystem::new(Arc::clone(subsystem), config))
+        let entry = subsystems.entry(subsystem.uid()).or_insert_with(|| {
+            let (config, pauses) = subsystem.attach(&self.handle);
+            Rc::new(GroupSubsystem::new(Arc::clone(subsystem), config, pauses))
         });
         entry.users.set(entry.users.get() + 1);
         Rc::clone(entry)
@@ -79,7 +80,7 @@ impl GroupShared {
     fn detach(&self, subsystem: &Rc<GroupSubsystem>) {
         subsystem.users.set(subsystem.users.get() - 1);
         if subsystem.users.get() == 0 {
-            self.subsystems.borrow_mut().remove(subsystem.subsystem.nqn());
+            self.subsystems.borrow_mut().remove(&subsystem.subsystem.uid());
             subsystem.subsystem.detach(&self.handle);
         }
     }
@@ -309,13 +310,14 @@ impl Core {
         if !queue.is_closed.get() || queue.device_ios.get() > 0 {
             return;
         }
-        self.entries[qpair.0 as usize] = None;
+        let parts = self.entries[qpair.0 as usize].take().map(|entry| entry.parts);
         self.free.push(qpair.0);
         let counters = &self.shared.handle.counters;
+        let mut drained = None;
         let current = match queue.association() {
             None => &counters.current_unassociated_qpairs,
             Some(association) => {
-                association.controller.queue_drained(association.qid, queue.uid);
+                drained = Some((Arc::clone(&association.controller), association.qid, queue.uid));
                 if let Some(subsystem) = &association.subsystem {
                     self.shared.detach(subsystem);
                 }
@@ -327,15 +329,25 @@ impl Core {
             }
         };
         current.store(current.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
+        // With the last queue pair of a subsystem its channels close. Only then may tickets be
+        // done: whoever waits for them may delete the devices.
+        drop(queue);
+        if let Some((controller, qid, uid)) = drained {
+            controller.queue_drained(qid, uid, &self.shared.target);
+        }
+        drop(parts);
     }
 
     /// Polls one slot and notes the step for its transport.
     fn resume(&mut self, qpair: QpairId, slot: SlotId) {
         let Some(entry) = self.entry(qpair) else { return };
         let Some(future) = entry.futures.get_mut(usize::from(slot.0)) else { return };
+        let cell = entry.queue.slot(slot);
+        // A slot may be polled more often than it has reason to go on. Its transport is told once.
+        let was_pending = cell.step() == Step::Pending;
         poll(future);
-        let step = entry.queue.slot(slot).step();
-        if step != Step::Pending {
+        let step = cell.step();
+        if was_pending && step != Step::Pending {
             let (transport, connection) = (entry.queue.transport, entry.queue.connection);
             self.steps.push((transport, connection, slot, step));
         }
@@ -479,20 +491,15 @@ impl Core {
         result.is_done.store(true, Ordering::Release);
     }
 
-    fn update_subsystem(&mut self, nqn: &Nqn, config: Arc<SubsystemConfig>, part: &Arc<Part>) {
-        let subsystem = self.shared.subsystems.borrow().get(nqn).cloned();
+    fn update_subsystem(
+        &mut self,
+        uid: SubsystemUid,
+        config: Arc<SubsystemConfig>,
+        part: &Arc<Part>,
+    ) {
+        let subsystem = self.shared.subsystems.borrow().get(&uid).cloned();
         if let Some(subsystem) = subsystem {
             subsystem.update(config, part, &self.shared);
-        }
-    }
-
-    fn namespace(&self, nqn: &Nqn, nsid: Nsid) -> Vec<Rc<GroupNamespace>> {
-        let subsystems = self.shared.subsystems.borrow();
-        let Some(subsystem) = subsystems.get(nqn) else { return Vec::new() };
-        if nsid == Nsid::ALL {
-            subsystem.open_namespaces()
-        } else {
-            subsystem.open_namespace(nsid).into_iter().collect()
         }
     }
 
@@ -503,7 +510,9 @@ impl Core {
             .active
             .borrow()
             .iter()
-            .filter_map(|namespace| namespace.with_channel(|channel| channel.next_deadline()))
+            .filter_map(|namespace| {
+                namespace.with_channel(|channel| channel.next_deadline()).flatten()
+            })
             .min();
         [timed, devices, self.next_keep_alive_check].into_iter().flatten().min()
     }
@@ -644,17 +653,13 @@ impl PollGroup {
             Message::StopAccepting(address, _part) => {
                 self.acceptors.retain(|(listening, _)| **listening != *address);
             }
-            Message::Subsystem(nqn, config, part) => {
-                self.core.update_subsystem(&nqn, config, &part);
+            Message::Subsystem(uid, config, part) => {
+                self.core.update_subsystem(uid, config, &part);
             }
-            Message::Pause(nqn, nsid, part) => {
-                for namespace in self.core.namespace(&nqn, nsid) {
-                    namespace.pause(&part);
-                }
-            }
-            Message::Resume(nqn, nsid) => {
-                for namespace in self.core.namespace(&nqn, nsid) {
-                    namespace.resume(&shared);
+            Message::Pauses(uid, pauses, part) => {
+                let subsystem = shared.subsystems.borrow().get(&uid).cloned();
+                if let Some(subsystem) = subsystem {
+                    subsystem.set_pauses(pauses, part.as_ref(), &shared);
                 }
             }
             Message::Close(qpair, uid, reason, part) => {
@@ -747,11 +752,17 @@ impl Drop for PollGroup {
         // Transports close their connections first: they hold buffers of the core.
         self.transports.clear();
         for index in 0..self.core.entries.len() {
+            let Some(entry) = &self.core.entries[index] else { continue };
+            let id = entry.queue.id;
+            self.core.closed(id);
+            // Nobody polls the devices any more; what they hold they give back by themselves.
             if let Some(entry) = &self.core.entries[index] {
-                let id = entry.queue.id;
-                self.core.closed(id);
+                entry.queue.device_ios.set(0);
+                self.core.finish_if_idle(id);
             }
         }
         self.core.shared.target.remove_group(self.core.shared.handle.id);
+        self.mail.clear();
+        self.core.shared.handle.close();
     }
 }

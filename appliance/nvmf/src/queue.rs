@@ -90,6 +90,10 @@ pub(crate) struct Queue {
     /// Asynchronous Event Request commands outstanding, oldest first (admin queue only).
     pub(crate) event_waiters: RefCell<Vec<SlotId>>,
     pub(crate) last_command: Cell<Instant>,
+    /// A Connect runs or has run; there is no second one.
+    pub(crate) has_connect: Cell<bool>,
+    /// Abort commands that wait for another thread (Identify ACL).
+    pub(crate) aborts: Cell<u8>,
     cids: RefCell<CidSet>,
 }
 
@@ -156,6 +160,8 @@ impl Queue {
             fused: Cell::new(None),
             event_waiters: RefCell::default(),
             last_command: Cell::new(now),
+            has_connect: Cell::new(false),
+            aborts: Cell::new(0),
             cids: RefCell::default(),
         })
     }
@@ -176,21 +182,27 @@ impl Queue {
         Some(slot)
     }
 
-    /// Gives a command to a slot. `false`: its CID is in use by another command.
-    pub(crate) fn accept(&self, slot: &Slot, sqe: Sqe, in_capsule_len: u32) -> bool {
+    /// Gives a command to a slot. If its CID is in use, it is answered Command ID Conflict.
+    pub(crate) fn accept(&self, slot: &Slot, sqe: Sqe, in_capsule_len: u32) {
         let next = self.sqhd.get() + 1;
         self.sqhd.set(if next == self.depth { 0 } else { next });
         self.last_command.set(self.group.now.get());
         add(&self.counters.commands, 1);
         add(&self.counters.outstanding, 1);
-        slot.accept(sqe, in_capsule_len);
-        self.cids.borrow_mut().insert(sqe.cid())
+        let is_new = self.cids.borrow_mut().insert(sqe.cid());
+        slot.accept(sqe, in_capsule_len, !is_new);
     }
 
     /// The slot's response has been sent: it may serve another command.
     pub(crate) fn release(&self, slot: &Slot) {
-        self.cids.borrow_mut().remove(slot.sqe().cid());
+        if !slot.is_duplicate() {
+            self.cids.borrow_mut().remove(slot.sqe().cid());
+        }
         slot.response_sent();
+        self.give_back(slot);
+    }
+
+    fn give_back(&self, slot: &Slot) {
         self.counters.outstanding.store(
             self.counters.outstanding.load(Ordering::Relaxed).saturating_sub(1),
             Ordering::Relaxed,
@@ -198,9 +210,29 @@ impl Queue {
         self.free_slots.borrow_mut().push(slot.id.0);
     }
 
+    /// Ends the Asynchronous Event Requests without a response, as a controller reset does (NVMe
+    /// Base 2.1, section 3.7.2). Their identifiers are free at once.
+    pub(crate) fn forget_event_requests(&self) {
+        for id in self.event_waiters.take() {
+            let slot = self.slot(id);
+            self.cids.borrow_mut().remove(slot.sqe().cid());
+            slot.forget();
+            self.group.ready.borrow_mut().push_back((self.id, id));
+        }
+    }
+
     fn cqe(&self, cid: Cid, outcome: Outcome) -> Cqe {
         let sqhd = if self.sq_flow_control.get() { self.sqhd.get() } else { 0xffff };
         Cqe::new(cid, outcome.status).with_result(outcome.result).with_sqhd(sqhd)
+    }
+
+    /// A status as this host may be told it: CRD has a meaning only for hosts that have enabled it
+    /// (Host Behavior Support, ACRE).
+    #[cold]
+    fn told(&self, status: Status) -> Status {
+        let takes_delays =
+            || self.association().is_some_and(|a| a.controller.lock().features.takes_delays());
+        if status.crd() == 0 || takes_delays() { status } else { status.with_crd(0) }
     }
 
     // What the commands' logic uses.
@@ -237,6 +269,13 @@ impl Queue {
         buffer.ok_or(Status::COMMAND_ABORT_REQUESTED)
     }
 
+    /// A data buffer if there is one now; from the reserve if need be.
+    pub(crate) fn buffer_now(&self, len: u32) -> Result<IoBuf, Status> {
+        let iobuf = self.iobuf.borrow();
+        let buffer = iobuf.get(len as usize).or_else(|| iobuf.get_reserved(len as usize));
+        buffer.ok_or_else(|| status::no_buffer(self.group.target.options()))
+    }
+
     /// Receives the host's data of a command into a buffer of exactly `len` bytes.
     pub(crate) async fn receive(&self, slot: &Slot, len: u32) -> Result<Payload, Status> {
         let buffer = self.buffer(slot, len).await?;
@@ -252,13 +291,9 @@ impl Queue {
 
     /// A buffer for an admin or fabrics command.
     pub(crate) async fn reserved_buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
-        let reserved = {
-            let iobuf = self.iobuf.borrow();
-            iobuf.get(len as usize).or_else(|| iobuf.get_reserved(len as usize))
-        };
-        match reserved {
-            Some(buffer) => Ok(buffer),
-            None => self.buffer(slot, len).await,
+        match self.buffer_now(len) {
+            Ok(buffer) => Ok(buffer),
+            Err(_) => self.buffer(slot, len).await,
         }
     }
 
@@ -302,8 +337,20 @@ pub(crate) fn from_token(token: u64) -> (QpairId, SlotId) {
     (QpairId((token >> 16) as u32), SlotId(token as u16))
 }
 
+/// The length of a command's data that goes to the host: never in the command's capsule.
+pub(crate) fn sgl_len_to_host(sqe: &Sqe) -> Result<u32, Status> {
+    if sqe.sgl().is_in_capsule() {
+        return Err(Status::SGL_DESCRIPTOR_TYPE_INVALID.with_dnr(true));
+    }
+    sgl_len(sqe, 0)
+}
+
 /// The data length that a command's SGL gives, checked for the forms that this target takes.
 pub(crate) fn sgl_len(sqe: &Sqe, in_capsule_len: u32) -> Result<u32, Status> {
+    if sqe.psdt() != Sqe::PSDT_SGL {
+        // Fabrics have no PRPs, and no namespace has metadata.
+        return Err(Status::INVALID_FIELD.with_dnr(true));
+    }
     let sgl: SglDescriptor = sqe.sgl();
     if sgl.is_in_capsule() {
         if sgl.offset() != 0 {
@@ -324,9 +371,19 @@ pub(crate) fn sgl_len(sqe: &Sqe, in_capsule_len: u32) -> Result<u32, Status> {
 pub(crate) async fn serve(queue: Rc<Queue>, slot: Rc<Slot>) -> Infallible {
     loop {
         let sqe = slot.command().await;
-        let outcome = execute(&queue, &slot, sqe).await;
+        let mut outcome = if slot.is_duplicate() {
+            Status::COMMAND_ID_CONFLICT.with_dnr(true).into()
+        } else {
+            execute(&queue, &slot, sqe).await
+        };
+        if slot.is_forgotten() {
+            slot.forgotten();
+            queue.give_back(&slot);
+            continue;
+        }
         if !outcome.status.is_success() {
             add(&queue.counters.errors, 1);
+            outcome.status = queue.told(outcome.status);
         }
         let cqe = queue.cqe(sqe.cid(), outcome);
         slot.respond(cqe).await;

@@ -36,7 +36,7 @@ impl Registers {
             .with_css(Cap::CSS_NVM | Cap::CSS_IOCS)
             .with_mpsmin(0)
             .with_mpsmax(0)
-            .with_crms(0);
+            .with_crms(Cap::CRMS_WITH_MEDIA);
         Self { cap, cc: Cc::default(), csts: Csts::default() }
     }
 
@@ -81,6 +81,9 @@ impl Registers {
 
     pub(crate) fn write_cc(&mut self, value: u32, has_io_queues: bool) -> Result<CcChange, Status> {
         let (old, new) = (self.cc, Cc::from(value));
+        if new.shn() == ShutdownNotification::Reserved {
+            return Err(Status::INVALID_FIELD.with_dnr(true));
+        }
         if new.en() && !old.en() {
             Self::check_enable(new)?;
         }

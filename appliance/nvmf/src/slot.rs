@@ -88,6 +88,12 @@ pub(crate) struct Slot {
     is_parked: Cell<bool>,
     /// The future waits for something that an abort ends.
     can_give_up: Cell<bool>,
+    /// Counts the commands.
+    generation: Cell<u32>,
+    /// Another command that is not finished has the same identifier.
+    is_duplicate: Cell<bool>,
+    /// The command ends without a response: the controller was reset.
+    is_forgotten: Cell<bool>,
 }
 
 impl Slot {
@@ -107,6 +113,9 @@ impl Slot {
             fused_second: Cell::new(None),
             is_parked: Cell::new(false),
             can_give_up: Cell::new(false),
+            generation: Cell::new(0),
+            is_duplicate: Cell::new(false),
+            is_forgotten: Cell::new(false),
         }
     }
 
@@ -125,10 +134,13 @@ impl Slot {
         self.in_capsule_len.get()
     }
 
-    pub(crate) fn accept(&self, sqe: Sqe, in_capsule_len: u32) {
+    pub(crate) fn accept(&self, sqe: Sqe, in_capsule_len: u32, is_duplicate: bool) {
         debug_assert_eq!(self.state.get(), SlotState::Free, "a slot serves one command at a time");
         self.sqe.set(sqe);
         self.in_capsule_len.set(in_capsule_len);
+        self.generation.set(self.generation.get().wrapping_add(1));
+        self.is_duplicate.set(is_duplicate);
+        self.is_forgotten.set(false);
         self.aborted.set(false);
         self.can_give_up.set(false);
         self.state.set(SlotState::Arrived);
@@ -181,6 +193,36 @@ impl Slot {
 
     pub(crate) fn set_aborted(&self) {
         self.aborted.set(true);
+    }
+
+    /// What the command waits for can no longer be taken back: an abort comes too late.
+    pub(crate) fn hold(&self) {
+        self.can_give_up.set(false);
+    }
+
+    /// Tells the present command from an earlier one.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.get()
+    }
+
+    pub(crate) fn is_duplicate(&self) -> bool {
+        self.is_duplicate.get()
+    }
+
+    /// Ends a command that waits, without a response.
+    pub(crate) fn forget(&self) {
+        self.is_forgotten.set(true);
+        self.aborted.set(true);
+    }
+
+    pub(crate) fn is_forgotten(&self) -> bool {
+        self.is_forgotten.get()
+    }
+
+    /// A forgotten command's future has ended: the slot may serve another command.
+    pub(crate) fn forgotten(&self) {
+        self.payload.take();
+        self.state.set(SlotState::Free);
     }
 
     /// Drops what the slot holds; for a queue pair that is closed.

@@ -13,10 +13,11 @@ use crate::config::{
 use crate::controller::Controller;
 use crate::error::TargetError;
 use crate::inbox::{GroupHandle, Message};
+use crate::limits::ANA_GROUPS_MAX;
 use crate::events::TargetEvent;
+use crate::group_namespace::Pauses;
 use crate::target::Target;
 use crate::ticket::{Part, Ticket};
-use crate::transport::CloseReason;
 
 /// What a subsystem is made from. The names and defaults are SPDK's.
 #[derive(Clone, Debug)]
@@ -104,11 +105,17 @@ impl SubsystemState {
     }
 }
 
+/// Tells a subsystem from a later one of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SubsystemUid(pub(crate) u64);
+
 struct Inner {
     config: Arc<SubsystemConfig>,
     is_active: bool,
     /// The pauses in force, by namespace (`Nsid::ALL` for all), with whether each is complete.
     pauses: BTreeMap<Nsid, Vec<PauseProbe>>,
+    /// The same as the poll groups know it.
+    told_pauses: Arc<Pauses>,
     stopping: Option<PauseProbe>,
     controllers: BTreeMap<u16, Arc<Controller>>,
     next_cntlid: u16,
@@ -127,6 +134,7 @@ impl PauseProbe {
 
 /// A subsystem of a target.
 pub struct Subsystem {
+    uid: SubsystemUid,
     nqn: Nqn,
     target: Weak<Target>,
     inner: Mutex<Inner>,
@@ -140,6 +148,7 @@ impl std::fmt::Debug for Subsystem {
 
 impl Subsystem {
     pub(crate) fn new(
+        uid: SubsystemUid,
         options: SubsystemOptions,
         target: Weak<Target>,
     ) -> Result<Arc<Self>, TargetError> {
@@ -161,6 +170,7 @@ impl Subsystem {
             ana_change_count: 0,
         };
         Ok(Arc::new(Self {
+            uid,
             nqn,
             target,
             inner: Mutex::new(Inner {
@@ -168,6 +178,7 @@ impl Subsystem {
                 config: Arc::new(config),
                 is_active: false,
                 pauses: BTreeMap::new(),
+                told_pauses: Arc::default(),
                 stopping: None,
                 controllers: BTreeMap::new(),
                 groups: Vec::new(),
@@ -185,6 +196,10 @@ impl Subsystem {
     /// Its name.
     pub fn nqn(&self) -> &Nqn {
         &self.nqn
+    }
+
+    pub(crate) fn uid(&self) -> SubsystemUid {
+        self.uid
     }
 
     /// The configuration in force.
@@ -234,7 +249,7 @@ impl Subsystem {
             inner.controllers.values().cloned().collect::<Vec<_>>()
         };
         for controller in controllers {
-            controller.end(CloseReason::ControllerEnded, Some(Arc::clone(&part)));
+            controller.end_because("subsystem stopped", Some(Arc::clone(&part)));
         }
         self.tell_discovery();
         ticket
@@ -242,7 +257,8 @@ impl Subsystem {
 
     /// Pauses one namespace, or all with [`Nsid::ALL`]: commands that have begun end, new ones
     /// wait. Pauses add up; each is ended by one [`Subsystem::resume`]. The caller sets the
-    /// deadline: a pause that takes too long is resumed like any other.
+    /// deadline: a pause that takes too long is resumed like any other. A pause belongs to the
+    /// number: it holds also for a namespace that is added under it before the resume.
     ///
     /// # Errors
     /// The namespace is not there, or the subsystem is not active.
@@ -252,9 +268,7 @@ impl Subsystem {
         self.check_active(&inner)?;
         self.check_namespace(&inner, nsid)?;
         inner.pauses.entry(nsid).or_default().push(PauseProbe(Arc::downgrade(&part)));
-        for group in &inner.groups {
-            group.send(Message::Pause(self.nqn.clone(), nsid, Arc::clone(&part)));
-        }
+        self.tell_pauses(&mut inner, Some(&part));
         Ok(ticket)
     }
 
@@ -271,10 +285,22 @@ impl Subsystem {
         if pauses.is_empty() {
             inner.pauses.remove(&nsid);
         }
-        for group in &inner.groups {
-            group.send(Message::Resume(self.nqn.clone(), nsid));
-        }
+        self.tell_pauses(&mut inner, None);
         Ok(())
+    }
+
+    /// Sends the pauses in force to the poll groups. Always all of them: a group that came late, or
+    /// left and came back, counts none twice.
+    fn tell_pauses(&self, inner: &mut Inner, part: Option<&Arc<Part>>) {
+        let count = |pauses: &Vec<PauseProbe>| u32::try_from(pauses.len()).unwrap_or(u32::MAX);
+        inner.told_pauses = Arc::new(Pauses {
+            sequence: inner.told_pauses.sequence + 1,
+            counts: inner.pauses.iter().map(|(nsid, pauses)| (*nsid, count(pauses))).collect(),
+        });
+        for group in &inner.groups {
+            let pauses = Arc::clone(&inner.told_pauses);
+            group.send(Message::Pauses(self.uid, pauses, part.cloned()));
+        }
     }
 
     fn check_active(&self, inner: &Inner) -> Result<(), TargetError> {
@@ -299,31 +325,29 @@ impl Subsystem {
         edit: impl FnOnce(&mut SubsystemConfig) -> Result<Changes, TargetError>,
     ) -> Result<Ticket, TargetError> {
         let (ticket, part) = Ticket::new();
-        let (changes, controllers, config) = {
+        let (changes, controllers, old, config) = {
             let mut inner = self.lock();
             let mut config = SubsystemConfig::clone(&inner.config);
             let changes = edit(&mut config)?;
             config.version += 1;
-            if changes.ana {
+            if changes.ana || changes.ana_members {
                 config.ana_change_count += 1;
             }
             let config = Arc::new(config);
-            inner.config = Arc::clone(&config);
+            let old = std::mem::replace(&mut inner.config, Arc::clone(&config));
             for group in &inner.groups {
                 group.send(Message::Subsystem(
-                    self.nqn.clone(),
+                    self.uid,
                     Arc::clone(&config),
                     Arc::clone(&part),
                 ));
             }
-            (changes, inner.controllers.values().cloned().collect::<Vec<_>>(), config)
+            (changes, inner.controllers.values().cloned().collect::<Vec<_>>(), old, config)
         };
         for controller in &controllers {
-            controller.subsystem_changed(&config, &changes);
-            let is_refused = !config.allows_host(controller.host_nqn())
-                || config.listener(&controller.peer().listener).is_none();
-            if is_refused {
-                controller.end(CloseReason::ControllerEnded, Some(Arc::clone(&part)));
+            controller.subsystem_changed(&old, &config, &changes);
+            if controller.is_refused_by(&config) {
+                controller.end_because("access taken away", Some(Arc::clone(&part)));
             }
         }
         if changes.discovery {
@@ -364,8 +388,9 @@ impl Subsystem {
                 return Err(TargetError::NamespaceExists { nqn: self.nqn.clone(), nsid });
             }
             namespace.nsid = nsid;
+            check_ana_group(namespace.ana_group)?;
             config.namespaces.insert(nsid, Arc::new(namespace));
-            Ok(Changes { namespaces: vec![nsid], ana: config.ana_reporting, ..Changes::default() })
+            Ok(Changes::member(nsid))
         })?;
         Ok((nsid, ticket))
     }
@@ -380,7 +405,7 @@ impl Subsystem {
                 .namespaces
                 .remove(&nsid)
                 .ok_or(TargetError::NoNamespace { nqn: self.nqn.clone(), nsid })?;
-            Ok(Changes { namespaces: vec![nsid], ana: config.ana_reporting, ..Changes::default() })
+            Ok(Changes::member(nsid))
         })
     }
 
@@ -396,7 +421,12 @@ impl Subsystem {
                 .get_mut(&nsid)
                 .ok_or(TargetError::NoNamespace { nqn: self.nqn.clone(), nsid })?;
             edit(Arc::make_mut(namespace));
-            Ok(Changes { namespaces: vec![nsid], ana: is_ana_change, hides: true, ..Changes::default() })
+            Ok(if is_ana_change {
+                // The ANA event is instead of the namespace event, not beside it.
+                Changes { ana: true, ..Changes::default() }
+            } else {
+                Changes { namespaces: vec![nsid], ..Changes::default() }
+            })
         })
     }
 
@@ -425,8 +455,8 @@ impl Subsystem {
         &self,
         nsid: Nsid,
         write_protect: WriteProtect,
-    ) -> Result<(), TargetError> {
-        drop(self.set_write_protect(nsid, write_protect)?);
+    ) -> Result<Ticket, TargetError> {
+        let ticket = self.set_write_protect(nsid, write_protect)?;
         if let Some(target) = self.target.upgrade() {
             target.tell(TargetEvent::WriteProtectChanged {
                 nqn: self.nqn.clone(),
@@ -434,7 +464,7 @@ impl Subsystem {
                 write_protect,
             });
         }
-        Ok(())
+        Ok(ticket)
     }
 
     /// Sets who sees a namespace.
@@ -452,21 +482,23 @@ impl Subsystem {
     /// Moves a namespace to another ANA group.
     ///
     /// # Errors
-    /// There is no such namespace.
+    /// There is no such namespace, or the group's number is out of range.
     pub fn set_ana_group(&self, nsid: Nsid, group: AnaGroupId) -> Result<Ticket, TargetError> {
+        check_ana_group(group)?;
         self.change_namespace(nsid, true, |namespace| namespace.ana_group = group)
     }
 
     /// Sets the ANA state of one group, or of all with `None`, at one address.
     ///
     /// # Errors
-    /// The subsystem is not reached at this address.
+    /// The subsystem is not reached at this address, or the group's number is out of range.
     pub fn set_ana_state(
         &self,
         address: &TransportAddress,
         group: Option<AnaGroupId>,
         state: AnaState,
     ) -> Result<Ticket, TargetError> {
+        group.map_or(Ok(()), check_ana_group)?;
         self.change(|config| {
             let listener = self.find_listener(config, address)?;
             match group {
@@ -605,10 +637,10 @@ impl Subsystem {
     // For poll groups and controllers.
 
     /// Notes that a poll group has queue pairs here and gives it the snapshot in force.
-    pub(crate) fn attach(&self, group: &Arc<GroupHandle>) -> Arc<SubsystemConfig> {
+    pub(crate) fn attach(&self, group: &Arc<GroupHandle>) -> (Arc<SubsystemConfig>, Arc<Pauses>) {
         let mut inner = self.lock();
         inner.groups.push(Arc::clone(group));
-        Arc::clone(&inner.config)
+        (Arc::clone(&inner.config), Arc::clone(&inner.told_pauses))
     }
 
     pub(crate) fn detach(&self, group: &Arc<GroupHandle>) {
@@ -649,20 +681,33 @@ impl Subsystem {
     }
 }
 
+fn check_ana_group(group: AnaGroupId) -> Result<(), TargetError> {
+    if (1..=ANA_GROUPS_MAX).contains(&group.0) {
+        return Ok(());
+    }
+    Err(TargetError::BadAnaGroup { group: group.0, max: ANA_GROUPS_MAX })
+}
+
 /// What a configuration change touched.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Changes {
     /// Namespaces added, removed or changed.
     pub(crate) namespaces: Vec<Nsid>,
-    /// ANA states, groups or memberships.
+    /// ANA states or groups of namespaces that are there.
     pub(crate) ana: bool,
+    /// Namespaces came to ANA groups or left them: counted in the ANA log, and told to hosts by the
+    /// namespace event alone (NVMe Base 2.1, section 5.1.2, Asymmetric Namespace Access Change).
+    pub(crate) ana_members: bool,
     /// What a discovery log shows.
     pub(crate) discovery: bool,
-    /// A host may have lost sight of a namespace.
-    pub(crate) hides: bool,
 }
 
 impl Changes {
     const DISCOVERY: Self =
-        Self { namespaces: Vec::new(), ana: false, discovery: true, hides: false };
+        Self { namespaces: Vec::new(), ana: false, ana_members: false, discovery: true };
+
+    /// A namespace came or went.
+    fn member(nsid: Nsid) -> Self {
+        Self { namespaces: vec![nsid], ana_members: true, ..Self::default() }
+    }
 }

@@ -15,7 +15,7 @@ use crate::error::TargetError;
 use crate::events::{Events, TargetEvent};
 use crate::inbox::{GroupHandle, Message, PollGroupId};
 use crate::poll_group::PollGroup;
-use crate::subsystem::{Subsystem, SubsystemOptions};
+use crate::subsystem::{Subsystem, SubsystemOptions, SubsystemUid};
 use crate::ticket::Ticket;
 use crate::transport::{CloseReason, NewConnection, Transport, TransportId, TransportLimits};
 
@@ -105,6 +105,7 @@ pub struct Target {
     listening: Mutex<Vec<Listening>>,
     next_port_id: AtomicUsize,
     pub(crate) discovery: Discovery,
+    next_subsystem_uid: AtomicU64,
     keep_alive_changes: AtomicU64,
     events: Mutex<Events>,
 }
@@ -135,6 +136,7 @@ impl Target {
             listening: Mutex::default(),
             next_port_id: AtomicUsize::new(1),
             discovery: Discovery::default(),
+            next_subsystem_uid: AtomicU64::new(0),
             keep_alive_changes: AtomicU64::new(0),
             events: Mutex::default(),
         })
@@ -386,7 +388,8 @@ impl Target {
         &self,
         options: SubsystemOptions,
     ) -> Result<Arc<Subsystem>, TargetError> {
-        let subsystem = Subsystem::new(options, Weak::clone(&self.me))?;
+        let uid = SubsystemUid(self.next_subsystem_uid.fetch_add(1, Ordering::Relaxed));
+        let subsystem = Subsystem::new(uid, options, Weak::clone(&self.me))?;
         let nqn = subsystem.nqn().clone();
         let mut subsystems = self.subsystems.write().unwrap_or_else(PoisonError::into_inner);
         if subsystems.contains_key(&nqn) || nqn == Nqn::discovery() {

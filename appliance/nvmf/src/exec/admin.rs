@@ -10,7 +10,8 @@ use nvme_spec::{Nsid, Qid, Sqe, Status, opcode::admin};
 
 use crate::controller::EVENT_REQUESTS_MAX;
 use crate::inbox::{AbortResult, Message};
-use crate::queue::{Association, Queue, sgl_len};
+use crate::limits;
+use crate::queue::{Association, Queue, sgl_len, sgl_len_to_host};
 use crate::slot::{Outcome, Slot};
 
 mod discovery_log;
@@ -18,8 +19,8 @@ mod features;
 mod identify;
 mod log_page;
 
-/// How often an Abort looks whether the other thread has answered.
-const ABORT_PERIOD: Duration = Duration::from_millis(1);
+/// How often a command looks whether other threads have done their part.
+const LOOK_PERIOD: Duration = Duration::from_millis(1);
 
 /// Runs an admin command.
 pub(crate) async fn execute(queue: &Rc<Queue>, slot: &Rc<Slot>, sqe: Sqe) -> Outcome {
@@ -65,7 +66,7 @@ async fn run(
 
 /// Answers with data: as much of it as the host's SGL takes.
 async fn answer(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe, data: &[u8]) -> Result<u64, Status> {
-    let len = (sgl_len(sqe, slot.in_capsule_len())? as usize).min(data.len());
+    let len = (sgl_len_to_host(sqe)? as usize).min(data.len());
     if len < data.len() {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
@@ -143,17 +144,42 @@ async fn abort(
         .filter(|qpair| !qpair.is_closed)
         .cloned()
         .ok_or(Status::INVALID_FIELD.with_dnr(true))?;
+    let _counted = CountedAbort::new(queue)?;
     let result = Arc::<AbortResult>::default();
     qpair.group.send(Message::Abort(qpair.qpair, qpair.uid, cid.0, Arc::clone(&result)));
     // The other thread answers within a turn of its loop; if it has gone, so has the queue, and
     // with it this controller.
-    while !result.is_done.load(Ordering::Acquire) {
-        let at = queue.group.now.get() + ABORT_PERIOD;
-        queue.group.timed.borrow_mut().push((at, queue.id, slot.id));
-        let is_due = || queue.group.now.get() >= at || result.is_done.load(Ordering::Acquire);
-        slot.until(is_due).await?;
-    }
+    wait(queue, slot, || result.is_done.load(Ordering::Acquire)).await?;
     Ok(u64::from(!result.was_aborted.load(Ordering::Relaxed)))
+}
+
+/// Waits for other threads.
+async fn wait(queue: &Queue, slot: &Slot, is_done: impl Fn() -> bool) -> Result<(), Status> {
+    while !is_done() {
+        let at = queue.group.now.get() + LOOK_PERIOD;
+        queue.group.timed.borrow_mut().push((at, queue.id, slot.id));
+        slot.until(|| queue.group.now.get() >= at || is_done()).await?;
+    }
+    Ok(())
+}
+
+/// One of the Abort commands that wait for another thread.
+struct CountedAbort<'a>(&'a Queue);
+
+impl<'a> CountedAbort<'a> {
+    fn new(queue: &'a Queue) -> Result<Self, Status> {
+        if queue.aborts.get() == limits::ABORTS_MAX {
+            return Err(Status::ABORT_COMMAND_LIMIT_EXCEEDED);
+        }
+        queue.aborts.set(queue.aborts.get() + 1);
+        Ok(Self(queue))
+    }
+}
+
+impl Drop for CountedAbort<'_> {
+    fn drop(&mut self) {
+        self.0.aborts.set(self.0.aborts.get() - 1);
+    }
 }
 
 /// The namespace of a command that names one which this host sees.

@@ -18,9 +18,9 @@ use crate::controller::{
 };
 use crate::events::TargetEvent;
 use crate::queue::{Association, Queue, add, sgl_len};
+use crate::registers::CcChange;
 use crate::slot::{Outcome, Slot};
 use crate::subsystem::Subsystem;
-use crate::transport::CloseReason;
 
 /// How long a Connect waits for an older queue pair of the same number to end.
 const DUPLICATE_QID_WAIT: Duration = Duration::from_secs(2);
@@ -35,7 +35,10 @@ pub(crate) fn execute(queue: &Queue, sqe: &Sqe) -> Outcome {
     let is_admin = association.qid.0 == 0;
     match fctype(sqe) {
         Some(FCTYPE_PROPERTY_GET) if is_admin => property_get(&association.controller, sqe),
-        Some(FCTYPE_PROPERTY_SET) if is_admin => property_set(&association.controller, sqe),
+        Some(FCTYPE_PROPERTY_SET) if is_admin => property_set(queue, &association.controller, sqe),
+        Some(FCTYPE_PROPERTY_GET | FCTYPE_PROPERTY_SET) => {
+            Status::INVALID_QUEUE_TYPE.with_dnr(true).into()
+        }
         Some(FCTYPE_DISCONNECT) if !is_admin => {
             // The response goes out first, then the connection is closed.
             queue.close_after_response.set(true);
@@ -63,13 +66,18 @@ fn property_get(controller: &Controller, sqe: &Sqe) -> Outcome {
     Outcome::ok(value)
 }
 
-fn property_set(controller: &Controller, sqe: &Sqe) -> Outcome {
+fn property_set(queue: &Queue, controller: &Controller, sqe: &Sqe) -> Outcome {
     let Ok(set) = PropertySet::parse(sqe) else {
         return Status::INVALID_FIELD.with_dnr(true).into();
     };
     match (set.offset, set.size, u32::try_from(set.value)) {
         (registers::CC, PropertySize::Four, Ok(value)) => match controller.write_cc(value) {
-            Ok(()) => Outcome::OK,
+            Ok(change) => {
+                if change == CcChange::Reset {
+                    queue.forget_event_requests();
+                }
+                Outcome::OK
+            }
             Err(status) => status.into(),
         },
         _ => Status::INVALID_FIELD.with_dnr(true).into(),
@@ -125,7 +133,8 @@ impl Refusal {
 /// Runs the first command of a queue pair, which must be Connect. A queue pair whose Connect is
 /// refused is closed once the host has the response.
 pub(crate) async fn connect(queue: &Rc<Queue>, slot: &Rc<Slot>, sqe: Sqe) -> Outcome {
-    if fctype(&sqe) != Some(FCTYPE_CONNECT) {
+    // One Connect, and nothing beside it until it is answered.
+    if fctype(&sqe) != Some(FCTYPE_CONNECT) || queue.has_connect.replace(true) {
         queue.close_after_response.set(true);
         return Status::COMMAND_SEQUENCE_ERROR.with_dnr(true).into();
     }
@@ -267,11 +276,13 @@ fn connect_admin(queue: &Rc<Queue>, request: Request) -> Result<Cntlid, Refusal>
     if kato_ms > 0 {
         target.keep_alive_changed();
     }
-    // The subsystem's access rules may have changed while this host was on its way in.
-    if let (Some(subsystem), Some(association)) = (subsystem, queue.association())
-        && !subsystem.config().allows_host(&association.host_nqn)
-    {
-        association.controller.end(CloseReason::ControllerEnded, None);
+    // The subsystem may have been stopped, or its access rules changed, while this host was on its
+    // way in: then nobody has told the admin queue, as it was not there yet.
+    if let (Some(subsystem), Some(association)) = (subsystem, queue.association()) {
+        let controller = &association.controller;
+        if controller.is_ended() || controller.is_refused_by(&subsystem.config()) {
+            controller.end_because("access taken away", None);
+        }
     }
     Ok(cntlid)
 }

@@ -9,7 +9,7 @@ use nvme_spec::{Fuse, Nsid, Sqe, Status, opcode::nvm};
 use crate::config::AnaState;
 use crate::group_namespace::{Entered, GroupNamespace};
 use crate::limits;
-use crate::queue::{Queue, add, sgl_len};
+use crate::queue::{Queue, add, sgl_len, sgl_len_to_host};
 use crate::slot::{Outcome, Slot};
 use crate::status;
 
@@ -78,20 +78,49 @@ enum Access {
     Write,
 }
 
-/// Begins a command on its namespace: it is there, this host sees it, the path may be used, it
-/// is not paused, and it may be written if the command writes.
+/// Begins a command on its namespace, as far as that goes without its data: it is there, this host
+/// sees it, the path may be used, and it may be written if the command writes.
+///
+/// A command whose data the host still holds waits here for the end of a pause, without a buffer.
+/// Data in the capsule has come already, and with some transports nothing behind it is read before
+/// it is taken: such a command waits in [`enter`].
 async fn begin(
     queue: &Rc<Queue>,
     slot: &Slot,
     sqe: &Sqe,
     access: Access,
-) -> Result<Entered, Status> {
+) -> Result<Rc<GroupNamespace>, Status> {
     let namespace = queue.namespace(sqe.nsid())?;
-    check_path(queue, &namespace)?;
+    check_access(queue, &namespace, access)?;
+    if !sqe.sgl().is_in_capsule() {
+        namespace.runs(queue, slot).await?;
+    }
+    Ok(namespace)
+}
+
+/// Goes on to the device, with everything that a host could delay done: see
+/// [`GroupNamespace::enter`].
+async fn enter(
+    queue: &Rc<Queue>,
+    slot: &Slot,
+    namespace: &Rc<GroupNamespace>,
+    access: Access,
+) -> Result<Entered, Status> {
+    let entered = namespace.enter(queue, slot).await?;
+    // What was so when the command came may have changed since.
+    check_access(queue, namespace, access)?;
+    Ok(entered)
+}
+
+fn check_access(queue: &Queue, namespace: &GroupNamespace, access: Access) -> Result<(), Status> {
+    if queue.association().is_some_and(|a| namespace.is_hidden_from(&a.host_nqn)) {
+        return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true));
+    }
+    check_path(queue, namespace)?;
     if access == Access::Write && namespace.is_write_protected.get() {
         return Err(Status::NAMESPACE_WRITE_PROTECTED.with_dnr(true));
     }
-    namespace.enter(queue, slot).await
+    Ok(())
 }
 
 /// Fails commands on a path whose ANA state forbids them (NVMe Base 2.1, section 8.1.1.6).
@@ -111,6 +140,10 @@ fn check_path(queue: &Queue, namespace: &GroupNamespace) -> Result<(), Status> {
 }
 
 impl Extent {
+    fn blocks(self) -> (Lba, u32) {
+        (self.lba, self.blocks)
+    }
+
     /// The blocks of a command that moves data.
     fn of_transfer(queue: &Queue, namespace: &GroupNamespace, sqe: &Sqe) -> Result<Self, Status> {
         let extent = Self::of(namespace, sqe)?;
@@ -156,17 +189,17 @@ async fn device(
 
 async fn read(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
     let namespace = begin(queue, slot, sqe, Access::Read).await?;
-    let extent = Extent::of_transfer(queue, namespace.namespace(), sqe)?;
-    if sgl_len(sqe, slot.in_capsule_len())? < extent.bytes {
+    let extent = Extent::of_transfer(queue, &namespace, sqe)?;
+    if sgl_len_to_host(sqe)? < extent.bytes {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
-    let payload = if namespace.namespace().lends && queue.may_borrow_data {
+    let payload = if namespace.lends && queue.may_borrow_data {
         Payload::None
     } else {
         Payload::Buf(queue.buffer(slot, extent.bytes).await?)
     };
-    let payload =
-        device(queue, slot, &namespace, Op::Read, (extent.lba, extent.blocks), payload).await?;
+    let entered = enter(queue, slot, &namespace, Access::Read).await?;
+    let payload = device(queue, slot, &entered, Op::Read, extent.blocks(), payload).await?;
     slot.set_response_data(payload, extent.bytes);
     add(&queue.counters.reads, 1);
     add(&queue.counters.read_bytes, u64::from(extent.bytes));
@@ -188,10 +221,11 @@ async fn receive(
 
 async fn write(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
     let namespace = begin(queue, slot, sqe, Access::Write).await?;
-    let extent = Extent::of_transfer(queue, namespace.namespace(), sqe)?;
+    let extent = Extent::of_transfer(queue, &namespace, sqe)?;
     let payload = receive(queue, slot, sqe, extent.bytes).await?;
+    let entered = enter(queue, slot, &namespace, Access::Write).await?;
     let op = Op::Write { fua: sqe.fua() || is_write_through(queue) };
-    device(queue, slot, &namespace, op, (extent.lba, extent.blocks), payload).await?;
+    device(queue, slot, &entered, op, extent.blocks(), payload).await?;
     add(&queue.counters.writes, 1);
     add(&queue.counters.write_bytes, u64::from(extent.bytes));
     Ok(())
@@ -199,9 +233,10 @@ async fn write(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> 
 
 async fn compare(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
     let namespace = begin(queue, slot, sqe, Access::Read).await?;
-    let extent = Extent::of_transfer(queue, namespace.namespace(), sqe)?;
+    let extent = Extent::of_transfer(queue, &namespace, sqe)?;
     let payload = receive(queue, slot, sqe, extent.bytes).await?;
-    device(queue, slot, &namespace, Op::Compare, (extent.lba, extent.blocks), payload).await?;
+    let entered = enter(queue, slot, &namespace, Access::Read).await?;
+    device(queue, slot, &entered, Op::Compare, extent.blocks(), payload).await?;
     Ok(())
 }
 
@@ -216,8 +251,8 @@ async fn flush(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> 
     for namespace in config.visible_namespaces(&association.host_nqn) {
         match flush_one(queue, slot, &sqe.with_nsid(namespace.nsid)).await {
             // Removed while the others were flushed: nothing left to flush.
-            Err(Status::INVALID_NAMESPACE_OR_FORMAT) | Ok(()) => {}
-            Err(status) => return Err(status),
+            Err(status) if !status.is(Status::INVALID_NAMESPACE_OR_FORMAT) => return Err(status),
+            Err(_) | Ok(()) => {}
         }
     }
     Ok(())
@@ -225,34 +260,36 @@ async fn flush(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> 
 
 async fn flush_one(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
     let namespace = begin(queue, slot, sqe, Access::Read).await?;
-    if !namespace.namespace().geometry.get().volatile_write_cache {
+    if !namespace.geometry.get().volatile_write_cache {
         // What was acknowledged is where it stays.
         return Ok(());
     }
-    device(queue, slot, &namespace, Op::Flush, (Lba(0), 0), Payload::None).await?;
+    let entered = enter(queue, slot, &namespace, Access::Read).await?;
+    device(queue, slot, &entered, Op::Flush, (Lba(0), 0), Payload::None).await?;
     Ok(())
 }
 
 async fn write_zeroes(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
     let namespace = begin(queue, slot, sqe, Access::Write).await?;
-    let extent = Extent::of(namespace.namespace(), sqe)?;
+    let extent = Extent::of(&namespace, sqe)?;
     if u64::from(extent.bytes) > limits::WRITE_ZEROES_BYTES_MAX {
         return Err(Status::INVALID_FIELD.with_dnr(true));
     }
+    let entered = enter(queue, slot, &namespace, Access::Write).await?;
     let fua = sqe.fua() || is_write_through(queue);
     let op = Op::WriteZeroes { unmap: sqe.deac(), fua };
-    device(queue, slot, &namespace, op, (extent.lba, extent.blocks), Payload::None).await?;
+    device(queue, slot, &entered, op, extent.blocks(), Payload::None).await?;
     Ok(())
 }
 
 async fn verify(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
     let namespace = begin(queue, slot, sqe, Access::Read).await?;
-    let extent = Extent::of(namespace.namespace(), sqe)?;
+    let extent = Extent::of(&namespace, sqe)?;
     if u64::from(extent.bytes) > limits::VERIFY_BYTES_MAX {
         return Err(Status::INVALID_FIELD.with_dnr(true));
     }
-    device(queue, slot, &namespace, Op::Verify, (extent.lba, extent.blocks), Payload::None)
-        .await?;
+    let entered = enter(queue, slot, &namespace, Access::Read).await?;
+    device(queue, slot, &entered, Op::Verify, extent.blocks(), Payload::None).await?;
     Ok(())
 }
 

@@ -3,9 +3,9 @@
 use std::rc::Rc;
 
 use nvme_spec::feature::{Select, capability, fid};
-use nvme_spec::{Sqe, Status};
+use nvme_spec::{Nsid, Sqe, Status};
 
-use super::{answer, identify, namespace, receive};
+use super::{answer, identify, namespace, receive, wait};
 use crate::config::WriteProtect;
 use crate::queue::{Association, Queue};
 use crate::slot::Slot;
@@ -89,12 +89,18 @@ pub(super) async fn set(
     if sqe.save() {
         return Err(Status::FEATURE_NOT_SAVEABLE.with_dnr(true));
     }
+    let of_namespace = sqe.fid() == fid::NAMESPACE_WRITE_PROTECTION;
+    if !of_namespace && sqe.nsid() != Nsid::NONE && sqe.nsid() != Nsid::ALL {
+        return Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC.with_dnr(true));
+    }
     match sqe.fid() {
         fid::VOLATILE_WRITE_CACHE => set_write_cache(sqe, association),
         fid::NUMBER_OF_QUEUES => set_queues(queue, sqe, association),
         fid::KEEP_ALIVE_TIMER => set_keep_alive(queue, sqe, association),
         fid::HOST_IDENTIFIER => Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr(true)),
-        fid::NAMESPACE_WRITE_PROTECTION => set_write_protection(sqe, association),
+        fid::NAMESPACE_WRITE_PROTECTION => {
+            set_write_protection(queue, slot, sqe, association).await
+        }
         fid::HOST_BEHAVIOR => {
             let payload = receive(queue, slot, sqe, 512).await?;
             let bytes = payload.as_buf().map_or(&[][..], |buffer| buffer.as_slice());
@@ -146,7 +152,13 @@ fn set_keep_alive(queue: &Queue, sqe: &Sqe, association: &Association) -> Result
     Ok(granted.into())
 }
 
-fn set_write_protection(sqe: &Sqe, association: &Association) -> Result<u64, Status> {
+/// Answered once every thread refuses (or takes) writes.
+async fn set_write_protection(
+    queue: &Queue,
+    slot: &Slot,
+    sqe: &Sqe,
+    association: &Association,
+) -> Result<u64, Status> {
     let namespace = namespace(association, sqe.nsid())?;
     let state = match sqe.cdw11() & 0x7 {
         0 => WriteProtect::None,
@@ -155,5 +167,7 @@ fn set_write_protection(sqe: &Sqe, association: &Association) -> Result<u64, Sta
     };
     let subsystem = association.subsystem.as_ref().ok_or(Status::INVALID_FIELD.with_dnr(true))?;
     let changed = subsystem.subsystem.set_write_protect_by_host(namespace.nsid, state);
-    changed.map(|()| 0).map_err(|_| Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true))
+    let ticket = changed.map_err(|_| Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true))?;
+    wait(queue, slot, || ticket.is_done()).await?;
+    Ok(0)
 }

@@ -17,10 +17,6 @@ use crate::controller::{ERROR_LOG_ENTRIES, EVENT_REQUESTS_MAX};
 use crate::limits;
 use crate::queue::{Association, Queue};
 
-/// Highest ANA group identifier (Identify ANAGRPMAX) and number of groups (NANAGRPID).
-pub(crate) const ANA_GROUPS_MAX: u32 = 1024;
-/// Abort commands that may be outstanding less one (ACL).
-const ABORTS_MAX: u8 = 3;
 
 /// The 4,096 bytes that an Identify asks for.
 pub(super) fn data(
@@ -69,7 +65,7 @@ fn controller(queue: &Queue, association: &Association) -> Vec<u8> {
     id.lpa = lpa::EXTENDED_DATA | lpa::SUPPORTED_PAGES;
     id.elpe = (ERROR_LOG_ENTRIES - 1) as u8;
     id.aerl = (EVENT_REQUESTS_MAX - 1) as u8;
-    id.acl = ABORTS_MAX;
+    id.acl = limits::ABORTS_MAX - 1;
     id.kas = queue.limits.kas_100ms.into();
     id.sgls = (sgls::SUPPORTED | sgls::OFFSET | sgls::TRANSPORT).into();
     id.maxcmd = queue.limits.max_queue_depth.into();
@@ -110,8 +106,8 @@ fn io_controller(
             | anacap::PERSISTENT_LOSS
             | anacap::CHANGE;
         id.anatt = options.anatt_s;
-        id.anagrpmax = ANA_GROUPS_MAX.into();
-        id.nanagrpid = ANA_GROUPS_MAX.into();
+        id.anagrpmax = limits::ANA_GROUPS_MAX.into();
+        id.nanagrpid = limits::ANA_GROUPS_MAX.into();
     }
     // One firmware slot, read-only: the program itself.
     id.frmw = identify::frmw::FIRST_SLOT_READ_ONLY | 1 << identify::frmw::SLOTS_SHIFT;

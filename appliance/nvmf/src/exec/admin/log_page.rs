@@ -10,6 +10,7 @@ use nvme_spec::log::{
     ErrorEntry, FeatureEffects, FirmwareSlot, SmartLog, SupportedLogPages, effects,
     feature_effects, lid, supported,
 };
+use nvme_spec::identify::csi;
 use nvme_spec::opcode::{admin, nvm};
 use nvme_spec::{Nsid, Sqe, Status};
 use zerocopy::{FromZeros, IntoBytes};
@@ -18,7 +19,7 @@ use super::discovery_log;
 use crate::config::AnaGroupId;
 use crate::controller::{CHANGED_NAMESPACES_MAX, Controller, ERROR_LOG_ENTRIES};
 use crate::features::Features;
-use crate::queue::{Association, Queue, sgl_len};
+use crate::queue::{Association, Queue, sgl_len_to_host};
 use crate::slot::Slot;
 
 /// Log pages of an I/O controller, and of a discovery controller. ANA is there when it is reported.
@@ -55,45 +56,66 @@ pub(super) async fn get(
     }
     let len = u32::try_from(len).ok().filter(|len| *len <= queue.limits.max_io_size);
     let len = len.ok_or(invalid)?;
-    if sgl_len(sqe, slot.in_capsule_len())? < len {
+    if sgl_len_to_host(sqe)? < len {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
-    let page = page(queue, sqe, association)?;
-    let offset = usize::try_from(offset).ok().filter(|offset| *offset <= page.len());
-    let rest = &page[offset.ok_or(invalid)?..];
+    check(association, sqe)?;
+    // Before the page is read: a change in between must not get lost while the host waits.
     let mut buffer = queue.reserved_buffer(slot, len).await?;
+    let mut page = page(queue, sqe, association, false)?;
+    let offset = usize::try_from(offset).ok().filter(|offset| *offset <= page.len());
+    let offset = offset.ok_or(invalid)?;
+    if !sqe.rae() {
+        acknowledge(&association.controller, sqe.log_id());
+        page = self::page(queue, sqe, association, true)?;
+    }
+    let rest = page.get(offset..).unwrap_or_default();
     let bytes = buffer.as_mut_slice();
     // What the host asks beyond the page's end is zeroes.
     let copied = rest.len().min(bytes.len());
     bytes[..copied].copy_from_slice(&rest[..copied]);
     bytes[copied..].fill(0);
     slot.set_response_data(Payload::Buf(buffer), len);
-    if !sqe.rae() {
-        acknowledge(&association.controller, sqe.log_id());
-    }
     Ok(0)
 }
 
-/// The host has seen the page: its event may be told again, and what it listed is forgotten.
-fn acknowledge(controller: &Controller, log_id: u8) {
-    let mut state = controller.lock();
-    state.masked_events.retain(|event| (event >> 16) as u8 != log_id);
-    if log_id == lid::CHANGED_NAMESPACES {
-        state.changed_namespaces.clear();
-    }
-}
-
-fn page(queue: &Queue, sqe: &Sqe, association: &Association) -> Result<Arc<[u8]>, Status> {
+/// What can be wrong with the command apart from where it reads.
+fn check(association: &Association, sqe: &Sqe) -> Result<(), Status> {
     if !pages(association).contains(&sqe.log_id()) {
         return Err(Status::INVALID_LOG_PAGE.with_dnr(true));
     }
+    let is_wrong = match sqe.log_id() {
+        // LPA bit 0 is clear: one log for the controller.
+        lid::SMART => sqe.nsid() != Nsid::NONE && sqe.nsid() != Nsid::ALL,
+        lid::COMMANDS_EFFECTS => sqe.csi() != csi::NVM,
+        _ => false,
+    };
+    if is_wrong { Err(Status::INVALID_FIELD.with_dnr(true)) } else { Ok(()) }
+}
+
+/// The host sees the page: its event may be told again. To be called before that page is made, so
+/// that what changes meanwhile is told once too often and never once too few.
+fn acknowledge(controller: &Controller, log_id: u8) {
+    let is_of_page = |event: u32| (event >> 16) as u8 == log_id;
+    let mut state = controller.lock();
+    state.masked_events.retain(|event| !is_of_page(*event));
+    state.events.retain(|event| !is_of_page(event.0));
+}
+
+/// The page. `is_taken`: the host has it now, and what it lists is forgotten.
+fn page(
+    queue: &Queue,
+    sqe: &Sqe,
+    association: &Association,
+    is_taken: bool,
+) -> Result<Arc<[u8]>, Status> {
     let controller = &association.controller;
     match sqe.log_id() {
         lid::SUPPORTED_LOG_PAGES => Ok(supported_pages(association)),
         lid::ERROR => Ok(errors(controller)),
-        lid::SMART => smart(queue, controller, sqe.nsid()),
+        lid::SMART => Ok(smart(queue, controller)),
         lid::FIRMWARE_SLOT => Ok(firmware()),
-        lid::CHANGED_NAMESPACES => Ok(changed_namespaces(controller)),
+        lid::CHANGED_NAMESPACES => Ok(changed_namespaces(controller, is_taken)),
         lid::COMMANDS_EFFECTS => Ok(commands_effects()),
         lid::ANA => ana(queue, sqe, association),
         lid::FEATURE_EFFECTS => Ok(features()),
@@ -129,11 +151,7 @@ fn errors(controller: &Controller) -> Arc<[u8]> {
     log.into()
 }
 
-fn smart(queue: &Queue, controller: &Controller, nsid: Nsid) -> Result<Arc<[u8]>, Status> {
-    if nsid.0 != 0 && nsid != Nsid::ALL {
-        // LPA bit 0 is clear: one log for the controller.
-        return Err(Status::INVALID_FIELD.with_dnr(true));
-    }
+fn smart(queue: &Queue, controller: &Controller) -> Arc<[u8]> {
     let state = controller.lock();
     let sum = state.counters();
     let mut log = SmartLog::new_zeroed();
@@ -146,7 +164,8 @@ fn smart(queue: &Queue, controller: &Controller, nsid: Nsid) -> Result<Arc<[u8]>
     let age = queue.group.now.get().saturating_duration_since(controller.made_at);
     log.set_power_on_hours(u128::from(age.as_secs() / 3600));
     log.set_power_cycles(1);
-    Ok(log.as_bytes().into())
+    log.set_media_errors(state.media_errors.into());
+    log.as_bytes().into()
 }
 
 fn firmware() -> Arc<[u8]> {
@@ -156,10 +175,14 @@ fn firmware() -> Arc<[u8]> {
     log.as_bytes().into()
 }
 
-fn changed_namespaces(controller: &Controller) -> Arc<[u8]> {
-    let state = controller.lock();
+fn changed_namespaces(controller: &Controller, is_taken: bool) -> Arc<[u8]> {
+    let mut state = controller.lock();
     debug_assert!(state.changed_namespaces.len() <= CHANGED_NAMESPACES_MAX + 1);
-    ChangedNamespaces::new(state.changed_namespaces.iter().copied()).as_bytes().into()
+    let list = ChangedNamespaces::new(state.changed_namespaces.iter().copied());
+    if is_taken {
+        state.changed_namespaces.clear();
+    }
+    list.as_bytes().into()
 }
 
 fn commands_effects() -> Arc<[u8]> {

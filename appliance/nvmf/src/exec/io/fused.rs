@@ -10,9 +10,10 @@ use block::Op;
 use dma::Payload;
 use nvme_spec::{Fuse, Sqe, Status, opcode::nvm};
 
-use super::{Access, Extent, begin, bytes_of, device, receive};
+use super::{Access, Extent, begin, bytes_of, device, enter};
+use crate::group_namespace::GroupNamespace;
 use crate::limits;
-use crate::queue::Queue;
+use crate::queue::{Queue, sgl_len};
 use crate::slot::Slot;
 
 /// How the first half ended, as the second half decides it.
@@ -22,15 +23,6 @@ pub(crate) enum FirstHalf {
     Waiting,
     /// Ended, with this status.
     Ended(Status),
-}
-
-impl FirstHalf {
-    fn status(self) -> Status {
-        match self {
-            Self::Waiting => Status::ABORTED_MISSING_FUSED,
-            Self::Ended(status) => status,
-        }
-    }
 }
 
 /// Runs a command that is fused, or that follows the first half of a fused pair.
@@ -50,7 +42,10 @@ pub(super) async fn run(
             fail_waiting(queue, Status::ABORTED_MISSING_FUSED);
             super::run(queue, slot, sqe).await
         }
-        Fuse::Reserved => Err(Status::INVALID_FIELD.with_dnr(true)),
+        Fuse::Reserved => {
+            fail_waiting(queue, Status::ABORTED_MISSING_FUSED);
+            Err(Status::INVALID_FIELD.with_dnr(true))
+        }
     }
 }
 
@@ -65,39 +60,56 @@ fn fail_waiting(queue: &Queue, status: Status) {
 /// The Compare: taken in order of arrival, so the pair is noted before its data is received.
 async fn first(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
     slot.fused.set(FirstHalf::Waiting);
+    slot.fused_second.set(None);
     queue.fused.set(Some(slot.id));
-    let received = if sqe.opcode() == nvm::COMPARE {
-        prepare(queue, slot, sqe, Access::Read).await
-    } else {
-        Err(Status::INVALID_FIELD.with_dnr(true))
-    };
-    let payload = match received {
-        Ok((_, payload)) => payload,
-        Err(status) => {
-            slot.fused.set(FirstHalf::Ended(status));
-            return Err(status);
+    let ended = match prepare_first(queue, slot, sqe).await {
+        Ok(payload) => {
+            slot.park(payload);
+            wake_second(queue, slot);
+            slot.until(|| slot.fused.get() != FirstHalf::Waiting).await
         }
+        Err(status) => Err(status),
     };
-    slot.park(payload);
-    // The second half may have come while the data was on its way.
-    if let Some(second) = slot.fused_second.take() {
-        queue.group.ready.borrow_mut().push_back((queue.id, second));
-    }
-    let ended = match slot.until(|| slot.fused.get() != FirstHalf::Waiting).await {
-        Ok(()) => slot.fused.get().status(),
-        Err(status) => status,
+    let ended = match (ended, slot.fused.get()) {
+        // The pair was broken while the data was on its way.
+        (_, FirstHalf::Ended(status)) => status,
+        (Err(status), _) => status,
+        (Ok(()), FirstHalf::Waiting) => Status::ABORTED_MISSING_FUSED,
     };
     slot.fused.set(FirstHalf::Ended(ended));
     drop(slot.take_payload());
+    wake_second(queue, slot);
     if ended.is_success() { Ok(()) } else { Err(ended) }
+}
+
+/// The second half may have come while the data of the first was on its way.
+fn wake_second(queue: &Queue, first: &Slot) {
+    if let Some(second) = first.fused_second.take() {
+        queue.group.ready.borrow_mut().push_back((queue.id, second));
+    }
+}
+
+/// Receives the data to compare with into a buffer that has room for both halves.
+async fn prepare_first(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<Payload, Status> {
+    if sqe.opcode() != nvm::COMPARE {
+        return Err(Status::INVALID_FIELD.with_dnr(true));
+    }
+    let (_, bytes) = prepare(queue, slot, sqe, Access::Read).await?;
+    let mut buffer = queue.buffer(slot, 2 * bytes).await?;
+    buffer.set_len(bytes as usize);
+    slot.receive(Payload::Buf(buffer), bytes).await
 }
 
 async fn second(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
     let Some(first) = queue.fused.take() else {
         return Err(Status::ABORTED_MISSING_FUSED.with_dnr(true));
     };
-    let first = queue.slot(first);
-    let compare = first.sqe();
+    if first == slot.id {
+        // It has failed and gone, and left its slot to this command.
+        return Err(Status::ABORTED_FAILED_FUSED);
+    }
+    let first = First::new(queue.slot(first));
+    let compare = first.slot.sqe();
     let matches = sqe.opcode() == nvm::WRITE
         && sqe.nsid() == compare.nsid()
         && sqe.slba() == compare.slba()
@@ -111,58 +123,104 @@ async fn second(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status>
         Ok(()) => (Status::SUCCESS, Status::SUCCESS),
         Err(both) => both,
     };
-    if first.fused.get() == FirstHalf::Waiting {
-        first.fused.set(FirstHalf::Ended(of_first));
-        queue.group.ready.borrow_mut().push_back((queue.id, first.id));
+    if first.half() == FirstHalf::Waiting {
+        first.slot.fused.set(FirstHalf::Ended(of_first));
+        queue.group.ready.borrow_mut().push_back((queue.id, first.slot.id));
     }
     if of_second.is_success() { Ok(()) } else { Err(of_second) }
+}
+
+/// The first half as the second sees it.
+struct First {
+    slot: Rc<Slot>,
+    /// Tells the first half from a later command in its slot.
+    generation: u32,
+}
+
+impl First {
+    fn new(slot: Rc<Slot>) -> Self {
+        Self { generation: slot.generation(), slot }
+    }
+
+    fn half(&self) -> FirstHalf {
+        if self.slot.generation() == self.generation {
+            self.slot.fused.get()
+        } else {
+            FirstHalf::Ended(Status::ABORTED_FAILED_FUSED)
+        }
+    }
 }
 
 /// Runs both halves; errors are the statuses of the first and of the second.
 async fn pair(
     queue: &Rc<Queue>,
     slot: &Slot,
-    first: &Rc<Slot>,
+    first: &First,
     sqe: &Sqe,
 ) -> Result<(), (Status, Status)> {
     const FAILED: Status = Status::ABORTED_FAILED_FUSED;
-    let (namespace, data) =
-        prepare(queue, slot, sqe, Access::Write).await.map_err(|status| (FAILED, status))?;
-    first.fused_second.set(Some(slot.id));
-    slot.until(|| first.fused.get() != FirstHalf::Waiting || first.is_parked())
+    let of_second = |status| (FAILED, status);
+    let (namespace, data) = prepare_second(queue, slot, sqe).await.map_err(of_second)?;
+    if first.half() == FirstHalf::Waiting {
+        first.slot.fused_second.set(Some(slot.id));
+    }
+    slot.until(|| first.half() != FirstHalf::Waiting || first.slot.is_parked())
         .await
-        .map_err(|status| (FAILED, status))?;
-    if let FirstHalf::Ended(status) = first.fused.get() {
+        .map_err(of_second)?;
+    let entered = enter(queue, slot, &namespace, Access::Write).await.map_err(of_second)?;
+    if let FirstHalf::Ended(status) = first.half() {
         return Err((status, FAILED));
     }
-    let compare = first.take_payload();
-    let bytes = compare.len() + data.len();
-    let mut both = queue.buffer(slot, bytes as u32).await.map_err(|status| (FAILED, status))?;
-    let (to_compare, to_write) = both.as_mut_slice().split_at_mut(compare.len());
-    to_compare.copy_from_slice(bytes_of(&compare));
-    to_write.copy_from_slice(bytes_of(&data));
-    drop((compare, data));
+    // From here on the first half can no longer be aborted by itself.
+    first.slot.hold();
+    let both = join(first.slot.take_payload(), &data).map_err(of_second)?;
+    drop(data);
     let op = Op::CompareAndWrite { fua: sqe.fua() || super::is_write_through(queue) };
     let extent = (block::Lba(sqe.slba().0), sqe.block_count());
-    match device(queue, slot, &namespace, op, extent, Payload::Buf(both)).await {
+    match device(queue, slot, &entered, op, extent, both).await {
         Ok(_) => Ok(()),
-        Err(status) if status.sc() == Status::COMPARE_FAILURE.sc() => Err((status, FAILED)),
+        Err(status) if status.is(Status::COMPARE_FAILURE) => Err((status, FAILED)),
         Err(status) => Err((FAILED, status)),
     }
 }
 
-/// Enters the namespace, checks the blocks and receives the data of one half.
+/// Receives the data to write. Never waits for a buffer: the first half holds one, and pairs that
+/// wait for each other's would wait for ever.
+async fn prepare_second(
+    queue: &Rc<Queue>,
+    slot: &Slot,
+    sqe: &Sqe,
+) -> Result<(Rc<GroupNamespace>, Payload), Status> {
+    let (namespace, bytes) = prepare(queue, slot, sqe, Access::Write).await?;
+    let buffer = queue.buffer_now(bytes)?;
+    let data = slot.receive(Payload::Buf(buffer), bytes).await?;
+    Ok((namespace, data))
+}
+
+/// The data to compare with and the data to write in one buffer, in this order.
+fn join(mut compare: Payload, data: &Payload) -> Result<Payload, Status> {
+    let half = data.len();
+    let buffer = compare.as_buf_mut().filter(|buffer| buffer.capacity() >= 2 * half);
+    let buffer = buffer.ok_or(Status::INTERNAL_ERROR)?;
+    buffer.set_len(2 * half);
+    buffer.as_mut_slice()[half..].copy_from_slice(bytes_of(data));
+    Ok(compare)
+}
+
+/// Checks one half; its namespace and bytes.
 async fn prepare(
     queue: &Rc<Queue>,
     slot: &Slot,
     sqe: &Sqe,
     access: Access,
-) -> Result<(crate::group_namespace::Entered, Payload), Status> {
+) -> Result<(Rc<GroupNamespace>, u32), Status> {
     let namespace = begin(queue, slot, sqe, access).await?;
-    let extent = Extent::of_transfer(queue, namespace.namespace(), sqe)?;
+    let extent = Extent::of_transfer(queue, &namespace, sqe)?;
     if sqe.block_count() > limits::COMPARE_AND_WRITE_BLOCKS_MAX {
         return Err(Status::INVALID_FIELD.with_dnr(true));
     }
-    let payload = receive(queue, slot, sqe, extent.bytes).await?;
-    Ok((namespace, payload))
+    if sgl_len(sqe, slot.in_capsule_len())? != extent.bytes {
+        return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
+    }
+    Ok((namespace, extent.bytes))
 }

@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use block::{Lba, Op};
+use block::{Lba, Op, OpKind};
 use dma::Payload;
 use nvme_spec::{DsmRange, Sqe, Status};
 use zerocopy::FromBytes;
 
-use super::{Access, begin, bytes_of, device, receive};
+use super::{Access, begin, bytes_of, device, enter, receive};
 use crate::queue::Queue;
 use crate::slot::Slot;
 
@@ -22,10 +22,12 @@ pub(super) async fn dataset_management(
     let count = sqe.dsm_range_count();
     let size = size_of::<DsmRange>();
     let payload = receive(queue, slot, sqe, count * size as u32).await?;
-    if !sqe.dsm_deallocate() {
+    let geometry = namespace.geometry.get();
+    if !sqe.dsm_deallocate() || !geometry.supports.contains(OpKind::Unmap) {
+        // Advice that is not taken.
         return Ok(());
     }
-    let block_count = namespace.namespace().geometry.get().block_count;
+    let block_count = geometry.block_count;
     // All ranges are checked before the first is touched.
     for index in 0..count as usize {
         let (lba, blocks) = range(&payload, index)?;
@@ -34,10 +36,11 @@ pub(super) async fn dataset_management(
             return Err(Status::LBA_OUT_OF_RANGE.with_dnr(true));
         }
     }
+    let entered = enter(queue, slot, &namespace, access).await?;
     for index in 0..count as usize {
         let (lba, blocks) = range(&payload, index)?;
         if blocks > 0 {
-            device(queue, slot, &namespace, Op::Unmap, (Lba(lba), blocks), Payload::None).await?;
+            device(queue, slot, &entered, Op::Unmap, (Lba(lba), blocks), Payload::None).await?;
         }
     }
     Ok(())

@@ -1,31 +1,50 @@
-//! A host with one I/O queue, on the caller's thread.
+//! A host with one I/O queue: the initiator library, driven by a small loop.
 
 use std::collections::HashMap;
-use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use fabric_wire::Nqn;
-use fabric_wire::fabrics::{PropertyGet, PropertySet, PropertySize};
-use fabric_wire::tcp::Pdu;
-use nvme_spec::{Cid, Cqe, Lba, Nsid, SglDescriptor, Sqe, Status, registers};
+use fabric_wire::{Nqn, TransportAddress};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nvme_spec::{Lba, Nsid, Status};
+use nvmf_host::{
+    Buffer, CommandError, Completion, Controller, ControllerState, HostContext, HostIdentity, IoOp,
+    IoQueue, IoRequest,
+};
 
 use crate::patience;
-use crate::peer::{Peer, QueueOptions};
 
-/// What goes into a capsule; more is asked for by R2T.
-const IN_CAPSULE_BYTES: usize = 4096;
 /// Bytes of a logical block of every device in these tests.
 pub const BLOCK_BYTES: usize = 512;
-/// IOSQES 6, IOCQES 4, EN.
-const CC_ENABLE: u64 = 4 << 20 | 6 << 16 | 1;
+
+thread_local! {
+    /// The hosts of a thread share their scratch memory.
+    static CONTEXT: HostContext = HostContext::new();
+}
 
 /// Why a host's call failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostError {
-    /// The connection broke, or the target broke the protocol.
-    #[error("the connection broke")]
-    Connection(#[from] io::Error),
+    /// The initiator says so: the connection broke, or the target refused it.
+    #[error("the initiator failed")]
+    Host(#[from] nvmf_host::HostError),
+    /// The connection broke while a command was outstanding.
+    #[error("{command} was lost: {reason}")]
+    Lost {
+        /// Which.
+        command: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// Nothing came in time.
+    #[error("waited {waited:?} for {what}")]
+    Deadline {
+        /// What was waited for.
+        what: &'static str,
+        /// How long.
+        waited: Duration,
+    },
     /// A command ended with an error.
     #[error("{command} ended with {status}")]
     Status {
@@ -34,6 +53,13 @@ pub enum HostError {
         /// Its status.
         status: Status,
     },
+}
+
+impl HostError {
+    /// Whether the connection is gone.
+    pub fn is_connection(&self) -> bool {
+        !matches!(self, Self::Status { .. })
+    }
 }
 
 /// How a host connects.
@@ -45,7 +71,7 @@ pub struct HostOptions {
     pub data_digest: bool,
     /// Commands outstanding, 1 to 127.
     pub queue_depth: u16,
-    /// Keep-alive time-out, 0 = none. The caller then calls [`Host::keep_alive`].
+    /// Keep-alive time-out, 0 = none. The caller then calls [`Host::poll`] often enough.
     pub kato_ms: u32,
     /// Which host it is: each has a name and identifier of its own.
     pub number: u32,
@@ -103,27 +129,19 @@ pub struct Outcome {
     pub tag: u64,
     /// The request.
     pub request: Request,
-    /// Data read, or the status.
-    pub result: Result<Vec<u8>, Status>,
-}
-
-#[derive(Debug)]
-struct Pending {
-    tag: u64,
-    request: Request,
-    received: Vec<u8>,
+    /// Data read, or what went wrong.
+    pub result: Result<Vec<u8>, HostError>,
 }
 
 /// A host: an admin queue and one I/O queue. Dropping it closes the connections without a word, as
 /// a host that dies does.
 #[derive(Debug)]
 pub struct Host {
-    admin: Peer,
-    io: Peer,
-    pending: HashMap<u16, Pending>,
-    free: Vec<u16>,
-    cntlid: u16,
-    next_admin_cid: u16,
+    controller: Controller,
+    io: IoQueue,
+    /// Requests that have not ended; what they write is with the queue.
+    pending: HashMap<u64, Request>,
+    completions: Vec<Completion>,
 }
 
 impl Host {
@@ -132,48 +150,63 @@ impl Host {
     /// # Errors
     ///
     /// When the target refuses, or does not answer.
+    ///
+    /// # Panics
+    ///
+    /// When `subnqn` is no name.
     pub fn connect(port: u16, subnqn: &str, options: &HostOptions) -> Result<Self, HostError> {
-        let subnqn = Nqn::new(subnqn).map_err(|error| io::Error::other(error.to_string()))?;
+        let subnqn = Nqn::new(subnqn).expect("the test gives a valid name");
+        let address: TransportAddress = format!("tcp://127.0.0.1:{port}")
+            .parse()
+            .expect("an address and a port");
         let name = format!("nqn.2026-11.io.adit.test:host{}", options.number);
-        let hostnqn = Nqn::new(&name).expect("it is a valid name");
         let mut hostid = [0x11; 16];
         hostid[..4].copy_from_slice(&options.number.to_le_bytes());
-        let mut queue = QueueOptions {
-            qid: 0,
-            sqsize: 31,
-            cntlid: 0xffff,
-            kato_ms: options.kato_ms,
+        let identity = HostIdentity {
+            hostnqn: Nqn::new(&name).expect("it is a valid name"),
             hostid,
-            subnqn: &subnqn,
-            hostnqn: &hostnqn,
         };
-        let mut admin = Peer::connect(port)?;
-        admin.initialize(options.header_digest, options.data_digest)?;
-        let capsule = admin.connect_capsule(&queue);
-        let cqe = exchange(&mut admin, "connect of the admin queue", &capsule)?;
-        let cntlid = cqe.result() as u16;
-        enable(&mut admin)?;
-        queue.qid = 1;
-        queue.sqsize = options.queue_depth;
-        queue.cntlid = cntlid;
-        queue.kato_ms = 0;
-        let mut io = Peer::connect(port)?;
-        io.initialize(options.header_digest, options.data_digest)?;
-        let capsule = io.connect_capsule(&queue);
-        exchange(&mut io, "connect of an I/O queue", &capsule)?;
+        let host_options = nvmf_host::HostOptions {
+            header_digest: options.header_digest,
+            data_digest: options.data_digest,
+            io_queue_depth: options.queue_depth,
+            keep_alive: Duration::from_millis(options.kato_ms.into()),
+            connect_timeout: patience(20),
+            admin_timeout: patience(20),
+            io_timeout: patience(40),
+            ..nvmf_host::HostOptions::new(identity)
+        };
+        let start = Instant::now();
+        let mut controller = CONTEXT
+            .with(|context| Controller::connect(&address, &subnqn, host_options, context, start))?;
+        loop {
+            controller.poll(Instant::now());
+            match controller.state() {
+                ControllerState::Ready => break,
+                ControllerState::Failed(error) => return Err(error.clone().into()),
+                _ => {}
+            }
+            let waited = start.elapsed();
+            if waited > patience(60) {
+                let what = "the connection";
+                return Err(HostError::Deadline { what, waited });
+            }
+            let until = controller.next_deadline();
+            controller.with_wake_fd(|fd| {
+                let send = controller.wants_to_send();
+                sleep(&[fd.map(|fd| (fd, send))], Duration::from_millis(10), until);
+            });
+        }
+        let mut queues = controller.take_io_queues();
+        let io = queues
+            .pop()
+            .expect("a ready controller has the queue asked for");
         Ok(Self {
-            admin,
+            controller,
             io,
             pending: HashMap::new(),
-            free: (0..options.queue_depth).collect(),
-            cntlid,
-            next_admin_cid: 100,
+            completions: Vec::new(),
         })
-    }
-
-    /// Identifier of its controller.
-    pub fn cntlid(&self) -> u16 {
-        self.cntlid
     }
 
     /// Requests that have not ended.
@@ -183,133 +216,131 @@ impl Host {
 
     /// Whether [`Host::submit`] has room.
     pub fn has_room(&self) -> bool {
-        !self.free.is_empty()
+        self.io.has_room()
     }
 
-    /// Runs an admin command without data.
+    /// Looks whether the controller still answers.
     ///
     /// # Errors
     ///
-    /// Of the connection, or the command's status.
-    pub fn admin(&mut self, command: &'static str, sqe: Sqe) -> Result<Cqe, HostError> {
-        self.next_admin_cid = self.next_admin_cid.wrapping_add(1);
-        let capsule = self
-            .admin
-            .capsule(&sqe.with_cid(Cid(self.next_admin_cid)), &[]);
-        exchange(&mut self.admin, command, &capsule)
-    }
-
-    /// Sends a Keep Alive.
-    ///
-    /// # Errors
-    ///
-    /// As [`Host::admin`].
-    pub fn keep_alive(&mut self) -> Result<(), HostError> {
-        self.admin("keep alive", Sqe::keep_alive(Cid(0))).map(drop)
+    /// Why it does not.
+    pub fn probe(&mut self) -> Result<(), HostError> {
+        let mut operation = self.controller.admin().identify_controller();
+        let start = Instant::now();
+        loop {
+            self.controller.poll(Instant::now());
+            if let Some(result) = operation.poll() {
+                return Ok(result.map(drop)?);
+            }
+            let waited = start.elapsed();
+            if waited > patience(60) {
+                let what = "identify controller";
+                return Err(HostError::Deadline { what, waited });
+            }
+            let controller = &self.controller;
+            controller.with_wake_fd(|fd| {
+                let send = controller.wants_to_send();
+                sleep(&[fd.map(|fd| (fd, send))], Duration::from_millis(10), None);
+            });
+        }
     }
 
     /// Sends a request.
     ///
     /// # Errors
     ///
-    /// Of the connection.
+    /// When the connection is gone.
     ///
     /// # Panics
     ///
     /// When there is no room: see [`Host::has_room`].
-    pub fn submit(&mut self, tag: u64, request: Request) -> Result<(), HostError> {
-        let number = self.free.pop().expect("the caller looked for room");
-        let (cid, nsid) = (Cid(number), Nsid(1));
-        let capsule = match &request {
-            Request::Flush => self.io.capsule(&Sqe::flush(cid, nsid), &[]),
+    pub fn submit(&mut self, tag: u64, mut request: Request) -> Result<(), HostError> {
+        let (op, buffer) = match &mut request {
+            Request::Flush => (IoOp::Flush, Buffer::None),
             Request::Read { lba, blocks } => {
-                let sgl = SglDescriptor::transport_data(blocks * BLOCK_BYTES as u32);
-                let sqe = Sqe::read(cid, nsid, Lba(*lba), *blocks).with_sgl(sgl);
-                self.io.capsule(&sqe, &[])
+                let (lba, blocks) = (Lba(*lba), *blocks);
+                let room = vec![0; blocks as usize * BLOCK_BYTES];
+                (IoOp::Read { lba, blocks }, Buffer::Vec(room))
             }
             Request::Write { lba, data, fua } => {
+                let (lba, fua) = (Lba(*lba), *fua);
                 let blocks = (data.len() / BLOCK_BYTES) as u32;
-                let sqe = Sqe::write(cid, nsid, Lba(*lba), blocks).with_fua(*fua);
-                let len = data.len() as u32;
-                if data.len() <= IN_CAPSULE_BYTES {
-                    let sqe = sqe.with_sgl(SglDescriptor::in_capsule(0, len));
-                    self.io.capsule(&sqe, data)
-                } else {
-                    let sqe = sqe.with_sgl(SglDescriptor::transport_data(len));
-                    self.io.capsule(&sqe, &[])
-                }
+                let data = std::mem::take(data);
+                (IoOp::Write { lba, blocks, fua }, Buffer::Vec(data))
             }
         };
-        let pending = Pending {
-            tag,
-            request,
-            received: Vec::new(),
-        };
-        self.pending.insert(number, pending);
-        Ok(self.io.send(&capsule)?)
+        let command = request.name();
+        let io_request = IoRequest::new(Nsid(1), op, tag).with_buffer(buffer);
+        let submitted = self.io.submit(io_request, Instant::now());
+        if !submitted.is_accepted() {
+            if let Some(error) = self.failure() {
+                return Err(error);
+            }
+            panic!("{command} was refused: {submitted:?}");
+        }
+        self.pending.insert(tag, request);
+        Ok(())
     }
 
-    /// Takes what has come; waits for the first PDU for so long.
+    fn failure(&self) -> Option<HostError> {
+        let failure = self.io.failure().or(self.controller.failure());
+        failure.map(|error| error.clone().into())
+    }
+
+    /// Sends what was submitted and takes what has come; waits for so long when nothing has.
     ///
     /// # Errors
     ///
-    /// Of the connection.
+    /// When the connection is gone.
     pub fn poll(&mut self, wait: Duration, done: &mut Vec<Outcome>) -> Result<(), HostError> {
-        let mut wait = wait;
-        while let Some((pdu, data)) = self.io.poll(wait)? {
-            wait = Duration::ZERO;
-            self.take(&pdu, &data, done)?;
+        let now = Instant::now();
+        self.controller.poll(now);
+        let worked = self.io.poll(now, &mut self.completions);
+        if !worked && self.completions.is_empty() && !wait.is_zero() {
+            let io = self.io.wake_fd().map(|fd| (fd, self.io.wants_to_send()));
+            let deadline = [self.io.next_deadline(), self.controller.next_deadline()];
+            let deadline = deadline.into_iter().flatten().min();
+            self.controller.with_wake_fd(|admin| {
+                let admin = admin.map(|fd| (fd, self.controller.wants_to_send()));
+                sleep(&[io, admin], wait, deadline);
+            });
+            let now = Instant::now();
+            self.controller.poll(now);
+            self.io.poll(now, &mut self.completions);
         }
-        if self.io.is_closed() {
-            let error = io::Error::new(io::ErrorKind::UnexpectedEof, "the target has closed");
-            return Err(error.into());
+        let reason = self.failure();
+        for completion in std::mem::take(&mut self.completions) {
+            done.extend(self.end(completion, reason.as_ref()));
         }
-        Ok(())
+        match reason {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
 
-    fn take(&mut self, pdu: &Pdu, data: &[u8], done: &mut Vec<Outcome>) -> Result<(), HostError> {
-        let unknown = || io::Error::new(io::ErrorKind::InvalidData, "a PDU of no command of ours");
-        let (Pdu::R2T { cccid, .. } | Pdu::C2HData { cccid, .. }) = pdu else {
-            let Pdu::CapsuleResp { cqe } = pdu else {
-                return Err(unknown().into());
-            };
-            return Ok(self
-                .end(cqe.cid(), cqe.status(), done)
-                .ok_or_else(unknown)?);
-        };
-        let pending = self.pending.get_mut(&cccid.0).ok_or_else(unknown)?;
-        match (pdu, &pending.request) {
-            (Pdu::R2T { .. }, Request::Write { data, .. }) => self.io.answer_r2t(pdu, data)?,
-            (Pdu::C2HData { datao, success, .. }, Request::Read { .. }) => {
-                if *datao as usize != pending.received.len() {
-                    return Err(unknown().into());
-                }
-                pending.received.extend_from_slice(data);
-                if *success {
-                    return Ok(self
-                        .end(*cccid, Status::SUCCESS, done)
-                        .ok_or_else(unknown)?);
-                }
+    fn end(&mut self, completion: Completion, reason: Option<&HostError>) -> Option<Outcome> {
+        let mut request = self.pending.remove(&completion.tag)?;
+        let command = request.name();
+        let bytes = completion.buffer.into_vec();
+        let mut read = Vec::new();
+        match &mut request {
+            Request::Write { data, .. } => *data = bytes,
+            _ => read = bytes,
+        }
+        let result = match completion.result {
+            Ok(_) => Ok(read),
+            Err(CommandError::Status(status)) => Err(HostError::Status { command, status }),
+            Err(error) => {
+                let reason = reason.map_or(error.to_string(), |reason| format!("{reason:?}"));
+                Err(HostError::Lost { command, reason })
             }
-            _ => return Err(unknown().into()),
-        }
-        Ok(())
-    }
-
-    fn end(&mut self, cid: Cid, status: Status, done: &mut Vec<Outcome>) -> Option<()> {
-        let pending = self.pending.remove(&cid.0)?;
-        self.free.push(cid.0);
-        let result = if status.is_success() {
-            Ok(pending.received)
-        } else {
-            Err(status)
         };
-        done.push(Outcome {
-            tag: pending.tag,
-            request: pending.request,
+        let tag = completion.tag;
+        Some(Outcome {
+            tag,
+            request,
             result,
-        });
-        Some(())
+        })
     }
 
     /// Runs one request while no other is in flight.
@@ -318,21 +349,18 @@ impl Host {
     ///
     /// Of the connection, or the command's status.
     pub fn run(&mut self, request: Request) -> Result<Vec<u8>, HostError> {
-        let command = request.name();
         self.submit(0, request)?;
         let mut done = Vec::new();
         let start = Instant::now();
         while done.is_empty() {
             self.poll(Duration::from_millis(200), &mut done)?;
-            if start.elapsed() > patience(30) {
-                let error = io::Error::new(io::ErrorKind::TimedOut, "no completion in 30 s");
-                return Err(error.into());
+            let waited = start.elapsed();
+            if waited > patience(60) {
+                let what = "a completion";
+                return Err(HostError::Deadline { what, waited });
             }
         }
-        let outcome = done.remove(0);
-        outcome
-            .result
-            .map_err(|status| HostError::Status { command, status })
+        done.remove(0).result
     }
 
     /// Reads blocks.
@@ -364,41 +392,25 @@ impl Host {
     }
 }
 
-/// Sends a capsule on a queue where nothing is in flight and waits for its response.
-fn exchange(peer: &mut Peer, command: &'static str, capsule: &[u8]) -> Result<Cqe, HostError> {
-    peer.send(capsule)?;
-    match peer.pdu()? {
-        (Pdu::CapsuleResp { cqe }, _) if cqe.status().is_success() => Ok(cqe),
-        (Pdu::CapsuleResp { cqe }, _) => Err(HostError::Status {
-            command,
-            status: cqe.status(),
-        }),
-        (other, _) => {
-            let what = format!("{other:?} where a response was due");
-            Err(io::Error::new(io::ErrorKind::InvalidData, what).into())
-        }
-    }
-}
-
-fn enable(admin: &mut Peer) -> Result<(), HostError> {
-    let set = PropertySet {
-        size: PropertySize::Four,
-        offset: registers::CC,
-        value: CC_ENABLE,
-    };
-    let capsule = admin.capsule(&set.to_sqe(Cid(1)), &[]);
-    exchange(admin, "property set CC", &capsule)?;
-    let get = PropertyGet {
-        size: PropertySize::Four,
-        offset: registers::CSTS,
-    };
-    let capsule = admin.capsule(&get.to_sqe(Cid(2)), &[]);
-    let start = Instant::now();
-    while exchange(admin, "property get CSTS", &capsule)?.result() & 1 == 0 {
-        if start.elapsed() > patience(30) {
-            let error = io::Error::new(io::ErrorKind::TimedOut, "not ready after 30 s");
-            return Err(error.into());
-        }
-    }
-    Ok(())
+/// Sleeps until a socket is ready, or it is time.
+fn sleep(fds: &[Option<(BorrowedFd<'_>, bool)>], wait: Duration, deadline: Option<Instant>) {
+    let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+    let wait = left.map_or(wait, |left| left.min(wait));
+    let mut fds: Vec<PollFd<'_>> = fds
+        .iter()
+        .flatten()
+        .map(|(fd, wants_to_send)| {
+            let flags = if *wants_to_send {
+                PollFlags::POLLIN | PollFlags::POLLOUT
+            } else {
+                PollFlags::POLLIN
+            };
+            PollFd::new(*fd, flags)
+        })
+        .collect();
+    // Whatever it says, the caller looks.
+    let _ = poll(
+        &mut fds,
+        PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO),
+    );
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::host::{BLOCK_BYTES, Host, HostError, Outcome, Request};
+use crate::host::{BLOCK_BYTES, Host, HostError, HostOptions, Outcome, Request};
 use crate::patience;
 
 /// Numbers that look random and come again with the same seed (xorshift64*).
@@ -177,8 +177,6 @@ pub struct LoadReport {
     pub longest_gap: Duration,
     /// Why it ended, unless it was told to. Data that is wrong is a panic.
     pub error: Option<HostError>,
-    /// The host, if its connection still is.
-    pub host: Option<Host>,
     /// What must be found.
     pub ledger: Ledger,
 }
@@ -227,10 +225,7 @@ impl Work {
     }
 
     fn ended(&mut self, outcome: Outcome) -> Result<(), HostError> {
-        let command = outcome.request.name();
-        let data = outcome
-            .result
-            .map_err(|status| HostError::Status { command, status })?;
+        let data = outcome.result?;
         match outcome.request {
             Request::Read { lba, .. } => {
                 self.ledger.check_read(lba, &data);
@@ -273,24 +268,38 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts it on a range of zeroes.
-    pub fn start(host: Host, options: LoadOptions) -> Self {
-        let ledger = Ledger::new(&options.range);
-        Self::resume(host, options, ledger)
-    }
-
-    /// Starts it on what an earlier load left.
+    /// Connects a host and starts it on a range of zeroes.
     ///
     /// # Panics
     ///
     /// When there is no thread to be had.
-    pub fn resume(host: Host, options: LoadOptions, ledger: Ledger) -> Self {
+    pub fn start(port: u16, nqn: &str, host: &HostOptions, options: LoadOptions) -> Self {
+        let ledger = Ledger::new(&options.range);
+        Self::resume(port, nqn, host, options, ledger)
+    }
+
+    /// Connects a host and starts it on what an earlier load left.
+    ///
+    /// # Panics
+    ///
+    /// When there is no thread to be had.
+    pub fn resume(
+        port: u16,
+        nqn: &str,
+        host: &HostOptions,
+        options: LoadOptions,
+        ledger: Ledger,
+    ) -> Self {
+        let (nqn, host) = (nqn.to_owned(), host.clone());
         let stop = Arc::new(AtomicBool::new(false));
         let completed = Arc::new(AtomicU64::new(0));
         let (told, count) = (Arc::clone(&stop), Arc::clone(&completed));
         let thread = std::thread::Builder::new()
             .name("load".to_owned())
-            .spawn(move || run(host, options, ledger, &told, &count))
+            .spawn(move || {
+                let connect = || Host::connect(port, &nqn, &host);
+                run(connect, options, ledger, &told, &count)
+            })
             .expect("a thread can be had");
         Self {
             stop,
@@ -318,7 +327,7 @@ impl Load {
     pub fn progress(&self, more: u64) {
         let goal = self.completed() + more;
         crate::until("the load to go on", || {
-            assert!(!self.has_ended(), "the load has ended: see its report");
+            assert!(!self.has_ended(), "the load has ended");
             (self.completed() >= goal).then_some(())
         });
     }
@@ -362,7 +371,7 @@ impl Drop for Load {
 }
 
 fn run(
-    mut host: Host,
+    connect: impl FnOnce() -> Result<Host, HostError>,
     options: LoadOptions,
     ledger: Ledger,
     stop: &AtomicBool,
@@ -393,7 +402,6 @@ fn run(
         completed: completed.load(Ordering::Relaxed),
         longest_gap,
         error: result.err(),
-        host: is_connected.then_some(host),
         ledger: work.ledger,
     }
 }
@@ -419,18 +427,26 @@ fn drive(
         if stopping && host.in_flight() == 0 {
             return Ok(());
         }
-        host.poll(Duration::from_millis(100), &mut done)?;
+        let polled = host.poll(Duration::from_millis(100), &mut done);
         let gap = last.elapsed();
         if !done.is_empty() {
             *longest_gap = gap.max(*longest_gap);
             last = Instant::now();
-        } else if host.in_flight() > 0 && gap > patience(30) {
-            let what = "no completion in 30 s";
-            return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, what).into());
+        } else if host.in_flight() > 0 && gap > patience(60) {
+            let (what, waited) = ("a completion", gap);
+            return Err(HostError::Deadline { what, waited });
         }
+        // Answers that came before the connection broke count, and so does the first error.
+        let mut error = None;
         for outcome in done.drain(..) {
-            work.ended(outcome)?;
-            completed.fetch_add(1, Ordering::Relaxed);
+            match work.ended(outcome) {
+                Ok(()) => drop(completed.fetch_add(1, Ordering::Relaxed)),
+                Err(first) => error = error.or(Some(first)),
+            }
         }
+        if let Some(error) = error {
+            return Err(error);
+        }
+        polled?;
     }
 }

@@ -238,7 +238,6 @@ fn flushed_data_survives_kill_9_and_other_blocks_are_old_or_new() {
             .zip(&ranges)
             .zip(1..)
             .map(|((ledger, range), number)| {
-                let host = Host::connect(port, NQN, &options(number)).unwrap();
                 let load = LoadOptions {
                     read_percent: 30,
                     flush_every: 40,
@@ -246,7 +245,7 @@ fn flushed_data_survives_kill_9_and_other_blocks_are_old_or_new() {
                     seed: round * 2 + u64::from(number),
                     ..LoadOptions::new(range.clone())
                 };
-                Load::resume(host, load, ledger.clone())
+                Load::resume(port, NQN, &options(number), load, ledger.clone())
             })
             .collect();
         let goal = 50 + dice.below(1500);

@@ -179,7 +179,7 @@ fn a_subsystem_is_built_shown_and_taken_down() {
 
     adit.ctl(&["host", "remove", NQN, HOSTNQN]).unwrap();
     program_tests::until("the removed host to be disconnected", || {
-        host.keep_alive().is_err().then_some(())
+        host.probe().is_err().then_some(())
     });
     adit.ctl(&["namespace", "remove", NQN, "1"]).unwrap();
     adit.ctl(&["listener", "remove", NQN, &address]).unwrap();

@@ -66,9 +66,10 @@ impl Scene {
             (connections(&grpc) == 0).then_some(())
         });
         let buffers = free_buffers(&grpc);
-        let host = Host::connect(port, NQN, &HostOptions::default()).unwrap();
-        let options = LoadOptions::new(ITS_BLOCKS);
-        let load = Some(Load::start(host, options));
+        let load = LoadOptions::new(ITS_BLOCKS);
+        let load = Load::start(port, NQN, &HostOptions::default(), load);
+        load.progress(1);
+        let load = Some(load);
         Self {
             adit,
             port,
@@ -144,7 +145,6 @@ impl Scene {
             "the host noticed: {:?}",
             report.error
         );
-        drop(report.host);
         assert!(self.adit.is_running());
         until("every connection to be gone", || {
             (connections(&self.grpc) == 0).then_some(())

@@ -201,7 +201,7 @@ fn sigterm_drains_under_load() {
     adit.ctl(&["bdev", "create", "file", "disk", &path, "--size", "8MiB"])
         .unwrap();
     let port = adit.export(NQN, "disk").unwrap();
-    let mut ledger = None;
+    let (mut ledger, host) = (None, HostOptions::default());
     for seed in 0..3 {
         let options = LoadOptions {
             seed,
@@ -209,8 +209,8 @@ fn sigterm_drains_under_load() {
             ..LoadOptions::new(0..8192)
         };
         let load = match ledger {
-            None => Load::start(connect(port), options),
-            Some(ledger) => Load::resume(connect(port), options, ledger),
+            None => Load::start(port, NQN, &host, options),
+            Some(ledger) => Load::resume(port, NQN, &host, options, ledger),
         };
         load.progress(300);
         let start = Instant::now();

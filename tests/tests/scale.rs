@@ -69,7 +69,7 @@ fn a_thousand_connections_go_up_and_down() {
     }
     for (host, lba) in hosts.iter_mut().zip(0..) {
         assert_eq!(host.read(lba, 1).unwrap(), vec![lba as u8; 512]);
-        host.keep_alive().unwrap();
+        host.probe().unwrap();
     }
     drop(hosts);
     until("every connection to be gone", || {
@@ -110,7 +110,6 @@ fn memory_does_not_grow_over_connects_and_disconnects() {
 fn memory_does_not_grow_over_a_million_commands() {
     let (adit, port) = served("0x1", "8MiB");
     let load = |number: u32| {
-        let host = Host::connect(port, NQN, &options(number)).unwrap();
         let start = u64::from(number) * 4096;
         let load = LoadOptions {
             blocks_max: 8,
@@ -119,7 +118,7 @@ fn memory_does_not_grow_over_a_million_commands() {
             flush_every: 100,
             ..LoadOptions::new(start..start + 4096)
         };
-        Load::start(host, load)
+        Load::start(port, NQN, &options(number), load)
     };
     let loads = [load(0), load(1)];
     let done = || loads.iter().map(Load::completed).sum::<u64>();
@@ -225,7 +224,6 @@ fn a_thousand_subsystems_come_and_go_and_no_host_notices() {
     let (adit, port) = served("2", "8MiB");
     let loads: Vec<Load> = (0..3)
         .map(|number: u32| {
-            let host = Host::connect(port, NQN, &options(number + 1)).unwrap();
             let start = u64::from(number) * 4096;
             let seed = u64::from(number);
             let load = LoadOptions {
@@ -233,7 +231,7 @@ fn a_thousand_subsystems_come_and_go_and_no_host_notices() {
                 queue_depth: 2,
                 ..LoadOptions::new(start..start + 4096)
             };
-            Load::start(host, load)
+            Load::start(port, NQN, &options(number + 1), load)
         })
         .collect();
     let mut times = Vec::new();

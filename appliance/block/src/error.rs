@@ -18,11 +18,13 @@ use crate::io::{Completion, Io, IoError, Op, OpSet, Submit};
 pub enum Effect {
     /// It fails with this status and never reaches the device.
     Fail(IoError),
-    /// Its data is damaged: one byte of each block that is read or written is inverted. Other
+    /// Its data is damaged: one byte of each block that is read or written is changed. Other
     /// operations are left alone.
     Corrupt {
         /// Which byte of each block.
         offset_in_block: u32,
+        /// The bits of it that are inverted; 0 changes nothing.
+        mask: u8,
     },
 }
 
@@ -35,6 +37,10 @@ pub struct Rule {
     pub count: Option<u64>,
     /// Chance of a hit, 0 to 1.
     pub probability: f64,
+    /// First block it applies to: an operation that touches none of its blocks is not hit.
+    pub lba_first: u64,
+    /// Last block it applies to.
+    pub lba_last: u64,
     /// What a hit does.
     pub effect: Effect,
 }
@@ -47,6 +53,8 @@ impl Rule {
             ops,
             count: None,
             probability: 1.0,
+            lba_first: 0,
+            lba_last: u64::MAX,
             effect: Effect::Fail(error),
         }
     }
@@ -58,6 +66,25 @@ impl Rule {
             count: Some(count),
             ..self
         }
+    }
+
+    /// The same rule for operations that touch one of these blocks.
+    #[must_use]
+    pub fn within(self, lba_first: u64, lba_last: u64) -> Self {
+        Self {
+            lba_first,
+            lba_last,
+            ..self
+        }
+    }
+
+    fn touches(&self, io: &Io) -> bool {
+        // What has no range, as a flush, concerns every block.
+        if io.blocks == 0 {
+            return true;
+        }
+        let last = io.lba.0.saturating_add(u64::from(io.blocks) - 1);
+        io.lba.0 <= self.lba_last && last >= self.lba_first
     }
 
     /// The same rule with a chance.
@@ -136,7 +163,9 @@ impl ErrorLayer {
                     expected,
                 });
             }
-            if let Effect::Corrupt { offset_in_block } = rule.effect
+            if let Effect::Corrupt {
+                offset_in_block, ..
+            } = rule.effect
                 && offset_in_block >= block_size
             {
                 let value = offset_in_block.to_string();
@@ -231,8 +260,8 @@ struct ErrorChannel {
     rules: Arc<[ActiveRule]>,
     random: u64,
     block_size: usize,
-    /// I/Os with the device whose data is or will be damaged: tag, byte of each block.
-    corrupted: HashMap<u64, u32>,
+    /// I/Os with the device whose data is or will be damaged: tag, byte of each block, its bits.
+    corrupted: HashMap<u64, (u32, u8)>,
 }
 
 impl ErrorChannel {
@@ -262,7 +291,7 @@ impl ErrorChannel {
         self.refresh();
         for index in 0..self.rules.len() {
             let active = &self.rules[index];
-            if !active.rule.ops.contains(io.op.kind()) {
+            if !active.rule.ops.contains(io.op.kind()) || !active.rule.touches(io) {
                 continue;
             }
             if active.rule.probability < 1.0 && self.roll() >= self.rules[index].threshold {
@@ -284,15 +313,15 @@ impl ErrorChannel {
         None
     }
 
-    /// Inverts one byte of each block. Twice is as before.
-    fn invert(&self, payload: &mut Payload, offset_in_block: u32) {
+    /// Inverts bits of one byte of each block. Twice is as before.
+    fn invert(&self, payload: &mut Payload, (offset_in_block, mask): (u32, u8)) {
         let bytes = payload.as_buf_mut().and_then(|buf| buf.try_as_mut_slice());
         for block in bytes
             .into_iter()
             .flat_map(|bytes| bytes.chunks_mut(self.block_size))
         {
             if let Some(byte) = block.get_mut(offset_in_block as usize) {
-                *byte = !*byte;
+                *byte ^= mask;
             }
         }
     }
@@ -302,11 +331,11 @@ impl ErrorChannel {
         if self.corrupted.is_empty() {
             return completion;
         }
-        let Some(offset) = self.corrupted.remove(&completion.io.tag) else {
+        let Some(damage) = self.corrupted.remove(&completion.io.tag) else {
             return completion;
         };
         if completion.io.op != Op::Read || completion.result.is_ok() {
-            self.invert(&mut completion.io.payload, offset);
+            self.invert(&mut completion.io.payload, damage);
         }
         completion
     }
@@ -317,13 +346,16 @@ impl Channel for ErrorChannel {
         match self.hit(&io) {
             None => {}
             Some(Effect::Fail(error)) => return Submit::Done(io.complete(Err(error))),
-            Some(Effect::Corrupt { offset_in_block }) => match io.op {
+            Some(Effect::Corrupt {
+                offset_in_block,
+                mask,
+            }) => match io.op {
                 Op::Read => {
-                    self.corrupted.insert(io.tag, offset_in_block);
+                    self.corrupted.insert(io.tag, (offset_in_block, mask));
                 }
                 Op::Write { .. } => {
-                    self.invert(&mut io.payload, offset_in_block);
-                    self.corrupted.insert(io.tag, offset_in_block);
+                    self.invert(&mut io.payload, (offset_in_block, mask));
+                    self.corrupted.insert(io.tag, (offset_in_block, mask));
                 }
                 _ => {}
             },

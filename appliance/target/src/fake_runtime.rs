@@ -40,7 +40,7 @@ impl FakeRuntime {
 }
 
 impl Runtime for FakeRuntime {
-    fn prepare(&self, spec: &BdevSpec) -> Preparing {
+    fn prepare(&self, spec: &BdevSpec, _is_new: bool) -> Preparing {
         let result = self.check(&spec.name).map(|()| Box::new(()) as Prepared);
         Box::pin(async move {
             tokio::task::yield_now().await;

@@ -118,8 +118,8 @@ fn refused(error: &dyn std::error::Error) -> RuntimeError {
 }
 
 impl Runtime for NvmfRuntime {
-    fn prepare(&self, spec: &BdevSpec) -> Preparing {
-        devices::prepare(spec, self.plane.registry())
+    fn prepare(&self, spec: &BdevSpec, is_new: bool) -> Preparing {
+        devices::prepare(spec, is_new, self.plane.registry())
     }
 
     fn apply(&self, edit: &Edit, prepared: Option<Prepared>) -> Result<Settled, RuntimeError> {

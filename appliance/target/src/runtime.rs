@@ -61,7 +61,11 @@ pub struct Facts {
 pub trait Runtime: Send + Sync + 'static {
     /// Opens what a new or grown block device needs. Nothing can be seen of it until
     /// [`Runtime::apply`] gets the result; dropped, it closes again.
-    fn prepare(&self, spec: &BdevSpec) -> Preparing;
+    ///
+    /// Only a device that is new (`is_new`) may make or grow its file. One that was acknowledged
+    /// before and comes back, after a restart say, is pending while its file is gone: an empty one in
+    /// its place would hide the loss.
+    fn prepare(&self, spec: &BdevSpec, is_new: bool) -> Preparing;
 
     /// Makes one edit so. Edits come in the order of the model's changes, so what an edit needs has
     /// been given before, or is pending. `prepared` is that of the device in the edit, when it is new.

@@ -88,7 +88,11 @@ fn nqn(number: u32) -> String {
 
 /// A port that nobody uses now.
 fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// A subsystem with a namespace and a listener: four calls.

@@ -87,15 +87,12 @@ fn corrupted_reads_differ_in_the_named_byte_and_leave_the_device_alone() {
     rig::write(&mut channel, &mut buffers, 0, &[7; 1024]);
     let effect = Effect::Corrupt {
         offset_in_block: 100,
+        mask: 0x81,
     };
-    let rule = Rule {
-        ops: READS,
-        count: Some(1),
-        probability: 1.0,
-        effect,
-    };
-    layer.set_rules(&[rule]).unwrap();
+    let rule = Rule::fail(READS, IoError::MediaRead).times(1);
+    layer.set_rules(&[Rule { effect, ..rule }]).unwrap();
     let damaged = rig::read(&mut channel, &mut buffers, 0, 2);
+    assert_eq!(damaged[100], 7 ^ 0x81);
     let at = |bytes: &[u8]| (0..1024).filter(|i| bytes[*i] != 7).collect::<Vec<usize>>();
     assert_eq!(at(&damaged), [100, 612]);
     assert_eq!(
@@ -109,20 +106,39 @@ fn corrupted_writes_damage_the_device_and_not_the_writers_buffer() {
     let layer = ErrorLayer::new(malloc(), 1);
     let mut buffers = Buffers::new();
     let mut channel = rig::bdev(layer.clone()).open(&rig::context()).unwrap();
-    let effect = Effect::Corrupt { offset_in_block: 0 };
-    let rule = Rule {
-        ops: WRITES,
-        count: None,
-        probability: 1.0,
-        effect,
+    let effect = Effect::Corrupt {
+        offset_in_block: 0,
+        mask: 0xff,
     };
-    layer.set_rules(&[rule]).unwrap();
+    let rule = Rule::fail(WRITES, IoError::MediaWrite);
+    layer.set_rules(&[Rule { effect, ..rule }]).unwrap();
     let payload = buffers.filled(&[7; 512]);
     let write = Io::with_payload(Op::Write { fua: true }, 0, 1, payload, 0);
     let completion = rig::run_ok(&mut channel, write);
     assert_eq!(rig::bytes(&completion.io.payload), [7; 512]);
     let read = rig::read(&mut channel, &mut buffers, 0, 1);
     assert_eq!((read[0], read[1]), (!7, 7));
+}
+
+#[test]
+fn a_rule_hits_what_touches_its_blocks() {
+    let layer = ErrorLayer::new(malloc(), 1);
+    let rule = Rule::fail(READS, IoError::MediaRead).within(100, 199);
+    layer.set_rules(&[rule]).unwrap();
+    let mut buffers = Buffers::new();
+    let mut channel = rig::bdev(layer).open(&rig::context()).unwrap();
+    for (lba, blocks, is_hit) in [
+        (0, 100, false),
+        (99, 2, true),
+        (150, 1, true),
+        (199, 4, true),
+        (200, 1, false),
+    ] {
+        let payload = buffers.filled(&vec![0; blocks as usize * 512]);
+        let read = Io::with_payload(Op::Read, lba, blocks, payload, 0);
+        let result = rig::run(&mut channel, read).result;
+        assert_eq!(result.is_err(), is_hit, "{blocks} blocks from {lba}");
+    }
 }
 
 #[test]
@@ -133,6 +149,7 @@ fn impossible_rules_are_refused() {
     assert!(layer.set_rules(&[rule.with_probability(f64::NAN)]).is_err());
     let effect = Effect::Corrupt {
         offset_in_block: 512,
+        mask: 1,
     };
     assert!(layer.set_rules(&[Rule { effect, ..rule }]).is_err());
     assert!(layer.set_rules(&[rule; 65]).is_err());

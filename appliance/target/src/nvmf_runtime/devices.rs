@@ -25,7 +25,7 @@ pub(super) struct Opened {
 }
 
 /// Opens the device of a specification. What can take long runs on a thread of its own.
-pub(super) fn prepare(spec: &BdevSpec, registry: &Arc<Registry>) -> Preparing {
+pub(super) fn prepare(spec: &BdevSpec, is_new: bool, registry: &Arc<Registry>) -> Preparing {
     match &spec.kind {
         // Layers are made over the device below when they are applied: it may come later.
         Some(Kind::Error(_) | Kind::Delay(_)) => prepared_now(Ok(Box::new(()))),
@@ -37,7 +37,7 @@ pub(super) fn prepare(spec: &BdevSpec, registry: &Arc<Registry>) -> Preparing {
         Some(kind) => {
             let kind = kind.clone();
             Box::pin(async move {
-                tokio::task::spawn_blocking(move || open(&kind))
+                tokio::task::spawn_blocking(move || open(&kind, is_new))
                     .await
                     .unwrap_or_else(|error| Err(RuntimeError::Refused(error.to_string())))
             })
@@ -46,7 +46,7 @@ pub(super) fn prepare(spec: &BdevSpec, registry: &Arc<Registry>) -> Preparing {
     }
 }
 
-fn open(kind: &Kind) -> Result<Prepared, RuntimeError> {
+fn open(kind: &Kind, is_new: bool) -> Result<Prepared, RuntimeError> {
     let blocks = |size_bytes: u64, block_size: Option<u32>| {
         let block_size = block_size.unwrap_or(BLOCK_SIZE_DEFAULT).max(1);
         (block_size, size_bytes / u64::from(block_size))
@@ -66,7 +66,12 @@ fn open(kind: &Kind) -> Result<Prepared, RuntimeError> {
             (Null::new(options).map_err(|error| refused(&error))?, None)
         }
         Kind::File(spec) => {
-            let (device, notice) = open_file(spec).map_err(|error| of_open(&error))?;
+            let opened = if is_new {
+                open_file(spec).map_err(|error| of_open(&error))
+            } else {
+                reopen_file(spec)
+            };
+            let (device, notice) = opened?;
             (device, notice)
         }
         Kind::Error(_) | Kind::Delay(_) => {
@@ -95,6 +100,26 @@ fn open_file(spec: &api::v1::FileBdev) -> Result<(Arc<File>, Option<String>), Bl
         && size_bytes > geometry.len_bytes()
     {
         device.resize(size_bytes / u64::from(geometry.block_size))?;
+    }
+    Ok((device, notice))
+}
+
+/// The file of a device that was there before: whole, or the device waits for it.
+fn reopen_file(spec: &api::v1::FileBdev) -> Result<(Arc<File>, Option<String>), RuntimeError> {
+    let options = FileOptions {
+        block_size: spec.block_size.unwrap_or(BLOCK_SIZE_DEFAULT),
+        direct: spec.direct.unwrap_or(true),
+        read_only: spec.read_only.unwrap_or(false),
+        ..FileOptions::new(&spec.path)
+    };
+    let (device, notice) = File::open(options).map_err(|error| of_open(&error))?;
+    let (wanted, there) = (spec.size_bytes.unwrap_or(0), device.geometry().len_bytes());
+    if there < wanted {
+        return Err(RuntimeError::Pending(format!(
+            "{} holds {there} bytes where {wanted} belong; put the whole file back, or delete the \
+             device",
+            spec.path
+        )));
     }
     Ok((device, notice))
 }
@@ -171,6 +196,7 @@ fn rule(rule: &ErrorRule) -> Result<Rule, RuntimeError> {
         }),
         ErrorType::CorruptData => Effect::Corrupt {
             offset_in_block: u32::try_from(rule.corrupt_offset).unwrap_or(u32::MAX),
+            mask: byte(rule.corrupt_value, u8::MAX),
         },
         ErrorType::Pending | ErrorType::Unspecified => {
             return Err(RuntimeError::Refused(
@@ -182,6 +208,8 @@ fn rule(rule: &ErrorRule) -> Result<Rule, RuntimeError> {
         ops,
         count: (rule.num > 0).then_some(rule.num),
         probability: f64::from(rule.probability_ppm.unwrap_or(1_000_000)) / 1e6,
+        lba_first: rule.lba_first.unwrap_or(0),
+        lba_last: rule.lba_last.unwrap_or(u64::MAX),
         effect,
     })
 }

@@ -148,3 +148,87 @@ fn temperature_index(cdw11: u32) -> Result<usize, Status> {
         _ => Err(Status::INVALID_FIELD.with_dnr(true)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVENTS: u32 = 1 << 8;
+
+    fn features() -> Features {
+        Features::new(15_000, EVENTS)
+    }
+
+    #[test]
+    fn values_are_those_set_and_defaults_stay() {
+        let mut features = features();
+        let cases = [
+            (fid::ARBITRATION, 0x0102_0304, 0),
+            (fid::ERROR_RECOVERY, 9, 0),
+            (fid::INTERRUPT_COALESCING, 0x0203, 0),
+            (fid::INTERRUPT_VECTOR, 0x1_0003, 0),
+            (fid::WRITE_ATOMICITY, 1, 0),
+            (fid::ASYNC_EVENT_CONFIG, 0, EVENTS),
+        ];
+        for (fid, value, default) in cases {
+            assert_eq!(features.get(fid, 0, false), Ok(default.into()));
+            assert_eq!(features.set(fid, value), Ok(0));
+            assert_eq!(features.get(fid, 0, false), Ok(value.into()));
+            assert_eq!(features.get(fid, 0, true), Ok(default.into()));
+        }
+        features.reset();
+        for (fid, _, default) in cases {
+            assert_eq!(features.get(fid, 0, false), Ok(default.into()));
+        }
+    }
+
+    #[test]
+    fn thresholds_over_and_under_are_two_values() {
+        let mut features = features();
+        let under = 1 << 20;
+        assert_eq!(features.set(fid::TEMPERATURE_THRESHOLD, 350), Ok(0));
+        assert_eq!(features.set(fid::TEMPERATURE_THRESHOLD, under | 260), Ok(0));
+        assert_eq!(features.get(fid::TEMPERATURE_THRESHOLD, 0, false), Ok(350));
+        assert_eq!(features.get(fid::TEMPERATURE_THRESHOLD, under, false), Ok(260));
+        assert_eq!(features.get(fid::TEMPERATURE_THRESHOLD, under, true), Ok(0));
+        for sensor in [1 << 16, 8 << 16, 2 << 20, 3 << 20] {
+            assert!(features.set(fid::TEMPERATURE_THRESHOLD, sensor).is_err());
+            assert!(features.get(fid::TEMPERATURE_THRESHOLD, sensor, false).is_err());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let mut features = features();
+        let wrong = [
+            (fid::POWER_MANAGEMENT, 1),
+            (fid::ERROR_RECOVERY, 1 << 16),
+            (fid::LBA_RANGE_TYPE, 0),
+            (fid::KEEP_ALIVE_TIMER, 0),
+            (0xff, 0),
+        ];
+        for (fid, value) in wrong {
+            assert_eq!(features.set(fid, value), Err(Status::INVALID_FIELD.with_dnr(true)));
+        }
+        assert!(features.get(0xff, 0, false).is_err());
+    }
+
+    #[test]
+    fn host_behavior_is_bytes_of_zero_and_one() {
+        let mut features = features();
+        let mut data = [0; 512];
+        for index in 0..4 {
+            data[index] = 2;
+            assert!(features.set_host_behavior(&data).is_err());
+            data[index] = 1;
+        }
+        assert!(!features.takes_delays());
+        assert!(features.set_host_behavior(&data).is_ok());
+        assert!(features.takes_delays());
+        assert_eq!(features.host_behavior(false), data);
+        assert_eq!(features.host_behavior(true), [0; 512]);
+        assert!(features.set_host_behavior(&data[..511]).is_err());
+        features.reset();
+        assert!(!features.takes_delays());
+    }
+}

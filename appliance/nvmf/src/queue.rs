@@ -405,3 +405,44 @@ async fn execute(queue: &Rc<Queue>, slot: &Rc<Slot>, sqe: Sqe) -> Outcome {
         None => Box::pin(exec::fabrics::connect(queue, slot, sqe)).await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_carry_queue_pair_and_slot() {
+        for (qpair, slot) in [(0, 0), (u32::MAX, u16::MAX), (7, 9)] {
+            let ids = (QpairId(qpair), SlotId(slot));
+            assert_eq!(from_token(token(ids.0, ids.1)), ids);
+        }
+    }
+
+    #[test]
+    fn a_command_identifier_is_in_use_until_it_is_removed() {
+        let mut cids = CidSet::default();
+        cids.remove(Cid(3));
+        for cid in [0, 63, 64, u16::MAX] {
+            assert!(cids.insert(Cid(cid)));
+            assert!(!cids.insert(Cid(cid)));
+            cids.remove(Cid(cid));
+            assert!(cids.insert(Cid(cid)));
+        }
+        assert!(cids.insert(Cid(1)));
+    }
+
+    #[test]
+    fn lengths_come_from_the_forms_of_sgl_that_are_taken() {
+        let with = |sgl| Sqe::default().with_sgl(sgl);
+        let in_capsule = with(SglDescriptor::in_capsule(0, 512));
+        assert_eq!(sgl_len(&in_capsule, 512), Ok(512));
+        assert!(sgl_len(&in_capsule, 511).is_err());
+        assert!(sgl_len_to_host(&in_capsule).is_err());
+        let transport = with(SglDescriptor::transport_data(u32::MAX));
+        assert_eq!(sgl_len(&transport, 0), Ok(u32::MAX));
+        assert_eq!(sgl_len_to_host(&transport), Ok(u32::MAX));
+        assert!(sgl_len(&transport.with_psdt(Sqe::PSDT_PRP), 0).is_err());
+        assert!(sgl_len(&with(SglDescriptor::in_capsule(8, 512)), 512).is_err());
+        assert!(sgl_len(&with(SglDescriptor::data_block(0, 512)), 0).is_err());
+    }
+}

@@ -100,7 +100,10 @@ impl Registers {
         }
         if new.shn() != old.shn() && new.shn() != ShutdownNotification::None {
             self.csts = self.csts.with_shst(ShutdownStatus::Occurring);
-            change = CcChange::ShutDown;
+            // A reset closes the I/O queues as well, and does more.
+            if change != CcChange::Reset {
+                change = CcChange::ShutDown;
+            }
         }
         if !has_io_queues {
             self.io_queues_gone();
@@ -125,5 +128,107 @@ impl Registers {
             return Err(Status::INVALID_FIELD.with_dnr(true));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: TransportLimits = TransportLimits {
+        max_queue_depth: 128,
+        max_aq_depth: 32,
+        max_io_qpairs_per_ctrlr: 4,
+        max_io_size: 131_072,
+        in_capsule_data_size: 4096,
+    };
+
+    fn enabled() -> Cc {
+        Cc::default().with_en(true).with_iosqes(6).with_iocqes(4)
+    }
+
+    fn write(registers: &mut Registers, cc: Cc, has_io_queues: bool) -> CcChange {
+        registers.write_cc(cc.into(), has_io_queues).unwrap()
+    }
+
+    #[test]
+    fn capabilities_follow_from_the_transport() {
+        let registers = Registers::new(&LIMITS);
+        let cap = Cap::from(registers.cap());
+        assert_eq!((cap.mqes(), cap.cqr(), cap.crms()), (127, true, Cap::CRMS_WITH_MEDIA));
+        assert_eq!(cap.css(), Cap::CSS_NVM | Cap::CSS_IOCS);
+        assert_eq!((registers.vs(), registers.cc(), registers.csts()), (0x2_0100, 0, 0));
+    }
+
+    #[test]
+    fn enable_and_reset_go_through_ready() {
+        let mut registers = Registers::new(&LIMITS);
+        assert_eq!(write(&mut registers, Cc::default(), false), CcChange::None);
+        assert_eq!(write(&mut registers, enabled(), false), CcChange::Enabled);
+        assert!(registers.csts.rdy());
+        assert_eq!(write(&mut registers, enabled(), true), CcChange::None);
+        assert_eq!(write(&mut registers, Cc::default(), true), CcChange::Reset);
+        assert!(registers.csts.rdy(), "until the last I/O queue is gone");
+        registers.io_queues_gone();
+        assert!(!registers.csts.rdy());
+    }
+
+    #[test]
+    fn io_queues_that_go_by_themselves_change_nothing() {
+        let mut registers = Registers::new(&LIMITS);
+        write(&mut registers, enabled(), false);
+        registers.io_queues_gone();
+        assert_eq!((registers.csts.rdy(), registers.csts.shst()), (true, ShutdownStatus::Normal));
+    }
+
+    #[test]
+    fn shutdown_goes_on_until_the_io_queues_are_gone_and_enable_ends_it() {
+        let mut registers = Registers::new(&LIMITS);
+        write(&mut registers, enabled(), false);
+        let normal = enabled().with_shn(ShutdownNotification::Normal);
+        assert_eq!(write(&mut registers, normal, true), CcChange::ShutDown);
+        assert_eq!(registers.csts.shst(), ShutdownStatus::Occurring);
+        assert_eq!(write(&mut registers, normal, true), CcChange::None, "asked for already");
+        registers.io_queues_gone();
+        assert_eq!(registers.csts.shst(), ShutdownStatus::Complete);
+        assert_eq!(write(&mut registers, Cc::default(), false), CcChange::Reset);
+        assert_eq!((registers.csts.rdy(), registers.csts.shst()), (false, ShutdownStatus::Complete));
+        assert_eq!(write(&mut registers, enabled(), false), CcChange::Enabled);
+        assert_eq!((registers.csts.rdy(), registers.csts.shst()), (true, ShutdownStatus::Normal));
+    }
+
+    #[test]
+    fn reset_and_shutdown_in_one_write_do_both() {
+        let mut registers = Registers::new(&LIMITS);
+        write(&mut registers, enabled(), false);
+        let both = Cc::default().with_shn(ShutdownNotification::Abrupt);
+        assert_eq!(write(&mut registers, both, true), CcChange::Reset);
+        registers.io_queues_gone();
+        assert_eq!((registers.csts.rdy(), registers.csts.shst()), (false, ShutdownStatus::Complete));
+    }
+
+    #[test]
+    fn what_is_not_supported_changes_nothing() {
+        let mut registers = Registers::new(&LIMITS);
+        let wrong = [
+            enabled().with_css(Cc::CSS_ADMIN_ONLY),
+            enabled().with_iosqes(0),
+            enabled().with_iocqes(5),
+            enabled().with_mps(1),
+            enabled().with_ams(7),
+            enabled().with_shn(ShutdownNotification::Reserved),
+        ];
+        for cc in wrong {
+            assert!(registers.write_cc(cc.into(), false).is_err());
+            assert_eq!((registers.cc(), registers.csts()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_fatal_controller_is_not_ready() {
+        let mut registers = Registers::new(&LIMITS);
+        write(&mut registers, enabled(), false);
+        registers.fail();
+        assert_eq!((registers.csts.cfs(), registers.csts.rdy()), (true, false));
     }
 }

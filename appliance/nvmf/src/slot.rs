@@ -335,3 +335,105 @@ impl Slot {
         .await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Waker};
+
+    use nvme_spec::Cid;
+
+    use super::*;
+
+    fn poll<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn accepted(slot: &Slot, cid: u16) {
+        slot.accept(Sqe::default().with_cid(Cid(cid)), 0, false);
+    }
+
+    #[test]
+    fn a_slot_serves_one_command_after_another() {
+        let slot = Slot::new(SlotId(3));
+        let mut served = pin!(async {
+            for _ in 0..2 {
+                let sqe = slot.command().await;
+                slot.respond(Cqe::new(sqe.cid(), Status::SUCCESS)).await;
+            }
+        });
+        assert!(poll(served.as_mut()).is_pending());
+        for cid in [5, 6] {
+            accepted(&slot, cid);
+            assert!(poll(served.as_mut()).is_pending());
+            assert_eq!(slot.step(), Step::Respond);
+            // Polled for nothing: still one response.
+            assert!(poll(served.as_mut()).is_pending());
+            let (cqe, payload, len) = slot.take_response();
+            assert_eq!((cqe.cid(), payload.len(), len), (Cid(cid), 0, 0));
+            assert_eq!(slot.step(), Step::Pending);
+            slot.response_sent();
+        }
+        assert!(poll(served.as_mut()).is_ready());
+    }
+
+    #[test]
+    fn data_that_does_not_come_intact_ends_the_command() {
+        let slot = Slot::new(SlotId(0));
+        accepted(&slot, 1);
+        let mut received = pin!(slot.receive(Payload::None, 512));
+        assert!(poll(received.as_mut()).is_pending());
+        assert_eq!((slot.step(), slot.take_receive().1), (Step::Receive, 512));
+        assert!(poll(received.as_mut()).is_pending(), "the transport has it");
+        slot.data_received(Payload::None);
+        let Poll::Ready(Err(status)) = poll(received.as_mut()) else { panic!() };
+        assert_eq!(status, Status::TRANSIENT_TRANSPORT_ERROR);
+    }
+
+    #[test]
+    fn an_abort_ends_what_waits_unless_it_is_held_or_ready() {
+        let slot = Slot::new(SlotId(0));
+        accepted(&slot, 1);
+        let is_ready = Cell::new(false);
+        assert!(!slot.can_give_up());
+        {
+            let mut waiting = pin!(slot.until(|| is_ready.get()));
+            assert!(poll(waiting.as_mut()).is_pending());
+            assert!(slot.can_give_up());
+            slot.hold();
+            assert!(!slot.can_give_up());
+            slot.set_aborted();
+            let aborted = Err(Status::COMMAND_ABORT_REQUESTED);
+            assert_eq!(poll(waiting.as_mut()), Poll::Ready(aborted));
+        }
+        assert!(!slot.can_give_up());
+        is_ready.set(true);
+        let mut waiting = pin!(slot.until(|| is_ready.get()));
+        assert_eq!(poll(waiting.as_mut()), Poll::Ready(Ok(())), "it came too late");
+    }
+
+    #[test]
+    fn a_forgotten_command_leaves_a_free_slot() {
+        let slot = Slot::new(SlotId(0));
+        accepted(&slot, 1);
+        let generation = slot.generation();
+        slot.forget();
+        assert!(slot.is_forgotten());
+        slot.forgotten();
+        assert_eq!(slot.state(), SlotState::Free);
+        accepted(&slot, 1);
+        assert!(!slot.is_forgotten());
+        assert_ne!(slot.generation(), generation);
+    }
+
+    #[test]
+    fn a_failed_command_sends_no_data() {
+        let slot = Slot::new(SlotId(0));
+        accepted(&slot, 1);
+        slot.set_response_data(Payload::None, 512);
+        let mut responding = pin!(slot.respond(Cqe::new(Cid(1), Status::INTERNAL_ERROR)));
+        assert!(poll(responding.as_mut()).is_pending());
+        let (.., len) = slot.take_response();
+        assert_eq!(len, 0);
+    }
+}

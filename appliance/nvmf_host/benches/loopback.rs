@@ -49,20 +49,46 @@ fn cases() -> Vec<Case> {
     }
     cases.push(base("randread-128k", RandRead, 131_072, 8));
     cases.push(base("randwrite-128k", RandWrite, 131_072, 8));
-    cases.push(Case { null: true, ..base("null-randread-4k", RandRead, 4096, 128) });
-    cases.push(Case { digests: true, ..base("digest-randread-4k", RandRead, 4096, 128) });
-    cases.push(Case { digests: true, ..base("digest-randwrite-4k", RandWrite, 4096, 128) });
-    cases.push(Case { verify: true, ..base("verify-randwrite-4k", RandWrite, 4096, 32) });
-    cases.push(Case { connections: 8, ..base("8x-randread-4k", RandRead, 4096, 32) });
+    cases.push(Case {
+        null: true,
+        ..base("null-randread-4k", RandRead, 4096, 128)
+    });
+    cases.push(Case {
+        digests: true,
+        ..base("digest-randread-4k", RandRead, 4096, 128)
+    });
+    cases.push(Case {
+        digests: true,
+        ..base("digest-randwrite-4k", RandWrite, 4096, 128)
+    });
+    cases.push(Case {
+        verify: true,
+        ..base("verify-randwrite-4k", RandWrite, 4096, 32)
+    });
+    cases.push(Case {
+        connections: 8,
+        ..base("8x-randread-4k", RandRead, 4096, 32)
+    });
     cases
 }
 
 fn main() {
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    let seconds = std::env::var("SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2.0);
-    println!("{:<22}{:>6}{:>12}{:>11}{:>10}{:>10}", "case", "depth", "IOPS", "MiB/s", "avg us", "p99 us");
+    let filter = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'));
+    let seconds = std::env::var("SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(2.0);
+    println!(
+        "{:<22}{:>6}{:>12}{:>11}{:>10}{:>10}",
+        "case", "depth", "IOPS", "MiB/s", "avg us", "p99 us"
+    );
     for case in cases() {
-        if filter.as_ref().is_some_and(|filter| !case.name.contains(filter.as_str())) {
+        if filter
+            .as_ref()
+            .is_some_and(|filter| !case.name.contains(filter.as_str()))
+        {
             continue;
         }
         let report = run(&case, Duration::from_secs_f64(seconds));
@@ -87,7 +113,11 @@ fn serve<R>(null: bool, client: impl FnOnce(TransportAddress) -> R) -> R {
     let over = Arc::clone(&is_over);
     let (told, address) = mpsc::channel();
     let server = std::thread::spawn(move || {
-        let device = if null { null_disk(BLOCKS) } else { ram_disk(BLOCKS) };
+        let device = if null {
+            null_disk(BLOCKS)
+        } else {
+            ram_disk(BLOCKS)
+        };
         let mut served = Served::new(TcpOptions::default(), device);
         told.send(served.address.clone()).unwrap();
         while !over.load(Ordering::Relaxed) {

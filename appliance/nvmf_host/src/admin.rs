@@ -4,8 +4,7 @@ use std::rc::Rc;
 
 use fabric_wire::fabrics::{PropertyGet, PropertySet, PropertySize};
 use nvme_spec::identify::{
-    self, IdentifyController, IdentifyNamespace, NamespaceList, NsDescriptor, cns,
-    ns_descriptors,
+    self, IdentifyController, IdentifyNamespace, NamespaceList, NsDescriptor, cns, ns_descriptors,
 };
 use nvme_spec::log::{AnaHeader, ChangedNamespaces, ErrorEntry, SmartLog, lid};
 use nvme_spec::opcode;
@@ -79,7 +78,9 @@ impl Admin {
     pub fn identify_namespace(&self, nsid: Nsid) -> Operation<Box<IdentifyNamespace>> {
         let me = self.clone();
         Operation::new(async move {
-            let bytes = me.identify("identify namespace", nsid, cns::NAMESPACE, 0).await?;
+            let bytes = me
+                .identify("identify namespace", nsid, cns::NAMESPACE, 0)
+                .await?;
             parse("identify namespace", &bytes)
         })
     }
@@ -131,7 +132,8 @@ impl Admin {
     ) -> Operation<Vec<u8>> {
         let me = self.clone();
         Operation::new(async move {
-            me.read_log("get log page", nsid, lid, lsp, (offset, len), rae).await
+            me.read_log("get log page", nsid, lid, lsp, (offset, len), rae)
+                .await
         })
     }
 
@@ -150,8 +152,9 @@ impl Admin {
             let what = "get changed namespaces log";
             let len = size_of::<ChangedNamespaces>() as u32;
             let nsid = Nsid::ALL;
-            let bytes =
-                me.read_log(what, nsid, lid::CHANGED_NAMESPACES, 0, (0, len), false).await?;
+            let bytes = me
+                .read_log(what, nsid, lid::CHANGED_NAMESPACES, 0, (0, len), false)
+                .await?;
             let list: Box<ChangedNamespaces> = parse(what, &bytes)?;
             Ok((!list.is_overflow()).then(|| list.iter().collect()))
         })
@@ -164,7 +167,9 @@ impl Admin {
         Operation::new(async move {
             let what = "get smart log";
             let len = size_of::<SmartLog>() as u32;
-            let bytes = me.read_log(what, nsid, lid::SMART, 0, (0, len), false).await?;
+            let bytes = me
+                .read_log(what, nsid, lid::SMART, 0, (0, len), false)
+                .await?;
             parse(what, &bytes)
         })
     }
@@ -177,9 +182,13 @@ impl Admin {
             let what = "get error log";
             let size = size_of::<ErrorEntry>();
             let len = size as u32 * u32::from(count.clamp(1, 64));
-            let bytes = me.read_log(what, Nsid::ALL, lid::ERROR, 0, (0, len), false).await?;
+            let bytes = me
+                .read_log(what, Nsid::ALL, lid::ERROR, 0, (0, len), false)
+                .await?;
             let entries = bytes.chunks_exact(size).filter_map(|entry| {
-                ErrorEntry::read_from_bytes(entry).ok().filter(|entry| entry.error_count.get() != 0)
+                ErrorEntry::read_from_bytes(entry)
+                    .ok()
+                    .filter(|entry| entry.error_count.get() != 0)
             });
             Ok(entries.collect())
         })
@@ -236,12 +245,19 @@ impl Admin {
         size: PropertySize,
     ) -> Result<u64, HostError> {
         let sqe = PropertyGet { size, offset }.to_sqe(Cid(0));
-        let (value, _) = self.association.execute("property get", Command::new(sqe, 0)).await?;
+        let (value, _) = self
+            .association
+            .execute("property get", Command::new(sqe, 0))
+            .await?;
         Ok(value)
     }
 
     pub(crate) async fn set_property(&self, offset: u32, value: u32) -> Result<(), HostError> {
-        let set = PropertySet { size: PropertySize::Four, offset, value: value.into() };
+        let set = PropertySet {
+            size: PropertySize::Four,
+            offset,
+            value: value.into(),
+        };
         let command = Command::new(set.to_sqe(Cid(0)), 0);
         self.association.execute("property set", command).await?;
         Ok(())
@@ -273,7 +289,9 @@ impl Admin {
         let mut nsids: Vec<Nsid> = Vec::new();
         loop {
             let after = nsids.last().copied().unwrap_or(Nsid::NONE);
-            let bytes = self.identify(what, after, cns::ACTIVE_NAMESPACES, 0).await?;
+            let bytes = self
+                .identify(what, after, cns::ACTIVE_NAMESPACES, 0)
+                .await?;
             let list: Box<NamespaceList> = parse(what, &bytes)?;
             let before = nsids.len();
             for nsid in list.iter() {
@@ -295,11 +313,17 @@ impl Admin {
         let identify: Box<IdentifyNamespace> = parse(what, &bytes)?;
         let block_size = identify.block_size().ok_or_else(|| HostError::Malformed {
             what,
-            reason: format!("namespace {nsid} has blocks of 2^{} bytes", identify.format().lbads),
+            reason: format!(
+                "namespace {nsid} has blocks of 2^{} bytes",
+                identify.format().lbads
+            ),
         })?;
         let what = "identify namespace descriptors";
         // An optional command before 1.3: without it there is no UUID.
-        let uuid = match self.identify(what, nsid, cns::NAMESPACE_DESCRIPTORS, 0).await {
+        let uuid = match self
+            .identify(what, nsid, cns::NAMESPACE_DESCRIPTORS, 0)
+            .await
+        {
             Ok(bytes) => ns_descriptors(&bytes).find_map(|descriptor| match descriptor {
                 NsDescriptor::Uuid(uuid) => Some(uuid),
                 _ => None,
@@ -330,7 +354,11 @@ impl Admin {
     ) -> Result<Vec<u8>, HostError> {
         if len == 0 || !len.is_multiple_of(4) || u64::from(len) > LOG_MAX {
             let reason = "a multiple of 4 up to 16 MiB is needed";
-            return Err(HostError::Option { option: "log length", value: len.into(), reason });
+            return Err(HostError::Option {
+                option: "log length",
+                value: len.into(),
+                reason,
+            });
         }
         let mut page = Vec::with_capacity(len as usize);
         while page.len() < len as usize {
@@ -362,8 +390,9 @@ impl Admin {
                     // The page may have changed while it was read in pieces; this read unmasks the
                     // event, and tells whether it has.
                     let len = size_of::<AnaHeader>() as u32;
-                    let head =
-                        self.read_log(what, Nsid::NONE, lid::ANA, 0, (0, len), false).await?;
+                    let head = self
+                        .read_log(what, Nsid::NONE, lid::ANA, 0, (0, len), false)
+                        .await?;
                     if AnaHeader::read_from_bytes(&head[..])
                         .is_ok_and(|head| head.change_count.get() == log.change_count)
                     {
@@ -393,10 +422,12 @@ fn parse<T: FromBytes + zerocopy::Immutable + zerocopy::KnownLayout>(
     what: &'static str,
     bytes: &[u8],
 ) -> Result<Box<T>, HostError> {
-    T::read_from_bytes(bytes).map(Box::new).map_err(|_| HostError::Malformed {
-        what,
-        reason: format!("it has {} bytes, not {}", bytes.len(), size_of::<T>()),
-    })
+    T::read_from_bytes(bytes)
+        .map(Box::new)
+        .map_err(|_| HostError::Malformed {
+            what,
+            reason: format!("it has {} bytes, not {}", bytes.len(), size_of::<T>()),
+        })
 }
 
 /// The controllers of the subsystem, from the identifier `first` on.

@@ -1,7 +1,7 @@
 //! The Asymmetric Namespace Access log page.
 
-use nvme_spec::log::{AnaGroupDescriptor, AnaHeader, ana_state};
 use nvme_spec::Nsid;
+use nvme_spec::log::{AnaGroupDescriptor, AnaHeader, ana_state};
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
 
@@ -79,7 +79,10 @@ impl AnaLog {
         };
         let (header, mut rest) =
             AnaHeader::read_from_prefix(bytes).map_err(|_| short("its header"))?;
-        let mut log = Self { change_count: header.change_count.get(), groups: Vec::new() };
+        let mut log = Self {
+            change_count: header.change_count.get(),
+            groups: Vec::new(),
+        };
         for _ in 0..header.groups.get() {
             let (group, after) =
                 AnaGroupDescriptor::read_from_prefix(rest).map_err(|_| short("a group"))?;
@@ -100,7 +103,10 @@ impl AnaLog {
     /// The state of a namespace, if it is in a group.
     #[must_use]
     pub fn state_of(&self, nsid: Nsid) -> Option<AnaState> {
-        let group = self.groups.iter().find(|group| group.nsids.contains(&nsid))?;
+        let group = self
+            .groups
+            .iter()
+            .find(|group| group.nsids.contains(&nsid))?;
         Some(group.state)
     }
 }

@@ -84,13 +84,22 @@ impl Association {
     pub(crate) fn failure(&self) -> HostError {
         let queue = self.queue.borrow();
         let state = "connecting";
-        let not_ready = HostError::NotReady { what: "an admin command", state };
+        let not_ready = HostError::NotReady {
+            what: "an admin command",
+            state,
+        };
         queue.failure().cloned().unwrap_or(not_ready)
     }
 
     /// Runs a command; gives its completion whatever its status.
     pub(crate) async fn run(self: &Rc<Self>, command: Command) -> Result<Completion, HostError> {
-        Issued { association: Rc::clone(self), command: Some(command), tag: None }.wait().await
+        Issued {
+            association: Rc::clone(self),
+            command: Some(command),
+            tag: None,
+        }
+        .wait()
+        .await
     }
 
     /// Runs a command that must succeed. Gives its result and its buffer.
@@ -114,7 +123,14 @@ impl Association {
     /// Waits, by the caller's clock.
     pub(crate) async fn sleep(&self, duration: Duration) {
         let until = self.now.get() + duration;
-        poll_fn(|_| if self.now.get() >= until { Poll::Ready(()) } else { Poll::Pending }).await;
+        poll_fn(|_| {
+            if self.now.get() >= until {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
     /// Waits until the connection is up.
@@ -148,7 +164,10 @@ impl Issued {
         if let Some(mut command) = self.command.take() {
             let tag = association.next_tag.get();
             command.tag = tag;
-            let submit = association.queue.borrow_mut().submit(command, association.now.get());
+            let submit = association
+                .queue
+                .borrow_mut()
+                .submit(command, association.now.get());
             match submit {
                 Submit::Accepted(_) => {
                     association.next_tag.set(tag + 1);
@@ -164,12 +183,18 @@ impl Issued {
                 Submit::Refused(_) => {
                     let reason = "the buffer cannot be used this way";
                     let option = "buffer";
-                    return Poll::Ready(Err(HostError::Option { option, value: 0, reason }));
+                    return Poll::Ready(Err(HostError::Option {
+                        option,
+                        value: 0,
+                        reason,
+                    }));
                 }
             }
         }
         let mut finished = association.finished.borrow_mut();
-        let found = finished.iter().position(|completion| Some(completion.tag) == self.tag);
+        let found = finished
+            .iter()
+            .position(|completion| Some(completion.tag) == self.tag);
         match found {
             Some(index) => {
                 self.tag = None;
@@ -203,7 +228,9 @@ type Running<T> = Pin<Box<dyn Future<Output = Result<T, HostError>>>>;
 
 impl<T> Operation<T> {
     pub(crate) fn new(future: impl Future<Output = Result<T, HostError>> + 'static) -> Self {
-        Self { future: Some(Box::pin(future)) }
+        Self {
+            future: Some(Box::pin(future)),
+        }
     }
 
     /// Its result, once. Poll the controller before each call: that is what moves it on.
@@ -227,6 +254,10 @@ impl<T> Operation<T> {
 
 impl<T> fmt::Debug for Operation<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Operation({})", if self.is_over() { "over" } else { "running" })
+        write!(
+            f,
+            "Operation({})",
+            if self.is_over() { "over" } else { "running" }
+        )
     }
 }

@@ -51,8 +51,12 @@ pub(crate) async fn bring_up(
     association.is_connected.set(true);
 
     association.step.set("reading properties");
-    let cap = Cap(admin.get_property(registers::CAP, PropertySize::Eight).await?);
-    let version = Vs(low(admin.get_property(registers::VS, PropertySize::Four).await?));
+    let cap = Cap(admin
+        .get_property(registers::CAP, PropertySize::Eight)
+        .await?);
+    let version = Vs(low(admin
+        .get_property(registers::VS, PropertySize::Four)
+        .await?));
     enable(&admin, cap).await?;
 
     association.step.set("identify controller");
@@ -89,7 +93,11 @@ pub(crate) async fn bring_up(
         io_queues = connect_io_queues(&admin, &connector, info.io_queues, &context).await?;
     }
     association.step.set("ready");
-    Ok(BringUp { info, connector, io_queues })
+    Ok(BringUp {
+        info,
+        connector,
+        io_queues,
+    })
 }
 
 /// Sets CC.EN and waits for CSTS.RDY.
@@ -103,8 +111,13 @@ async fn enable(admin: &Admin, cap: Cap) -> Result<(), HostError> {
         Cc::CSS_ADMIN_ONLY
     };
     admin.association.step.set("enabling the controller");
-    let cc = Cc::default().with_css(css).with_iosqes(ENTRY_SIZES.0).with_iocqes(ENTRY_SIZES.1);
-    admin.set_property(registers::CC, cc.with_en(true).0).await?;
+    let cc = Cc::default()
+        .with_css(css)
+        .with_iosqes(ENTRY_SIZES.0)
+        .with_iocqes(ENTRY_SIZES.1);
+    admin
+        .set_property(registers::CC, cc.with_en(true).0)
+        .await?;
     wait_ready(admin, true, cap_timeout(cap)).await
 }
 
@@ -112,7 +125,9 @@ async fn wait_ready(admin: &Admin, ready: bool, timeout: Duration) -> Result<(),
     let association = &admin.association;
     let begun = association.now.get();
     loop {
-        let csts = Csts(low(admin.get_property(registers::CSTS, PropertySize::Four).await?));
+        let csts = Csts(low(admin
+            .get_property(registers::CSTS, PropertySize::Four)
+            .await?));
         if csts.cfs() {
             return Err(HostError::ControllerFatal);
         }
@@ -120,7 +135,10 @@ async fn wait_ready(admin: &Admin, ready: bool, timeout: Duration) -> Result<(),
             return Ok(());
         }
         if association.now.get() - begun >= timeout {
-            return Err(HostError::ReadyTimeout { ready, timeout_ms: ms(timeout) });
+            return Err(HostError::ReadyTimeout {
+                ready,
+                timeout_ms: ms(timeout),
+            });
         }
         association.sleep(REGISTER_POLL).await;
     }
@@ -129,8 +147,12 @@ async fn wait_ready(admin: &Admin, ready: bool, timeout: Duration) -> Result<(),
 /// Clears CC.EN and waits for CSTS.RDY to go.
 pub(crate) async fn disable(admin: Admin, timeout: Duration) -> Result<(), HostError> {
     admin.association.step.set("disabling the controller");
-    let cc = Cc(low(admin.get_property(registers::CC, PropertySize::Four).await?));
-    admin.set_property(registers::CC, cc.with_en(false).0).await?;
+    let cc = Cc(low(admin
+        .get_property(registers::CC, PropertySize::Four)
+        .await?));
+    admin
+        .set_property(registers::CC, cc.with_en(false).0)
+        .await?;
     wait_ready(&admin, false, timeout).await
 }
 
@@ -165,11 +187,15 @@ pub(crate) async fn shut_down(
     drop(io_queues);
 
     association.step.set("shutting the controller down");
-    let cc = Cc(low(admin.get_property(registers::CC, PropertySize::Four).await?));
+    let cc = Cc(low(admin
+        .get_property(registers::CC, PropertySize::Four)
+        .await?));
     let cc = cc.with_shn(ShutdownNotification::Normal);
     admin.set_property(registers::CC, cc.0).await?;
     loop {
-        let csts = Csts(low(admin.get_property(registers::CSTS, PropertySize::Four).await?));
+        let csts = Csts(low(admin
+            .get_property(registers::CSTS, PropertySize::Four)
+            .await?));
         if csts.shst() == ShutdownStatus::Complete {
             return Ok(());
         }
@@ -177,7 +203,9 @@ pub(crate) async fn shut_down(
             return Err(HostError::ControllerFatal);
         }
         if association.now.get() - begun >= timeout {
-            return Err(HostError::ShutdownTimeout { timeout_ms: ms(timeout) });
+            return Err(HostError::ShutdownTimeout {
+                timeout_ms: ms(timeout),
+            });
         }
         association.sleep(REGISTER_POLL).await;
     }
@@ -249,7 +277,11 @@ fn in_capsule_size(identify: &IdentifyController) -> u32 {
     if identify.icdoff.get() != 0 {
         return 0;
     }
-    identify.ioccsz.get().saturating_mul(16).saturating_sub(SQE_LEN)
+    identify
+        .ioccsz
+        .get()
+        .saturating_mul(16)
+        .saturating_sub(SQE_LEN)
 }
 
 fn max_transfer_bytes(cap: Cap, identify: &IdentifyController) -> Option<u64> {
@@ -270,7 +302,10 @@ async fn accept_retry_delays(
         return Ok(());
     }
     admin.association.step.set("host behavior support");
-    let behavior = HostBehaviorSupport { acre: 1, ..Default::default() };
+    let behavior = HostBehaviorSupport {
+        acre: 1,
+        ..Default::default()
+    };
     let sqe = Sqe::set_features(Cid(0), fid::HOST_BEHAVIOR, 0);
     let command = Command::new(sqe, 0).sending(behavior.as_bytes().to_vec());
     // A controller without this feature sends no delays: nothing is lost.

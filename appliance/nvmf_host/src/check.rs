@@ -186,12 +186,17 @@ impl Check {
     }
 
     fn judge_log(&mut self, log: &DiscoveryLog) {
-        let mut places = log.records.iter().filter(|record| record.subnqn == self.subnqn);
+        let mut places = log
+            .records
+            .iter()
+            .filter(|record| record.subnqn == self.subnqn);
         let count = log.records.len();
         match places.next() {
-            Some(_) if log.records.iter().any(|record| {
-                record.subnqn == self.subnqn && record.address == self.address
-            }) => {
+            Some(_)
+                if log.records.iter().any(|record| {
+                    record.subnqn == self.subnqn && record.address == self.address
+                }) =>
+            {
                 let what = format!("{} is listed at {}", self.subnqn, self.address);
                 self.ok("discovery", what);
             }
@@ -201,7 +206,10 @@ impl Check {
                 self.warn("discovery", what, advice);
             }
             None => {
-                let what = format!("{} is not among the {count} entries of the log", self.subnqn);
+                let what = format!(
+                    "{} is not among the {count} entries of the log",
+                    self.subnqn
+                );
                 let advice = "it is not there, not active, has no listener at this address, \
                               or does not allow this host";
                 self.warn("discovery", what, advice);
@@ -243,13 +251,22 @@ impl Check {
         };
         let error = error.clone();
         match &error {
-            HostError::Refused { qid, status, advice, .. } if qid.is_admin() => {
+            HostError::Refused {
+                qid,
+                status,
+                advice,
+                ..
+            } if qid.is_admin() => {
                 let what = format!("connect was refused: {status}");
                 let is_host = status.is(Status::CONNECT_INVALID_HOST);
                 self.fail(if is_host { "host" } else { "subsystem" }, what, advice);
             }
             HostError::Authentication { .. } => {
-                self.fail("host", error.describe(), "turn authentication off for this host");
+                self.fail(
+                    "host",
+                    error.describe(),
+                    "turn authentication off for this host",
+                );
             }
             _ if self.failed_below(&error) => {}
             _ => {
@@ -283,7 +300,12 @@ impl Check {
                 let each: Vec<_> = namespaces
                     .iter()
                     .map(|namespace| {
-                        let NamespaceInfo { nsid, block_size, block_count, .. } = namespace;
+                        let NamespaceInfo {
+                            nsid,
+                            block_size,
+                            block_count,
+                            ..
+                        } = namespace;
                         format!("{nsid} ({block_count} blocks of {block_size} bytes)")
                     })
                     .collect();
@@ -344,7 +366,11 @@ impl Check {
     fn begin_read(&mut self, mut controller: Controller, namespaces: Vec<NamespaceInfo>) -> Climb {
         let queues = controller.take_io_queues();
         let first = namespaces.into_iter().next();
-        Climb::Reading(controller, first.expect("an empty list has ended the climb"), queues)
+        Climb::Reading(
+            controller,
+            first.expect("an empty list has ended the climb"),
+            queues,
+        )
     }
 
     fn read(
@@ -360,11 +386,21 @@ impl Check {
         };
         let is_begun = queue.counters().commands > 1; // the first was Connect
         if !is_begun && queue.failure().is_none() {
-            let op = IoOp::Read { lba: Lba(0), blocks: 1 };
-            let request = IoRequest::new(namespace.nsid, op, 0)
-                .with_buffer(vec![0; namespace.block_size as usize]);
+            let op = IoOp::Read {
+                lba: Lba(0),
+                blocks: 1,
+            };
+            let request = IoRequest::new(namespace.nsid, op, 0).with_buffer(vec![
+                0;
+                namespace.block_size
+                    as usize
+            ]);
             if let Submit::Refused(_) = queue.submit(request, now) {
-                self.fail("read", "the I/O queue takes no command".to_owned(), "try again");
+                self.fail(
+                    "read",
+                    "the I/O queue takes no command".to_owned(),
+                    "try again",
+                );
                 return (self.leave(controller, queues, now), worked);
             }
         }
@@ -393,17 +429,31 @@ impl Check {
     fn failed_below(&mut self, error: &HostError) -> bool {
         let what = error.describe();
         match error {
-            HostError::Socket { operation: "connect", .. } => {
+            HostError::Socket {
+                operation: "connect",
+                ..
+            } => {
                 let advice = "start the target, add a listener at this address, \
                               or open the port in the firewall";
                 self.fail("address", what, advice);
             }
-            HostError::ConnectTimeout { what: "the TCP connection", .. } => {
-                self.fail("address", what, "check the address, the route and the firewall");
+            HostError::ConnectTimeout {
+                what: "the TCP connection",
+                ..
+            } => {
+                self.fail(
+                    "address",
+                    what,
+                    "check the address, the route and the firewall",
+                );
             }
             HostError::ConnectTimeout { what: "ICReq", .. } => {
                 self.ok_once("address", format!("{} is reachable", self.address));
-                self.fail("transport", what, "something else than NVMe/TCP may listen there");
+                self.fail(
+                    "transport",
+                    what,
+                    "something else than NVMe/TCP may listen there",
+                );
             }
             HostError::Digest { .. } => {
                 self.ok_once("address", format!("{} is reachable", self.address));
@@ -439,7 +489,10 @@ impl Check {
     }
 
     fn ok(&mut self, name: &'static str, what: String) {
-        self.rungs.push(Rung { name, outcome: Outcome::Ok(what) });
+        self.rungs.push(Rung {
+            name,
+            outcome: Outcome::Ok(what),
+        });
     }
 
     fn ok_once(&mut self, name: &'static str, what: String) {
@@ -449,18 +502,26 @@ impl Check {
     }
 
     fn warn(&mut self, name: &'static str, what: String, advice: &str) {
-        let outcome = Outcome::Warning { what, advice: advice.to_owned() };
+        let outcome = Outcome::Warning {
+            what,
+            advice: advice.to_owned(),
+        };
         self.rungs.push(Rung { name, outcome });
     }
 
     fn fail(&mut self, name: &'static str, what: String, advice: &str) {
-        let outcome = Outcome::Failed { what, advice: advice.to_owned() };
+        let outcome = Outcome::Failed {
+            what,
+            advice: advice.to_owned(),
+        };
         self.rungs.push(Rung { name, outcome });
     }
 }
 
 impl fmt::Debug for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Check").field("rungs", &self.rungs).finish_non_exhaustive()
+        f.debug_struct("Check")
+            .field("rungs", &self.rungs)
+            .finish_non_exhaustive()
     }
 }

@@ -13,9 +13,7 @@ use nvme_spec::registers::{Cap, Vs};
 use nvme_spec::{Cid, Cntlid, Qid, Sqe, Status};
 
 use crate::admin::Admin;
-use crate::association::{
-    Association, Operation, TAG_ABORT, TAG_EVENT, TAG_KEEP_ALIVE,
-};
+use crate::association::{Association, Operation, TAG_ABORT, TAG_EVENT, TAG_KEEP_ALIVE};
 use crate::bring_up::{BringUp, bring_up, disable, shut_down};
 use crate::command::{Command, Completion};
 use crate::error::{CommandError, HostError, ms};
@@ -146,7 +144,11 @@ impl Controller {
         context: &HostContext,
         now: Instant,
     ) -> Result<Self, HostError> {
-        let kind = if subnqn.is_discovery() { Kind::Discovery } else { Kind::Io };
+        let kind = if subnqn.is_discovery() {
+            Kind::Discovery
+        } else {
+            Kind::Io
+        };
         options.check()?;
         let (association, flow) = begin(address, subnqn, kind, &options, context, now)?;
         Ok(Self {
@@ -232,7 +234,9 @@ impl Controller {
     /// Its admin commands.
     #[must_use]
     pub fn admin(&self) -> Admin {
-        Admin { association: Rc::clone(&self.association) }
+        Admin {
+            association: Rc::clone(&self.association),
+        }
     }
 
     /// The I/O queues that were connected, once.
@@ -253,18 +257,23 @@ impl Controller {
     /// The controller is not ready.
     pub fn connect_io_queue(&self, qid: Qid, now: Instant) -> Result<IoQueue, HostError> {
         let state = self.state.name();
-        let connector = self
-            .connector
-            .as_ref()
-            .filter(|_| self.is_ready())
-            .ok_or(HostError::NotReady { what: "an I/O queue", state })?;
+        let connector =
+            self.connector
+                .as_ref()
+                .filter(|_| self.is_ready())
+                .ok_or(HostError::NotReady {
+                    what: "an I/O queue",
+                    state,
+                })?;
         Ok(IoQueue::connect(connector, qid, &self.context, now).of(&self.association))
     }
 
     /// Whether I/O queues can be disconnected one by one (OFCS bit 0).
     #[must_use]
     pub fn can_disconnect_queues(&self) -> bool {
-        self.info.as_ref().is_some_and(|info| info.identify.ofcs.get() & ofcs::DISCONNECT != 0)
+        self.info
+            .as_ref()
+            .is_some_and(|info| info.identify.ofcs.get() & ofcs::DISCONNECT != 0)
     }
 
     /// The oldest event that has not been taken.
@@ -279,13 +288,20 @@ impl Controller {
         if self.is_admin_poll_due(now) {
             self.next_admin_poll = now + self.options.admin_poll_interval;
             let mut completions = std::mem::take(&mut self.completions);
-            worked = self.association.queue.borrow_mut().poll(now, &mut completions);
+            worked = self
+                .association
+                .queue
+                .borrow_mut()
+                .poll(now, &mut completions);
             for completion in completions.drain(..) {
                 self.dispatch(completion, now);
             }
             self.completions = completions;
         }
-        if !matches!(self.state, ControllerState::Failed(_) | ControllerState::ShutDown) {
+        if !matches!(
+            self.state,
+            ControllerState::Failed(_) | ControllerState::ShutDown
+        ) {
             self.keep_alive(now);
             self.send_aborts(now);
             self.check_admin_timeouts();
@@ -314,7 +330,10 @@ impl Controller {
         self.association.is_ended.set(true);
         self.association.now.set(now);
         self.state = ControllerState::Resetting;
-        let timeout = self.info.as_ref().map_or(Duration::from_secs(10), ready_timeout);
+        let timeout = self
+            .info
+            .as_ref()
+            .map_or(Duration::from_secs(10), ready_timeout);
         self.flow = Flow::Reset(Operation::new(disable(self.admin(), timeout)));
     }
 
@@ -324,8 +343,14 @@ impl Controller {
     /// As [`Controller::connect`].
     pub fn reconnect(&mut self, now: Instant) -> Result<(), HostError> {
         self.end_association();
-        let (association, flow) =
-            begin(&self.address, &self.subnqn, self.kind, &self.options, &self.context, now)?;
+        let (association, flow) = begin(
+            &self.address,
+            &self.subnqn,
+            self.kind,
+            &self.options,
+            &self.context,
+            now,
+        )?;
         self.association = association;
         self.flow = Flow::BringUp(flow);
         self.state = ControllerState::Connecting;
@@ -354,7 +379,12 @@ impl Controller {
         let mut queues = std::mem::take(&mut self.io_queues);
         queues.extend(io_queues);
         let can_disconnect = self.can_disconnect_queues();
-        let flow = shut_down(self.admin(), queues, can_disconnect, self.shutdown_timeout());
+        let flow = shut_down(
+            self.admin(),
+            queues,
+            can_disconnect,
+            self.shutdown_timeout(),
+        );
         self.flow = Flow::ShutDown(Operation::new(flow));
     }
 
@@ -377,11 +407,17 @@ impl Controller {
         // What a flow waits for it asks for again and again, and it is over soon.
         let has_flow = !matches!(self.flow, Flow::None);
         let flow = has_flow.then(|| self.association.now.get() + Duration::from_millis(1));
-        [queue, flow, self.keep_alive_at].into_iter().flatten().min()
+        [queue, flow, self.keep_alive_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn shutdown_timeout(&self) -> Duration {
-        let rtd3e_us = self.info.as_ref().map_or(0, |info| info.identify.rtd3e.get());
+        let rtd3e_us = self
+            .info
+            .as_ref()
+            .map_or(0, |info| info.identify.rtd3e.get());
         Duration::from_micros(rtd3e_us.into())
             .clamp(Duration::from_secs(5), Duration::from_secs(60))
     }
@@ -412,7 +448,10 @@ impl Controller {
             TAG_KEEP_ALIVE => {
                 self.is_keep_alive_outstanding = false;
                 if let Err(CommandError::Status(status)) = completion.result {
-                    self.fail(HostError::Command { what: "keep alive", status });
+                    self.fail(HostError::Command {
+                        what: "keep alive",
+                        status,
+                    });
                 }
                 self.keep_alive_at = now.checked_add(self.options.keep_alive / 2);
             }
@@ -433,7 +472,13 @@ impl Controller {
         let mut command = Command::new(Sqe::keep_alive(Cid(0)), TAG_KEEP_ALIVE);
         // The controller has waited for half of it already: after the other half it gives up.
         command.timeout = Some(kato);
-        if self.association.queue.borrow_mut().submit(command, now).is_accepted() {
+        if self
+            .association
+            .queue
+            .borrow_mut()
+            .submit(command, now)
+            .is_accepted()
+        {
             self.is_keep_alive_outstanding = true;
             self.keep_alive_at = now.checked_add(kato);
         } else {
@@ -460,7 +505,8 @@ impl Controller {
     fn check_admin_timeouts(&mut self) {
         let expired = self.association.queue.borrow_mut().take_expired();
         let Some(cid) = expired else { return };
-        if self.is_keep_alive_outstanding && self.association.queue.borrow_mut().is_keep_alive(cid) {
+        if self.is_keep_alive_outstanding && self.association.queue.borrow_mut().is_keep_alive(cid)
+        {
             let timeout_ms = ms(self.options.keep_alive);
             self.fail(HostError::KeepAlive { timeout_ms });
         } else {
@@ -527,7 +573,10 @@ impl Controller {
 
     /// The admin queue's failure is the controller's, unless it was about to end anyway.
     fn notice_failure(&mut self) {
-        let is_over = matches!(self.state, ControllerState::Failed(_) | ControllerState::ShutDown);
+        let is_over = matches!(
+            self.state,
+            ControllerState::Failed(_) | ControllerState::ShutDown
+        );
         if is_over || !matches!(self.flow, Flow::None) {
             return;
         }
@@ -594,9 +643,10 @@ fn begin(
     if address.trtype != TransportType::Tcp {
         return Err(HostError::Transport { address: shown });
     }
-    let socket_addr = address
-        .socket_addr()
-        .map_err(|source| HostError::Address { address: shown.clone(), source })?;
+    let socket_addr = address.socket_addr().map_err(|source| HostError::Address {
+        address: shown.clone(),
+        source,
+    })?;
     let config = QueueConfig {
         socket_addr,
         address: Arc::from(shown),
@@ -620,8 +670,9 @@ fn begin(
         max_in_capsule: crate::queue::ADMIN_IN_CAPSULE,
     };
     let association = Association::new(TcpQueue::connect(config, context, now), now);
-    let admin = Admin { association: Rc::clone(&association) };
+    let admin = Admin {
+        association: Rc::clone(&association),
+    };
     let flow = bring_up(admin, connector, kind, options.clone(), context.clone());
     Ok((association, Operation::new(flow)))
 }
-

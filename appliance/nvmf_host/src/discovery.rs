@@ -60,7 +60,13 @@ impl Discovery {
     ) -> Result<Self, HostError> {
         options.io_queues = 0;
         let controller = Controller::connect(address, &Nqn::discovery(), options, context, now)?;
-        Ok(Self { controller, reading: None, must_read: true, log: None, failure: None })
+        Ok(Self {
+            controller,
+            reading: None,
+            must_read: true,
+            log: None,
+            failure: None,
+        })
     }
 
     /// Moves everything on. Returns whether there was anything to do.
@@ -136,7 +142,9 @@ impl Discovery {
 
 impl fmt::Debug for Discovery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Discovery").field("controller", &self.controller).finish_non_exhaustive()
+        f.debug_struct("Discovery")
+            .field("controller", &self.controller)
+            .finish_non_exhaustive()
     }
 }
 
@@ -159,9 +167,15 @@ async fn read_once(admin: &Admin) -> Result<Option<DiscoveryLog>, HostError> {
     let (generation, count) = (header.genctr.get(), header.numrec.get());
     if count > MAX_ENTRIES {
         let reason = format!("it claims {count} entries; at most {MAX_ENTRIES} are read");
-        return Err(HostError::Malformed { what: "the discovery log", reason });
+        return Err(HostError::Malformed {
+            what: "the discovery log",
+            reason,
+        });
     }
-    let mut log = DiscoveryLog { generation, ..DiscoveryLog::default() };
+    let mut log = DiscoveryLog {
+        generation,
+        ..DiscoveryLog::default()
+    };
     if count > 0 {
         let len = u32::try_from(count).expect("bounded above") * ENTRY_LEN as u32;
         let at = (HEADER_LEN as u64, len);
@@ -185,5 +199,7 @@ async fn read_header(admin: &Admin, rae: bool) -> Result<DiscoveryLogHeader, Hos
 }
 
 async fn read_piece(admin: &Admin, at: (u64, u32), rae: bool) -> Result<Vec<u8>, HostError> {
-    admin.read_log("get discovery log", Nsid::NONE, lid::DISCOVERY, 0, at, rae).await
+    admin
+        .read_log("get discovery log", Nsid::NONE, lid::DISCOVERY, 0, at, rae)
+        .await
 }

@@ -386,7 +386,9 @@ impl Violation {
         /// Of a CapsuleResp: the CQE's CID.
         const CQE_CID_OFFSET: u32 = 8 + 12;
         match self {
-            Self::UnknownCommand { pdu: "capsuleresp", .. } => CQE_CID_OFFSET,
+            Self::UnknownCommand {
+                pdu: "capsuleresp", ..
+            } => CQE_CID_OFFSET,
             Self::UnknownCommand { .. } | Self::WrongDirection { .. } => CCCID_OFFSET,
             Self::AfterLast { .. } => FLAGS_OFFSET,
             Self::Alignment { .. } => ALIGNMENT_OFFSET,
@@ -434,9 +436,11 @@ impl CommandError {
         match self {
             Self::Status(status) => HostError::Command { what, status },
             Self::DataDigest => HostError::DataDigest { what },
-            Self::ShortData { received, expected } => {
-                HostError::ShortData { what, received, expected }
-            }
+            Self::ShortData { received, expected } => HostError::ShortData {
+                what,
+                received,
+                expected,
+            },
             Self::ConnectionLost => lost.cloned().unwrap_or(HostError::ClosedHere { qid }),
         }
     }

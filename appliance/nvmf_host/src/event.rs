@@ -65,13 +65,26 @@ mod tests {
 
     #[test]
     fn events_are_told_apart_by_type_and_information() {
-        assert_eq!(Event::from_dword(event_dw0(2, 0, 4)), Event::NamespaceAttributeChanged);
+        assert_eq!(
+            Event::from_dword(event_dw0(2, 0, 4)),
+            Event::NamespaceAttributeChanged
+        );
         assert_eq!(Event::from_dword(event_dw0(2, 3, 0x0C)), Event::AnaChange);
-        assert_eq!(Event::from_dword(event_dw0(2, 0xF0, 0x70)), Event::DiscoveryLogChange);
-        assert_eq!(Event::from_dword(event_dw0(0, 3, 1)), Event::Error { info: 3 });
+        assert_eq!(
+            Event::from_dword(event_dw0(2, 0xF0, 0x70)),
+            Event::DiscoveryLogChange
+        );
+        assert_eq!(
+            Event::from_dword(event_dw0(0, 3, 1)),
+            Event::Error { info: 3 }
+        );
         assert_eq!(
             Event::from_dword(event_dw0(7, 9, 0xC1)),
-            Event::Other { kind: 7, info: 9, log_id: 0xC1 }
+            Event::Other {
+                kind: 7,
+                info: 9,
+                log_id: 0xC1
+            }
         );
     }
 }

@@ -98,7 +98,13 @@ impl IoRequest {
     /// A request without data and with the default time-out.
     #[must_use]
     pub fn new(nsid: Nsid, op: IoOp, tag: u64) -> Self {
-        Self { nsid, op, buffer: Buffer::None, tag, timeout: None }
+        Self {
+            nsid,
+            op,
+            buffer: Buffer::None,
+            tag,
+            timeout: None,
+        }
     }
 
     /// With data.
@@ -121,7 +127,12 @@ impl IoRequest {
                 (sqe, Direction::ToController)
             }
             IoOp::Flush => (Sqe::flush(cid, nsid), Direction::None),
-            IoOp::WriteZeroes { lba, blocks, deallocate, fua } if fits(blocks) => {
+            IoOp::WriteZeroes {
+                lba,
+                blocks,
+                deallocate,
+                fua,
+            } if fits(blocks) => {
                 const DEAC: u32 = 1 << 25;
                 let sqe = Sqe::write_zeroes(cid, nsid, lba, blocks).with_fua(fua);
                 let cdw12 = sqe.cdw12() | if deallocate { DEAC } else { 0 };
@@ -174,7 +185,9 @@ impl IoRequest {
 /// The data of [`IoOp::Deallocate`]: at most [`MAX_RANGES`] ranges of a first block and a length.
 #[must_use]
 pub fn dsm_ranges(ranges: &[(Lba, u32)]) -> Vec<u8> {
-    let each = ranges.iter().map(|&(lba, blocks)| DsmRange::new(lba, blocks));
+    let each = ranges
+        .iter()
+        .map(|&(lba, blocks)| DsmRange::new(lba, blocks));
     each.flat_map(|range| range.as_bytes().to_vec()).collect()
 }
 
@@ -182,6 +195,8 @@ pub fn dsm_ranges(ranges: &[(Lba, u32)]) -> Vec<u8> {
 /// [`MAX_BLOCKS`].
 #[must_use]
 pub fn copy_ranges(ranges: &[(Lba, u32)]) -> Vec<u8> {
-    let each = ranges.iter().map(|&(lba, blocks)| CopyRange::new(lba, blocks));
+    let each = ranges
+        .iter()
+        .map(|&(lba, blocks)| CopyRange::new(lba, blocks));
     each.flat_map(|range| range.as_bytes().to_vec()).collect()
 }

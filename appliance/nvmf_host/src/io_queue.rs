@@ -44,7 +44,12 @@ impl IoQueueConnector {
             kato_ms,
         };
         let identity = &self.identity;
-        let data = ConnectData::new(identity.hostid, self.cntlid, &self.subnqn, &identity.hostnqn);
+        let data = ConnectData::new(
+            identity.hostid,
+            self.cntlid,
+            &self.subnqn,
+            &identity.hostnqn,
+        );
         let mut command =
             Command::new(connect.to_sqe(Cid(0)), TAG_CONNECT).sending(data.as_bytes().to_vec());
         command.timeout = Some(timeout);
@@ -58,7 +63,13 @@ impl IoQueueConnector {
         let status = cqe.status();
         if !status.is_success() {
             let advice = advice(status, cqe.dw0(), &subnqn, self.identity.hostnqn.as_str());
-            return Err(HostError::Refused { qid, subnqn, address, status, advice });
+            return Err(HostError::Refused {
+                qid,
+                subnqn,
+                address,
+                status,
+                advice,
+            });
         }
         let result = ConnectResult::from_dword(cqe.dw0());
         if result.authreq & (AUTHREQ_ATR | AUTHREQ_ASCR) != 0 {
@@ -68,7 +79,11 @@ impl IoQueueConnector {
     }
 
     pub(crate) fn disables_flow_control(disable: bool) -> u8 {
-        if disable { CATTR_DISABLE_SQ_FLOW_CONTROL } else { 0 }
+        if disable {
+            CATTR_DISABLE_SQ_FLOW_CONTROL
+        } else {
+            0
+        }
     }
 }
 
@@ -102,7 +117,12 @@ fn advice(status: Status, dw0: u32, subnqn: &str, hostnqn: &str) -> String {
     if status.is(Status::CONNECT_CONTROLLER_BUSY) {
         return "the controller has no queue left: try again later".to_owned();
     }
-    if status.dnr() { "do not try again unchanged" } else { "try again later" }.to_owned()
+    if status.dnr() {
+        "do not try again unchanged"
+    } else {
+        "try again later"
+    }
+    .to_owned()
 }
 
 /// How far an I/O queue is.
@@ -209,11 +229,25 @@ impl IoQueue {
             return Submit::refused(Refusal::Invalid, request);
         };
         let (nsid, op) = (request.nsid, request.op);
-        match self.queue.submit(request.into_command(entry, Fuse::Normal), now) {
+        match self
+            .queue
+            .submit(request.into_command(entry, Fuse::Normal), now)
+        {
             Submit::Accepted(cid) => Submit::Accepted(cid),
             Submit::Refused(refused) => {
-                let Command { buffer, tag, timeout, .. } = refused.command;
-                let request = IoRequest { nsid, op, buffer, tag, timeout };
+                let Command {
+                    buffer,
+                    tag,
+                    timeout,
+                    ..
+                } = refused.command;
+                let request = IoRequest {
+                    nsid,
+                    op,
+                    buffer,
+                    tag,
+                    timeout,
+                };
                 Submit::refused(refused.reason, request)
             }
         }
@@ -245,7 +279,9 @@ impl IoQueue {
             return refuse(Refusal::Buffer, (first, second));
         }
         let first = self.queue.submit(first.into_command(one, Fuse::First), now);
-        let second = self.queue.submit(second.into_command(two, Fuse::Second), now);
+        let second = self
+            .queue
+            .submit(second.into_command(two, Fuse::Second), now);
         match (first, second) {
             (Submit::Accepted(cid), Submit::Accepted(_)) => Submit::Accepted(cid),
             _ => unreachable!("room and buffers were checked"),
@@ -278,7 +314,8 @@ impl IoQueue {
             }
             if association.is_ended.get() && self.queue.failure().is_none() {
                 let qid = self.queue.config.qid;
-                self.queue.end(HostError::AssociationEnded { qid }, completions);
+                self.queue
+                    .end(HostError::AssociationEnded { qid }, completions);
             }
         }
         worked

@@ -19,7 +19,10 @@ impl HostIdentity {
     /// The identity of a host with this UUID: its name is `nqn.2014-08.org.nvmexpress:uuid:…`.
     #[must_use]
     pub fn from_uuid_bytes(uuid: [u8; 16]) -> Self {
-        Self { hostnqn: Nqn::from_uuid_bytes(uuid), hostid: uuid }
+        Self {
+            hostnqn: Nqn::from_uuid_bytes(uuid),
+            hostid: uuid,
+        }
     }
 }
 
@@ -96,26 +99,59 @@ impl HostOptions {
             if range.contains(&value) {
                 Ok(())
             } else {
-                Err(HostError::Option { option, value, reason })
+                Err(HostError::Option {
+                    option,
+                    value,
+                    reason,
+                })
             }
         };
         let max_alignment = tcp::MAX_DATA_ALIGNMENT.into();
-        check("hpda", self.hpda.into(), 0..=max_alignment, "0 to 31 are possible")?;
-        check("max_r2t", self.max_r2t.into(), 1..=64, "1 to 64 are possible")?;
-        check("io_queues", self.io_queues.into(), 0..=1024, "0 to 1024 are possible")?;
+        check(
+            "hpda",
+            self.hpda.into(),
+            0..=max_alignment,
+            "0 to 31 are possible",
+        )?;
+        check(
+            "max_r2t",
+            self.max_r2t.into(),
+            1..=64,
+            "1 to 64 are possible",
+        )?;
+        check(
+            "io_queues",
+            self.io_queues.into(),
+            0..=1024,
+            "0 to 1024 are possible",
+        )?;
         let depth = u64::from(self.io_queue_depth);
         check("io_queue_depth", depth, 1..=4095, "1 to 4095 are possible")?;
         let depth = u64::from(self.admin_queue_depth);
-        check("admin_queue_depth", depth, 8..=1023, "8 to 1023 are possible")?;
+        check(
+            "admin_queue_depth",
+            depth,
+            8..=1023,
+            "8 to 1023 are possible",
+        )?;
         let reserved = u64::from(self.admin_queue_depth) - 4;
         let events = self.async_events.into();
-        check("async_events", events, 0..=reserved, "leave 4 admin commands for others")?;
+        check(
+            "async_events",
+            events,
+            0..=reserved,
+            "leave 4 admin commands for others",
+        )?;
         let kato_ms = crate::error::ms(self.keep_alive);
         let reason = "at most 2^32 - 1 milliseconds are possible";
         check("keep_alive", kato_ms, 0..=u32::MAX.into(), reason)?;
         if self.identity.hostid == [0; 16] {
             let reason = "a host identifier must not be zero";
-            return Err(HostError::Option { option: "hostid", value: 0, reason });
+            return Err(HostError::Option {
+                option: "hostid",
+                value: 0,
+                reason,
+            });
         }
         Ok(())
     }

@@ -13,6 +13,8 @@ use fabric_wire::tcp::{DecodeLimits, EncodeOptions, data_alignment_bytes};
 use nvme_spec::opcode::admin;
 use nvme_spec::{Cid, Cqe, Qid, SglDescriptor, Status};
 
+#[cfg(test)]
+use crate::command::Refused;
 use crate::command::{Command, Completion, Direction, Refusal, SglSource, Submit};
 use crate::error::{CommandError, HostError, Violation, ms};
 use crate::receive::{Expect, STASH_LEN};
@@ -45,7 +47,10 @@ impl HostContext {
     #[must_use]
     pub fn new() -> Self {
         let bytes = vec![0; SCRATCH_LEN].into_boxed_slice();
-        Self(Rc::new(RefCell::new(Scratch { bytes, list: SegmentList::new(SEGMENTS) })))
+        Self(Rc::new(RefCell::new(Scratch {
+            bytes,
+            list: SegmentList::new(SEGMENTS),
+        })))
     }
 }
 
@@ -225,7 +230,11 @@ impl TcpQueue {
         slot.len = len;
         slot.moved = in_capsule;
         slot.buffer = std::mem::take(&mut command.buffer);
-        if self.send.push_command(&sqe, index, in_capsule, &mut self.slots).is_err() {
+        if self
+            .send
+            .push_command(&sqe, index, in_capsule, &mut self.slots)
+            .is_err()
+        {
             command.buffer = std::mem::take(&mut self.slots.get_mut(index).buffer);
             self.slots.release(index);
             return Submit::refused(Refusal::Buffer, command);
@@ -300,7 +309,8 @@ impl TcpQueue {
         self.counters.send_calls += 1;
         let sent = {
             let list = &mut self.context.0.borrow_mut().list;
-            self.send.flush(socket.as_fd(), &mut self.slots, list, &mut self.released)
+            self.send
+                .flush(socket.as_fd(), &mut self.slots, list, &mut self.released)
         };
         match sent {
             Ok(all) => self.is_send_blocked = !all,
@@ -327,7 +337,11 @@ impl TcpQueue {
 
     /// When something must be done although nothing is received.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let expiry = if self.slots.in_use() > 0 { self.next_expiry } else { None };
+        let expiry = if self.slots.in_use() > 0 {
+            self.next_expiry
+        } else {
+            None
+        };
         [self.deadline, expiry].into_iter().flatten().min()
     }
 
@@ -338,7 +352,9 @@ impl TcpQueue {
 
     /// Whether a command is a Keep Alive.
     pub(crate) fn is_keep_alive(&mut self, cid: Cid) -> bool {
-        self.slots.find(cid).is_some_and(|(_, slot)| slot.opcode == admin::KEEP_ALIVE)
+        self.slots
+            .find(cid)
+            .is_some_and(|(_, slot)| slot.opcode == admin::KEEP_ALIVE)
     }
 
     /// Closes the connection. Outstanding commands are completed as lost.
@@ -356,12 +372,20 @@ impl TcpQueue {
 
     pub(crate) fn socket_error(&self, operation: &'static str, error: std::io::Error) -> HostError {
         let address = self.config.address.to_string();
-        HostError::Socket { operation, address, source: Arc::new(error) }
+        HostError::Socket {
+            operation,
+            address,
+            source: Arc::new(error),
+        }
     }
 
     pub(crate) fn violation(&self, violation: Violation) -> HostError {
         let address = self.config.address.to_string();
-        HostError::Protocol { address, qid: self.config.qid, violation }
+        HostError::Protocol {
+            address,
+            qid: self.config.qid,
+            violation,
+        }
     }
 
     fn advance_link(&mut self, now: Instant, completions: &mut Vec<Completion>) {
@@ -369,7 +393,8 @@ impl TcpQueue {
             match self.socket.as_ref().map(Socket::connected) {
                 Some(Ok(Some(()))) => {
                     let digests = (self.config.header_digest, self.config.data_digest);
-                    self.send.push_ic_req(self.config.hpda, digests, self.config.max_r2t);
+                    self.send
+                        .push_ic_req(self.config.hpda, digests, self.config.max_r2t);
                     self.link = Link::Initializing;
                     self.deadline = now.checked_add(self.config.connect_timeout);
                 }
@@ -385,7 +410,11 @@ impl TcpQueue {
             let is_tcp = matches!(self.link, Link::Connecting);
             let error = HostError::ConnectTimeout {
                 address: self.config.address.to_string(),
-                what: if is_tcp { "the TCP connection" } else { "ICReq" },
+                what: if is_tcp {
+                    "the TCP connection"
+                } else {
+                    "ICReq"
+                },
                 timeout_ms: ms(self.config.connect_timeout),
             };
             self.fail(error, completions);
@@ -409,11 +438,23 @@ impl TcpQueue {
         for (which, asked, granted) in digests {
             if asked != granted {
                 let address = config.address.to_string();
-                return Err(HostError::Digest { address, which, asked, granted });
+                return Err(HostError::Digest {
+                    address,
+                    which,
+                    asked,
+                    granted,
+                });
             }
         }
         let pda = data_alignment_bytes(cpda).unwrap_or(4);
-        self.send.agree(EncodeOptions { header_digest, data_digest, pda }, max_h2c_data);
+        self.send.agree(
+            EncodeOptions {
+                header_digest,
+                data_digest,
+                pda,
+            },
+            max_h2c_data,
+        );
         self.decode.header_digest = header_digest;
         self.decode.data_digest = data_digest;
         self.max_in_capsule = ADMIN_IN_CAPSULE;
@@ -447,7 +488,10 @@ impl TcpQueue {
         } else if slot.has_bad_digest {
             Err(CommandError::DataDigest)
         } else if slot.moved < slot.len {
-            Err(CommandError::ShortData { received: slot.moved, expected: slot.len })
+            Err(CommandError::ShortData {
+                received: slot.moved,
+                expected: slot.len,
+            })
         } else {
             Ok(cqe.result())
         };
@@ -475,7 +519,9 @@ impl TcpQueue {
             if slot.phase == Phase::Free {
                 continue;
             }
-            let Some(deadline) = slot.deadline else { continue };
+            let Some(deadline) = slot.deadline else {
+                continue;
+            };
             if deadline <= now {
                 if slot.is_aborting {
                     hopeless.get_or_insert(slot.opcode);
@@ -490,12 +536,20 @@ impl TcpQueue {
                 next = Some(next.map_or(deadline, |at| at.min(deadline)));
             }
         }
-        expired.extend(newly[..newly_len].iter().map(|&index| self.slots.cid(index)));
+        expired.extend(
+            newly[..newly_len]
+                .iter()
+                .map(|&index| self.slots.cid(index)),
+        );
         self.expired = expired;
         self.next_expiry = next;
         if let Some(opcode) = hopeless {
             let timeout_ms = ms(self.config.command_timeout) + ms(grace);
-            let error = HostError::CommandTimeout { qid: self.config.qid, opcode, timeout_ms };
+            let error = HostError::CommandTimeout {
+                qid: self.config.qid,
+                opcode,
+                timeout_ms,
+            };
             self.end(error, completions);
         }
     }
@@ -508,7 +562,8 @@ impl TcpQueue {
         let can_tell = self.send.is_empty() && self.failure().is_none();
         self.fail(fault.error, completions);
         if let (true, Some(term)) = (can_tell, fault.term) {
-            self.send.push_term_req(term.fes, term.fei, &term.header[..term.len]);
+            self.send
+                .push_term_req(term.fes, term.fei, &term.header[..term.len]);
             self.deadline = now.checked_add(LINGER);
             self.linger(now);
         } else {
@@ -557,7 +612,10 @@ impl TcpQueue {
         let mut is_gone = is_over;
         if !self.send.is_empty() && !is_gone {
             let fd = socket.as_fd();
-            match self.send.flush(fd, &mut self.slots, list, &mut self.released) {
+            match self
+                .send
+                .flush(fd, &mut self.slots, list, &mut self.released)
+            {
                 Ok(true) => socket.finish_sending(),
                 Ok(false) => {}
                 Err(_) => is_gone = true,
@@ -591,3 +649,7 @@ pub(crate) struct Term {
     pub(crate) header: [u8; fabric_wire::tcp::MAX_TERM_REQ_DATA_LEN],
     pub(crate) len: usize,
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

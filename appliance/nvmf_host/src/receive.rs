@@ -48,7 +48,7 @@ pub(crate) struct Incoming {
     is_success: bool,
 }
 
-type Checked<T> = Result<T, Box<Fault>>;
+pub(crate) type Checked<T> = Result<T, Box<Fault>>;
 
 impl TcpQueue {
     /// Receives what has come. Returns whether anything had.
@@ -75,9 +75,15 @@ impl TcpQueue {
         scratch: &mut [u8],
         completions: &mut Vec<Completion>,
     ) -> Result<(usize, usize), Stop> {
-        let Some(socket) = &self.socket else { return Err(Stop::Nothing) };
+        let Some(socket) = &self.socket else {
+            return Err(Stop::Nothing);
+        };
         self.counters.receive_calls += 1;
-        let window = if self.is_bulk { BULK_WINDOW } else { scratch.len() };
+        let window = if self.is_bulk {
+            BULK_WINDOW
+        } else {
+            scratch.len()
+        };
         let stashed = self.stash_len;
         let direct = match &self.expect {
             Expect::Data(incoming) if incoming.remaining as usize >= DIRECT_MIN => Some(*incoming),
@@ -89,8 +95,10 @@ impl TcpQueue {
                 let buffer = self.slots.get_mut(incoming.slot).buffer.as_mut_slice();
                 match buffer.and_then(|bytes| bytes.get_mut(at..at + len)) {
                     Some(data) => {
-                        let mut segments =
-                            [SegmentMut::new(data), SegmentMut::new(&mut scratch[..window])];
+                        let mut segments = [
+                            SegmentMut::new(data),
+                            SegmentMut::new(&mut scratch[..window]),
+                        ];
                         let received = recvmsg(socket.as_fd(), &mut segments);
                         let received = self.check_received(received)?;
                         let count = received.min(len);
@@ -108,7 +116,9 @@ impl TcpQueue {
             }
             None => {
                 scratch[..stashed].copy_from_slice(&self.stash[..stashed]);
-                let mut segments = [SegmentMut::new(&mut scratch[stashed..window.max(STASH_LEN * 2)])];
+                let mut segments = [SegmentMut::new(
+                    &mut scratch[stashed..window.max(STASH_LEN * 2)],
+                )];
                 let asked = segments[0].len();
                 (recvmsg(socket.as_fd(), &mut segments), asked)
             }
@@ -124,7 +134,10 @@ impl TcpQueue {
         match received {
             Ok(0) => {
                 let address = self.config.address.to_string();
-                let error = HostError::Closed { address, qid: self.config.qid };
+                let error = HostError::Closed {
+                    address,
+                    qid: self.config.qid,
+                };
                 Err(Stop::Fault(Box::new(Fault { error, term: None })))
             }
             Ok(received) => {
@@ -149,7 +162,11 @@ impl TcpQueue {
         let at = incoming.at as usize;
         if let Some(crc) = &mut incoming.crc {
             let bytes = self.slots.get(incoming.slot).buffer.as_slice();
-            crc.update(bytes.and_then(|bytes| bytes.get(at..at + count)).unwrap_or_default());
+            crc.update(
+                bytes
+                    .and_then(|bytes| bytes.get(at..at + count))
+                    .unwrap_or_default(),
+            );
         }
         self.advance_data(incoming, count, completions);
     }
@@ -182,7 +199,11 @@ impl TcpQueue {
     }
 
     /// Takes all of `bytes`. What is left of a header is stashed.
-    fn parse(&mut self, mut bytes: &[u8], completions: &mut Vec<Completion>) -> Checked<()> {
+    pub(crate) fn parse(
+        &mut self,
+        mut bytes: &[u8],
+        completions: &mut Vec<Completion>,
+    ) -> Checked<()> {
         while !bytes.is_empty() {
             match self.expect {
                 Expect::Header => match self.parse_header(bytes, completions)? {
@@ -246,36 +267,66 @@ impl TcpQueue {
             return Ok(None);
         }
         let header = &bytes[..layout.header_len];
-        let pdu = layout.decode(bytes).map_err(|error| self.pdu_fault(error, header))?;
+        let pdu = layout
+            .decode(bytes)
+            .map_err(|error| self.pdu_fault(error, header))?;
         match pdu {
-            Pdu::C2HData { cccid, datao, datal, last, success } if self.is_ready() => {
+            Pdu::C2HData {
+                cccid,
+                datao,
+                datal,
+                last,
+                success,
+            } if self.is_ready() => {
                 self.begin_data(cccid, (datao, datal), (last, success), header)?;
             }
             Pdu::CapsuleResp { cqe } if self.is_ready() => {
                 let Some((index, _)) = self.slots.find(cqe.cid()) else {
-                    let violation =
-                        Violation::UnknownCommand { pdu: "capsuleresp", cid: cqe.cid() };
+                    let violation = Violation::UnknownCommand {
+                        pdu: "capsuleresp",
+                        cid: cqe.cid(),
+                    };
                     return Err(self.fault(violation, header));
                 };
                 self.complete(index, cqe, completions);
             }
-            Pdu::R2T { cccid, ttag, r2to, r2tl } if self.is_ready() => {
+            Pdu::R2T {
+                cccid,
+                ttag,
+                r2to,
+                r2tl,
+            } if self.is_ready() => {
                 self.take_r2t(cccid, ttag, (r2to, r2tl), header)?;
             }
-            Pdu::IcResp { cpda, header_digest, data_digest, maxh2cdata }
-                if matches!(self.link, Link::Initializing) =>
-            {
+            Pdu::IcResp {
+                cpda,
+                header_digest,
+                data_digest,
+                maxh2cdata,
+            } if matches!(self.link, Link::Initializing) => {
                 self.agree(cpda, (header_digest, data_digest), maxh2cdata)
                     .map_err(|error| Box::new(Fault { error, term: None }))?;
             }
             Pdu::TermReq { fes, fei, .. } => {
                 let address = self.config.address.to_string();
-                let error = HostError::Terminated { address, qid: self.config.qid, fes, fei };
+                let error = HostError::Terminated {
+                    address,
+                    qid: self.config.qid,
+                    fes,
+                    fei,
+                };
                 return Err(Box::new(Fault { error, term: None }));
             }
             other => {
-                let expected = if self.is_ready() { "an answer" } else { "icresp" };
-                let violation = Violation::Sequence { found: pdu_name(&other), expected };
+                let expected = if self.is_ready() {
+                    "an answer"
+                } else {
+                    "icresp"
+                };
+                let violation = Violation::Sequence {
+                    found: pdu_name(&other),
+                    expected,
+                };
                 return Err(self.fault(violation, header));
             }
         }
@@ -301,9 +352,20 @@ impl TcpQueue {
         } else if slot.is_last_seen {
             Some(Violation::AfterLast { cid })
         } else if offset != expected {
-            Some(Violation::OutOfOrder { pdu, cid, offset, expected })
+            Some(Violation::OutOfOrder {
+                pdu,
+                cid,
+                offset,
+                expected,
+            })
         } else if len > limit - expected {
-            Some(Violation::PastEnd { pdu, cid, offset, len, limit })
+            Some(Violation::PastEnd {
+                pdu,
+                cid,
+                offset,
+                len,
+                limit,
+            })
         } else {
             None
         };
@@ -312,10 +374,16 @@ impl TcpQueue {
         }
         slot.moved += len;
         slot.is_last_seen = is_last;
-        self.is_bulk = len as usize >= 2 * DIRECT_MIN && !matches!(slot.buffer, Buffer::Discard { .. });
+        self.is_bulk =
+            len as usize >= 2 * DIRECT_MIN && !matches!(slot.buffer, Buffer::Discard { .. });
         let crc = has_digest.then(Crc32c::new);
-        self.expect =
-            Expect::Data(Incoming { slot: index, at: offset, remaining: len, crc, is_success });
+        self.expect = Expect::Data(Incoming {
+            slot: index,
+            at: offset,
+            remaining: len,
+            crc,
+            is_success,
+        });
         Ok(())
     }
 
@@ -335,11 +403,25 @@ impl TcpQueue {
         let violation = if slot.direction != Direction::ToController {
             Some(Violation::WrongDirection { pdu, cid })
         } else if offset != expected {
-            Some(Violation::OutOfOrder { pdu, cid, offset, expected })
+            Some(Violation::OutOfOrder {
+                pdu,
+                cid,
+                offset,
+                expected,
+            })
         } else if len > limit - expected {
-            Some(Violation::PastEnd { pdu, cid, offset, len, limit })
+            Some(Violation::PastEnd {
+                pdu,
+                cid,
+                offset,
+                len,
+                limit,
+            })
         } else if slot.r2ts >= max_r2t {
-            Some(Violation::R2tLimit { cid, limit: max_r2t })
+            Some(Violation::R2tLimit {
+                cid,
+                limit: max_r2t,
+            })
         } else {
             None
         };
@@ -354,16 +436,30 @@ impl TcpQueue {
 
     #[cold]
     fn pdu_fault(&self, error: PduError, header: &[u8]) -> Box<Fault> {
-        let term = Term::new(error.fes().unwrap_or(FES_SEQUENCE_ERROR), error.fei(), header);
+        let term = Term::new(
+            error.fes().unwrap_or(FES_SEQUENCE_ERROR),
+            error.fei(),
+            header,
+        );
         let address = self.config.address.to_string();
-        let error = HostError::Pdu { address, qid: self.config.qid, source: error };
-        Box::new(Fault { error, term: Some(term) })
+        let error = HostError::Pdu {
+            address,
+            qid: self.config.qid,
+            source: error,
+        };
+        Box::new(Fault {
+            error,
+            term: Some(term),
+        })
     }
 
     #[cold]
     fn fault(&self, violation: Violation, header: &[u8]) -> Box<Fault> {
         let term = Term::new(violation.fes(), violation.fei(), header);
-        Box::new(Fault { error: self.violation(violation), term: Some(term) })
+        Box::new(Fault {
+            error: self.violation(violation),
+            term: Some(term),
+        })
     }
 }
 
@@ -379,7 +475,12 @@ impl Term {
         let len = offending.len().min(MAX_TERM_REQ_DATA_LEN);
         let mut header = [0; MAX_TERM_REQ_DATA_LEN];
         header[..len].copy_from_slice(&offending[..len]);
-        Self { fes, fei, header, len }
+        Self {
+            fes,
+            fei,
+            header,
+            len,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use dma::sg::{SegmentList, Segment};
+use dma::sg::{Segment, SegmentList};
 use fabric_wire::digest::{Crc32c, DIGEST_LEN};
 use fabric_wire::tcp::{
     EncodeError, EncodeOptions, MAX_ENCODED_HEADER_LEN, MAX_TERM_REQ_LEN, Receiver, data_digest,
@@ -117,8 +117,20 @@ impl SendQueue {
     }
 
     /// Data that the controller has asked for.
-    pub(crate) fn push_transfer(&mut self, (slot, cid): (u16, Cid), ttag: u16, offset: u32, len: u32) {
-        self.transfers.push_back(Transfer { slot, cid, ttag, offset, remaining: len });
+    pub(crate) fn push_transfer(
+        &mut self,
+        (slot, cid): (u16, Cid),
+        ttag: u16,
+        offset: u32,
+        len: u32,
+    ) {
+        self.transfers.push_back(Transfer {
+            slot,
+            cid,
+            ttag,
+            offset,
+            remaining: len,
+        });
     }
 
     /// Forgets what is to be sent for an answered command and has not been begun.
@@ -185,7 +197,9 @@ impl SendQueue {
 
     fn advance(&mut self, mut count: usize, slots: &mut Slots, released: &mut Vec<u16>) {
         while count > 0 {
-            let Some(piece) = self.pieces.front_mut() else { break };
+            let Some(piece) = self.pieces.front_mut() else {
+                break;
+            };
             match piece {
                 Piece::Bytes { len } => {
                     let taken = count.min(*len);
@@ -225,10 +239,18 @@ impl SendQueue {
     /// Turns transfers into PDUs while there is room.
     fn make_h2c_data(&mut self, slots: &mut Slots) {
         while self.pieces.len() < MAX_PIECES_FOR_H2C {
-            let Some(transfer) = self.transfers.front_mut() else { break };
+            let Some(transfer) = self.transfers.front_mut() else {
+                break;
+            };
             let len = transfer.remaining.min(self.max_h2c_data);
             let is_last = len == transfer.remaining;
-            let Transfer { slot, cid, ttag, offset, .. } = *transfer;
+            let Transfer {
+                slot,
+                cid,
+                ttag,
+                offset,
+                ..
+            } = *transfer;
             transfer.offset += len;
             transfer.remaining -= len;
             let mut header = [0; MAX_ENCODED_HEADER_LEN];
@@ -257,9 +279,16 @@ impl SendQueue {
         let (from, len) = (from as usize, len as usize);
         let slot = slots.get_mut(index);
         slot.pieces += 1;
-        self.pieces.push_back(Piece::Data { slot: index, from, len });
+        self.pieces.push_back(Piece::Data {
+            slot: index,
+            from,
+            len,
+        });
         if self.encode.data_digest {
-            let data = slot.buffer.as_slice().expect("lent memory was copied when submitted");
+            let data = slot
+                .buffer
+                .as_slice()
+                .expect("lent memory was copied when submitted");
             let mut crc = Crc32c::new();
             crc.update(&data[from..from + len]);
             self.push_bytes(&data_digest(crc.finalize()));

@@ -91,8 +91,18 @@ const NO_SLOT: u16 = u16::MAX;
 impl Slots {
     /// `count` is 1 to [`MAX_SLOTS`].
     pub(crate) fn new(count: u16) -> Self {
-        let next = |index: u16| if index + 1 < count { index + 1 } else { NO_SLOT };
-        Self { slots: (0..count).map(|index| Slot::new(next(index))).collect(), free: 0, in_use: 0 }
+        let next = |index: u16| {
+            if index + 1 < count {
+                index + 1
+            } else {
+                NO_SLOT
+            }
+        };
+        Self {
+            slots: (0..count).map(|index| Slot::new(next(index))).collect(),
+            free: 0,
+            in_use: 0,
+        }
     }
 
     /// Takes a free slot.

@@ -19,8 +19,11 @@ pub(crate) struct Socket {
 impl Socket {
     /// Begins to connect.
     pub(crate) fn connect(address: SocketAddr, tos: Option<u8>) -> io::Result<Self> {
-        let family =
-            if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let family = if address.is_ipv4() {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        };
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let fd: OwnedFd = socket(family, SockType::Stream, flags, None)?;
         if let Some(tos) = tos {
@@ -32,7 +35,10 @@ impl Socket {
         }
         let stream = TcpStream::from(fd);
         stream.set_nodelay(true)?;
-        match connect(std::os::fd::AsRawFd::as_raw_fd(&stream), &SockaddrStorage::from(address)) {
+        match connect(
+            std::os::fd::AsRawFd::as_raw_fd(&stream),
+            &SockaddrStorage::from(address),
+        ) {
             Ok(()) | Err(Errno::EINPROGRESS) => Ok(Self { stream }),
             Err(errno) => Err(errno.into()),
         }

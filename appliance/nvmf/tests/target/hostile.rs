@@ -32,7 +32,7 @@ enum Action {
     Send { end: usize, sqe: Box<Sqe>, len: usize },
     Enable { end: usize, en: bool, shuts_down: bool },
     HoldData { end: usize, holds: bool },
-    Damage { end: usize, damages: bool },
+    Damage { end: usize, cid: u16 },
     HoldReplies { end: usize, holds: bool },
     Cut { end: usize },
     HoldDevice { holds: bool, can_abort: bool },
@@ -134,8 +134,7 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (end.clone(), any::<bool>(), any::<bool>())
             .prop_map(|(end, en, shuts_down)| Action::Enable { end, en, shuts_down }),
         2 => (end.clone(), any::<bool>()).prop_map(|(end, holds)| Action::HoldData { end, holds }),
-        1 => (end.clone(), any::<bool>())
-            .prop_map(|(end, damages)| Action::Damage { end, damages }),
+        1 => (end.clone(), 0..12_u16).prop_map(|(end, cid)| Action::Damage { end, cid }),
         2 => (end.clone(), any::<bool>())
             .prop_map(|(end, holds)| Action::HoldReplies { end, holds }),
         2 => end.prop_map(|end| Action::Cut { end }),
@@ -271,7 +270,7 @@ impl World {
                 self.push(end, property_set(Cid(51), cc), Vec::new());
             }
             Action::HoldData { end, holds } => self.end(end).wire().holds_data = holds,
-            Action::Damage { end, damages } => self.end(end).wire().damages_data = damages,
+            Action::Damage { end, cid } => self.end(end).wire().damaged = vec![Cid(cid)],
             Action::HoldReplies { end, holds } => self.end(end).wire().holds_replies = holds,
             Action::Cut { end } => self.end(end).wire().is_cut = true,
             Action::HoldDevice { holds, can_abort } => {

@@ -37,8 +37,8 @@ pub(crate) struct Wire {
     pub(crate) closed: Option<CloseReason>,
     /// Data outside of capsules does not arrive until this is cleared.
     pub(crate) holds_data: bool,
-    /// What arrives of it is damaged.
-    pub(crate) damages_data: bool,
+    /// Commands whose data arrives damaged.
+    pub(crate) damaged: Vec<Cid>,
     /// Responses do not leave until this is cleared.
     pub(crate) holds_replies: bool,
     /// Commands that wait for their data.
@@ -214,7 +214,7 @@ impl Connection {
             return None;
         }
         let (mut payload, len) = taken.buffer.take()?;
-        if wire.damages_data {
+        if wire.damaged.contains(&cid) {
             payload = Payload::None;
         } else {
             let buffer = payload.as_buf_mut().expect("data is received into buffers");

@@ -209,7 +209,10 @@ impl PerfEngine {
     #[must_use]
     pub fn report(&self, now: Instant) -> PerfReport {
         let figures = &self.figures;
-        let elapsed = figures.until.unwrap_or(now).saturating_duration_since(figures.since);
+        let elapsed = figures
+            .until
+            .unwrap_or(now)
+            .saturating_duration_since(figures.since);
         let mut all = figures.reads.clone();
         all.merge(&figures.writes);
         let of = |histogram: &LatencyHistogram| {
@@ -266,7 +269,9 @@ impl PerfEngine {
     }
 
     fn poll_preparing(&mut self, now: Instant) -> bool {
-        let Some(result) = self.preparing.as_mut().and_then(Operation::poll) else { return false };
+        let Some(result) = self.preparing.as_mut().and_then(Operation::poll) else {
+            return false;
+        };
         self.preparing = None;
         let prepared = result.and_then(|namespaces| {
             let first = namespaces.into_iter().next();
@@ -286,7 +291,11 @@ impl PerfEngine {
         let options = &self.options;
         let refuse = |reason| {
             let value = options.io_size.into();
-            Err(HostError::Option { option: "io_size", value, reason })
+            Err(HostError::Option {
+                option: "io_size",
+                value,
+                reason,
+            })
         };
         let io_size = options.io_size;
         if !io_size.is_multiple_of(namespace.block_size) {
@@ -294,7 +303,9 @@ impl PerfEngine {
         }
         let blocks = io_size / namespace.block_size;
         let info = self.controller.info();
-        let most = info.and_then(|info| info.max_transfer_bytes).unwrap_or(u64::MAX);
+        let most = info
+            .and_then(|info| info.max_transfer_bytes)
+            .unwrap_or(u64::MAX);
         if blocks > MAX_BLOCKS || u64::from(io_size) > most {
             return refuse("it is more than the controller takes in one command (mdts)");
         }
@@ -307,17 +318,27 @@ impl PerfEngine {
         if options.verify && count > MAX_VERIFIED_UNITS {
             let (option, value) = ("region_bytes", region);
             let reason = "at most 2^26 I/Os can be verified: use a smaller region";
-            return Err(HostError::Option { option, value, reason });
+            return Err(HostError::Option {
+                option,
+                value,
+                reason,
+            });
         }
         let mut random = options.seed ^ 0xAD17;
-        let write_data: Vec<u8> =
-            (0..io_size / 8).flat_map(|_| mix(&mut random).to_le_bytes()).collect();
+        let write_data: Vec<u8> = (0..io_size / 8)
+            .flat_map(|_| mix(&mut random).to_le_bytes())
+            .collect();
         let pattern = Pattern {
             nsid: namespace.nsid,
             block_size: namespace.block_size as usize,
             run: mix(&mut random) as u32,
         };
-        self.units = Units::new(count, options.workload.is_random(), options.seed, options.verify);
+        self.units = Units::new(
+            count,
+            options.workload.is_random(),
+            options.seed,
+            options.verify,
+        );
         self.scratch = vec![0; if options.verify { io_size as usize } else { 0 }];
         self.plan = Some(Plan {
             nsid: namespace.nsid,
@@ -332,7 +353,11 @@ impl PerfEngine {
         if queues.len() < usize::from(options.connections) {
             let (option, value) = ("connections", options.connections.into());
             let reason = "the controller does not grant so many I/O queues";
-            return Err(HostError::Option { option, value, reason });
+            return Err(HostError::Option {
+                option,
+                value,
+                reason,
+            });
         }
         let now = self.figures.since;
         let (depth, verify, keep) = (options.queue_depth, options.verify, options.keep_data);
@@ -365,7 +390,10 @@ impl PerfEngine {
         let elapsed = now.saturating_duration_since(self.figures.since);
         match self.phase {
             PerfPhase::Filling
-                if self.plan.as_ref().is_some_and(|plan| plan.filled == self.units.count()) =>
+                if self
+                    .plan
+                    .as_ref()
+                    .is_some_and(|plan| plan.filled == self.units.count()) =>
             {
                 self.begin_workload(now);
             }
@@ -459,17 +487,30 @@ impl PerfEngine {
                     (plan.fill_next - 1, Purpose::Fill)
                 }
                 PerfPhase::Running | PerfPhase::WarmingUp => {
-                    if self.options.count.is_some_and(|count| self.figures.begun >= count) {
+                    if self
+                        .options
+                        .count
+                        .is_some_and(|count| self.figures.begun >= count)
+                    {
                         return;
                     }
-                    let Some(unit) = self.units.take() else { return };
+                    let Some(unit) = self.units.take() else {
+                        return;
+                    };
                     self.figures.begun += 1;
                     let is_read = match plan.read_percent {
                         100 => true,
                         0 => false,
                         percent => self.units.random_below(100) < percent.into(),
                     };
-                    (unit, if is_read { Purpose::Read } else { Purpose::Write })
+                    (
+                        unit,
+                        if is_read {
+                            Purpose::Read
+                        } else {
+                            Purpose::Write
+                        },
+                    )
                 }
                 _ => return,
             };
@@ -517,7 +558,13 @@ impl PerfEngine {
                     self.figures.verified += 1;
                 }
                 Purpose::Write => {
-                    lane.begin(slot_index, (unit, Purpose::ReadBack), plan, &mut self.units, now);
+                    lane.begin(
+                        slot_index,
+                        (unit, Purpose::ReadBack),
+                        plan,
+                        &mut self.units,
+                        now,
+                    );
                     return;
                 }
                 Purpose::Fill => {}
@@ -584,7 +631,11 @@ impl Lane {
             purpose: Purpose::Read,
             buffer: vec![0; buffer_len as usize],
         });
-        Self { queue, slots: slots.collect(), free: (0..depth).rev().collect() }
+        Self {
+            queue,
+            slots: slots.collect(),
+            free: (0..depth).rev().collect(),
+        }
     }
 
     #[inline]
@@ -619,10 +670,23 @@ impl Lane {
                     plan.pattern.fill(&mut slot.buffer, lba, generation);
                     Buffer::Vec(std::mem::take(&mut slot.buffer))
                 };
-                (IoOp::Write { lba, blocks, fua: false }, buffer)
+                (
+                    IoOp::Write {
+                        lba,
+                        blocks,
+                        fua: false,
+                    },
+                    buffer,
+                )
             }
         };
-        let request = IoRequest { nsid: plan.nsid, op, buffer, tag: index.into(), timeout: None };
+        let request = IoRequest {
+            nsid: plan.nsid,
+            op,
+            buffer,
+            tag: index.into(),
+            timeout: None,
+        };
         if let Submit::Refused(refused) = self.queue.submit(request, now) {
             // The queue is as deep as there are slots, so it has ended. Its failure is told after
             // this poll; the slot is not used again.

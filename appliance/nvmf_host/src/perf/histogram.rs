@@ -22,7 +22,13 @@ impl LatencyHistogram {
     #[must_use]
     pub fn new() -> Self {
         let buckets = vec![0; BUCKETS].into_boxed_slice();
-        Self { buckets, count: 0, sum_ns: 0, min_ns: u64::MAX, max_ns: 0 }
+        Self {
+            buckets,
+            count: 0,
+            sum_ns: 0,
+            min_ns: u64::MAX,
+            max_ns: 0,
+        }
     }
 
     /// Counts a latency.
@@ -60,7 +66,9 @@ impl LatencyHistogram {
         if self.count == 0 {
             return Duration::ZERO;
         }
-        let rank = (u128::from(self.count) * u128::from(per_mille)).div_ceil(1000).max(1);
+        let rank = (u128::from(self.count) * u128::from(per_mille))
+            .div_ceil(1000)
+            .max(1);
         let mut seen = 0u128;
         for (bucket, &count) in self.buckets.iter().enumerate() {
             seen += u128::from(count);
@@ -99,7 +107,12 @@ impl Default for LatencyHistogram {
 
 impl std::fmt::Debug for LatencyHistogram {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "LatencyHistogram({} values, {:?})", self.count, self.summary())
+        write!(
+            f,
+            "LatencyHistogram({} values, {:?})",
+            self.count,
+            self.summary()
+        )
     }
 }
 
@@ -172,7 +185,10 @@ mod tests {
         assert_eq!(summary.avg, Duration::from_nanos(500_500));
         let near = |found: Duration, us: f64| {
             let found = found.as_secs_f64() * 1e6;
-            assert!((us..=us * 1.02).contains(&found), "{found} us where {us} is due");
+            assert!(
+                (us..=us * 1.02).contains(&found),
+                "{found} us where {us} is due"
+            );
         };
         near(summary.p50, 500.0);
         near(summary.p99, 990.0);

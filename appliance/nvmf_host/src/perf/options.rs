@@ -28,8 +28,14 @@ pub enum Workload {
 
 impl Workload {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::RandRead, Self::RandWrite, Self::RandRw, Self::Read, Self::Write, Self::Rw];
+    pub const ALL: [Self; 6] = [
+        Self::RandRead,
+        Self::RandWrite,
+        Self::RandRw,
+        Self::Read,
+        Self::Write,
+        Self::Rw,
+    ];
 
     /// Its name, as in fio and SPDK.
     #[must_use]
@@ -143,18 +149,40 @@ impl PerfOptions {
     }
 
     pub(crate) fn check(&self) -> Result<(), HostError> {
-        let refuse = |option, value, reason| Err(HostError::Option { option, value, reason });
+        let refuse = |option, value, reason| {
+            Err(HostError::Option {
+                option,
+                value,
+                reason,
+            })
+        };
         if self.read_percent > 100 {
-            return refuse("read_percent", self.read_percent.into(), "0 to 100 are possible");
+            return refuse(
+                "read_percent",
+                self.read_percent.into(),
+                "0 to 100 are possible",
+            );
         }
         if self.io_size < 512 || !self.io_size.is_multiple_of(512) {
-            return refuse("io_size", self.io_size.into(), "a multiple of 512 is needed");
+            return refuse(
+                "io_size",
+                self.io_size.into(),
+                "a multiple of 512 is needed",
+            );
         }
         if !(1..=4095).contains(&self.queue_depth) {
-            return refuse("queue_depth", self.queue_depth.into(), "1 to 4095 are possible");
+            return refuse(
+                "queue_depth",
+                self.queue_depth.into(),
+                "1 to 4095 are possible",
+            );
         }
         if !(1..=1024).contains(&self.connections) {
-            return refuse("connections", self.connections.into(), "1 to 1024 are possible");
+            return refuse(
+                "connections",
+                self.connections.into(),
+                "1 to 1024 are possible",
+            );
         }
         Ok(())
     }

@@ -60,7 +60,11 @@ impl Pattern {
         if found == &*expected {
             return Ok(());
         }
-        let at = found.iter().zip(&*expected).position(|(a, b)| a != b).unwrap_or(0);
+        let at = found
+            .iter()
+            .zip(&*expected)
+            .position(|(a, b)| a != b)
+            .unwrap_or(0);
         let block = at / self.block_size;
         let block_at = block * self.block_size;
         let bytes = &found[block_at..block_at + self.block_size];
@@ -84,7 +88,9 @@ impl Pattern {
             return Content::Foreign;
         }
         let found = BlockStamp {
-            lba: Lba(u64::from_le_bytes(block[8..16].try_into().expect("8 bytes"))),
+            lba: Lba(u64::from_le_bytes(
+                block[8..16].try_into().expect("8 bytes"),
+            )),
             generation: u32::from_le_bytes(block[16..20].try_into().expect("4 bytes")),
             run: u32::from_le_bytes(block[20..24].try_into().expect("4 bytes")),
         };
@@ -190,7 +196,11 @@ impl fmt::Display for Mismatch {
             Content::Stale(stamp) => write!(f, "the block holds write {}", stamp.generation),
             Content::OtherRun(stamp) => write!(f, "the block is of run {:08x}", stamp.run),
             Content::Misplaced(stamp) => {
-                write!(f, "the block holds write {} of block {}", stamp.generation, stamp.lba)
+                write!(
+                    f,
+                    "the block holds write {} of block {}",
+                    stamp.generation, stamp.lba
+                )
             }
             Content::Damaged(stamp) => write!(
                 f,
@@ -205,7 +215,11 @@ impl fmt::Display for Mismatch {
 mod tests {
     use super::*;
 
-    const PATTERN: Pattern = Pattern { nsid: Nsid(1), block_size: 512, run: 9 };
+    const PATTERN: Pattern = Pattern {
+        nsid: Nsid(1),
+        block_size: 512,
+        run: 9,
+    };
 
     fn written(lba: u64, generation: u32) -> Vec<u8> {
         let mut bytes = vec![0; 1024];
@@ -215,13 +229,20 @@ mod tests {
 
     fn content(found: &[u8], lba: u64, generation: u32) -> Content {
         let mut scratch = vec![0; 1024];
-        PATTERN.check(found, Lba(lba), generation, &mut scratch).unwrap_err().content
+        PATTERN
+            .check(found, Lba(lba), generation, &mut scratch)
+            .unwrap_err()
+            .content
     }
 
     #[test]
     fn what_was_written_is_accepted() {
         let mut scratch = vec![0; 1024];
-        assert!(PATTERN.check(&written(7, 3), Lba(7), 3, &mut scratch).is_ok());
+        assert!(
+            PATTERN
+                .check(&written(7, 3), Lba(7), 3, &mut scratch)
+                .is_ok()
+        );
     }
 
     #[test]
@@ -229,7 +250,10 @@ mod tests {
         assert_eq!(content(&[0; 1024], 7, 3), Content::Zeroes);
         assert_eq!(content(&[0xA5; 1024], 7, 3), Content::Foreign);
         assert!(matches!(content(&written(7, 2), 7, 3), Content::Stale(_)));
-        assert!(matches!(content(&written(9, 3), 7, 3), Content::Misplaced(_)));
+        assert!(matches!(
+            content(&written(9, 3), 7, 3),
+            Content::Misplaced(_)
+        ));
         let mut torn = written(7, 3);
         torn[512 + 256..].copy_from_slice(&written(7, 2)[512 + 256..]);
         let mut scratch = vec![0; 1024];

@@ -67,13 +67,27 @@ impl fmt::Display for PerfReport {
             "{:<7}{:>12}{:>12}{:>11}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}",
             "", "I/Os", "IOPS", "MiB/s", "min us", "avg us", "p50", "p90", "p99", "p99.9", "max"
         )?;
-        for (name, op) in [("read", &self.reads), ("write", &self.writes), ("total", &self.total)] {
+        for (name, op) in [
+            ("read", &self.reads),
+            ("write", &self.writes),
+            ("total", &self.total),
+        ] {
             if op.ios == 0 && name != "total" {
                 continue;
             }
-            write!(f, "{name:<7}{:>12}{:>12.0}{:>11.1}", op.ios, op.iops, op.mib_per_s)?;
+            write!(
+                f,
+                "{name:<7}{:>12}{:>12.0}{:>11.1}",
+                op.ios, op.iops, op.mib_per_s
+            )?;
             let latency = &op.latency;
-            let all = [latency.min, latency.avg, latency.p50, latency.p90, latency.p99];
+            let all = [
+                latency.min,
+                latency.avg,
+                latency.p50,
+                latency.p90,
+                latency.p99,
+            ];
             for value in all.into_iter().chain([latency.p99_9, latency.max]) {
                 write!(f, "{:>10.1}", value.as_secs_f64() * 1e6)?;
             }

@@ -32,7 +32,13 @@ impl Units {
             generations: vec![0; count as usize],
             busy: vec![0; count.div_ceil(64) as usize],
         });
-        Self { count, is_random, next: 0, random: seed, verified }
+        Self {
+            count,
+            is_random,
+            next: 0,
+            random: seed,
+            verified,
+        }
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -53,7 +59,11 @@ impl Units {
         if self.verified.is_some() {
             return self.take_idle();
         }
-        Some(if self.is_random { self.random_below(self.count) } else { self.step() })
+        Some(if self.is_random {
+            self.random_below(self.count)
+        } else {
+            self.step()
+        })
     }
 
     /// The next unit in order, whatever the workload; for filling.
@@ -73,12 +83,16 @@ impl Units {
 
     /// Which write of a unit is there; 0: none of this run.
     pub(crate) fn generation(&self, unit: u64) -> u32 {
-        self.verified.as_ref().map_or(0, |verified| verified.generations[unit as usize])
+        self.verified
+            .as_ref()
+            .map_or(0, |verified| verified.generations[unit as usize])
     }
 
     /// A write of a unit begins; gives its generation.
     pub(crate) fn begin_write(&mut self, unit: u64) -> u32 {
-        let Some(verified) = &mut self.verified else { return 0 };
+        let Some(verified) = &mut self.verified else {
+            return 0;
+        };
         let generation = &mut verified.generations[unit as usize];
         *generation = generation.wrapping_add(1).max(1);
         *generation
@@ -93,7 +107,11 @@ impl Units {
     fn take_idle(&mut self) -> Option<u64> {
         let mut unit = 0;
         for _ in 0..RANDOM_TRIES {
-            unit = if self.is_random { self.random_below(self.count) } else { self.step() };
+            unit = if self.is_random {
+                self.random_below(self.count)
+            } else {
+                self.step()
+            };
             let verified = self.verified.as_mut()?;
             if !verified.is_busy(unit) {
                 verified.set_busy(unit, true);
@@ -102,7 +120,9 @@ impl Units {
         }
         let count = self.count;
         let verified = self.verified.as_mut()?;
-        let found = (unit..count).chain(0..unit).find(|&unit| !verified.is_busy(unit))?;
+        let found = (unit..count)
+            .chain(0..unit)
+            .find(|&unit| !verified.is_busy(unit))?;
         verified.set_busy(found, true);
         Some(found)
     }

@@ -44,7 +44,11 @@ pub(crate) fn ram_disk(blocks: u64) -> Arc<dyn BlockDevice> {
 
 /// A device without data.
 pub(crate) fn null_disk(blocks: u64) -> Arc<dyn BlockDevice> {
-    Null::new(NullOptions { block_size: 512, block_count: blocks }).unwrap()
+    Null::new(NullOptions {
+        block_size: 512,
+        block_count: blocks,
+    })
+    .unwrap()
 }
 
 /// The target and its poll group.
@@ -76,17 +80,32 @@ impl Served {
         })
         .unwrap();
         let target = Target::new(target);
-        target.add_transport(Arc::new(TcpTransport::new(options).unwrap())).unwrap();
-        let group = target.poll_group(Waker::noop().clone(), &iobuf, None, now).unwrap();
-        let options =
-            SubsystemOptions { allow_any_host: true, ..SubsystemOptions::new(subsystem_nqn()) };
+        target
+            .add_transport(Arc::new(TcpTransport::new(options).unwrap()))
+            .unwrap();
+        let group = target
+            .poll_group(Waker::noop().clone(), &iobuf, None, now)
+            .unwrap();
+        let options = SubsystemOptions {
+            allow_any_host: true,
+            ..SubsystemOptions::new(subsystem_nqn())
+        };
         let subsystem = target.create_subsystem(options).unwrap();
         let any: TransportAddress = "tcp://127.0.0.1:0".parse().unwrap();
         let local = target.listen(&any).unwrap();
-        let _ = subsystem.add_listener(Arc::new(any), AnaState::Optimized).unwrap();
+        let _ = subsystem
+            .add_listener(Arc::new(any), AnaState::Optimized)
+            .unwrap();
         let address = format!("tcp://{local}").parse().unwrap();
         let context = HostContext::new();
-        let mut served = Self { target, subsystem, group, iobuf, address, context };
+        let mut served = Self {
+            target,
+            subsystem,
+            group,
+            iobuf,
+            address,
+            context,
+        };
         served.add_namespace(1, device);
         served.subsystem.start();
         served
@@ -181,7 +200,11 @@ impl Served {
         while completions.len() < count {
             self.poll();
             queue.poll(Instant::now(), &mut completions);
-            assert!(Instant::now() < until, "{} of {count} completions", completions.len());
+            assert!(
+                Instant::now() < until,
+                "{} of {count} completions",
+                completions.len()
+            );
         }
         completions
     }

@@ -78,6 +78,7 @@ fn controller(queue: &Queue, association: &Association) -> Vec<u8> {
         Err(_) => {
             id.cntrltype = cntrltype::DISCOVERY;
             id.oaes = oaes::DISCOVERY_LOG_CHANGE.into();
+            put_ascii(&mut id.sn, "");
             put_ascii(&mut id.mn, "Adit discovery");
         }
     }

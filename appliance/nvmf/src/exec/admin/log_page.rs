@@ -75,6 +75,10 @@ pub(super) async fn get(
     let copied = rest.len().min(bytes.len());
     bytes[..copied].copy_from_slice(&rest[..copied]);
     bytes[copied..].fill(0);
+    if rest.len() <= bytes.len() {
+        // The end has been read: a log kept for its later pieces has served.
+        association.controller.lock().discovery_log = None;
+    }
     slot.set_response_data(Payload::Buf(buffer), len);
     Ok(0)
 }

@@ -117,7 +117,8 @@ async fn second(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status>
     let result = if matches {
         pair(queue, slot, &first, sqe).await
     } else {
-        Err((Status::INVALID_FIELD.with_dnr(true), Status::ABORTED_FAILED_FUSED))
+        let invalid = Status::INVALID_FIELD.with_dnr(true);
+        Err((invalid, invalid))
     };
     let (of_first, of_second) = match result {
         Ok(()) => (Status::SUCCESS, Status::SUCCESS),

@@ -9,7 +9,6 @@
 //! sleeps in `poll(2)` when there was nothing to do.
 
 use std::error::Error;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Wake, Waker};
@@ -89,7 +88,7 @@ fn serve(group: &mut PollGroup, woken: &Woken) -> Result<(), Box<dyn Error>> {
         }
         let until = group.next_deadline().map_or(Duration::from_secs(1), |at| at - now);
         let timeout = PollTimeout::try_from(until.min(Duration::from_secs(1)))?;
-        let mut fds = [PollFd::new(group.wake_fd().as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(group.wake_fd(), PollFlags::POLLIN)];
         nix::poll::poll(&mut fds, timeout)?;
     }
 }

@@ -95,13 +95,16 @@ pub(crate) struct DiscoveryControllers {
 /// Picks the poll group of a new connection; gets the groups, returns an index.
 pub type GroupPicker = dyn Fn(&NewConnection, &[Arc<GroupHandle>]) -> usize + Send + Sync;
 
+/// A transport, and its limits for the queue pairs to share.
+type RegisteredTransport = (Arc<dyn Transport>, Arc<TransportLimits>);
+
 /// A target: subsystems and the transports over which hosts reach them. Shared by the control
 /// side and all poll groups. Reading it never pauses I/O.
 pub struct Target {
     me: Weak<Target>,
     options: TargetOptions,
     subsystems: RwLock<HashMap<Nqn, Arc<Subsystem>>>,
-    transports: RwLock<Vec<(Arc<dyn Transport>, Arc<TransportLimits>)>>,
+    transports: RwLock<Vec<RegisteredTransport>>,
     groups: RwLock<Vec<Arc<GroupHandle>>>,
     next_group_id: AtomicUsize,
     round_robin: AtomicUsize,

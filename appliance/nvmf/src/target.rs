@@ -89,15 +89,18 @@ pub(crate) struct DiscoveryControllers {
 /// Picks the poll group of a new connection; gets the groups, returns an index.
 pub type GroupPicker = dyn Fn(&NewConnection, &[Arc<GroupHandle>]) -> usize + Send + Sync;
 
+/// A transport, its limits for the queue pairs to share, and whether it is in use: the flag is
+/// clear once the transport has been replaced or removed.
+type RegisteredTransport = (Arc<dyn Transport>, Arc<TransportLimits>, bool);
+
 /// A target: subsystems and the transports over which hosts reach them. Shared by the control
 /// side and all poll groups. Reading it never pauses I/O.
 pub struct Target {
     me: Weak<Target>,
     options: TargetOptions,
     subsystems: RwLock<HashMap<Nqn, Arc<Subsystem>>>,
-    /// By identifier. Entries stay for the connections that use them; the flag is clear once the
-    /// transport has been replaced or removed.
-    transports: RwLock<Vec<(Arc<dyn Transport>, Arc<TransportLimits>, bool)>>,
+    /// By identifier. Entries stay for the connections that use them.
+    transports: RwLock<Vec<RegisteredTransport>>,
     groups: RwLock<Vec<Arc<GroupHandle>>>,
     next_group_id: AtomicUsize,
     round_robin: AtomicUsize,

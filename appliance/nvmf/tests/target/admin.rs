@@ -110,7 +110,7 @@ fn the_volatile_cache_is_told_when_a_visible_namespace_has_one() {
     let host = rig.host(NQN);
     let get = Sqe::get_features(Cid(1), fid::VOLATILE_WRITE_CACHE, Select::Current);
     let set = |on| Sqe::set_features(Cid(1), fid::VOLATILE_WRITE_CACHE, on);
-    let mut told = |rig: &mut Rig| {
+    let told = |rig: &mut Rig| {
         let data = identify(rig, &host, 0, cns::CONTROLLER);
         let id = IdentifyController::read_from_bytes(&data).unwrap();
         (id.vwc & vwc::FLUSH_ALL == vwc::FLUSH_ALL, id.vwc & vwc::PRESENT != 0)
@@ -494,7 +494,7 @@ fn features_are_set_got_and_have_defaults() {
         assert_eq!(rig.run(admin, get(Select::Default), &[]).cqe.result(), default);
         assert_eq!(rig.run(admin, get(Select::Saved), &[]).cqe.result(), default);
         let supported = rig.run(admin, get(Select::Supported), &[]).cqe.result() as u32;
-        assert_eq!(supported, u32::from(capability::CHANGEABLE));
+        assert_eq!(supported, capability::CHANGEABLE);
         for reserved in 4..8 {
             let get = get(Select::Current).with_cdw10(u32::from(fid) | reserved << 8);
             assert_eq!(rig.status(admin, get, &[]), INVALID);

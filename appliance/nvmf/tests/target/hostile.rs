@@ -41,7 +41,7 @@ enum Action {
     Resume { nsid: u32 },
     AddNamespace { nsid: u32 },
     RemoveNamespace { nsid: u32 },
-    Resize { blocks: u64 },
+    Resized,
     Protect { on: bool },
     Hide { on: bool },
     Ana { group: u32, state: AnaState },
@@ -145,7 +145,7 @@ fn action() -> impl Strategy<Value = Action> {
         3 => nsid.clone().prop_map(|nsid| Action::Resume { nsid }),
         2 => (1..3_u32).prop_map(|nsid| Action::AddNamespace { nsid }),
         2 => (1..3_u32).prop_map(|nsid| Action::RemoveNamespace { nsid }),
-        1 => (1..64_u64).prop_map(|blocks| Action::Resize { blocks }),
+        1 => Just(Action::Resized),
         1 => any::<bool>().prop_map(|on| Action::Protect { on }),
         1 => any::<bool>().prop_map(|on| Action::Hide { on }),
         1 => (1..3_u32, state).prop_map(|(group, state)| Action::Ana { group, state }),
@@ -311,7 +311,7 @@ impl World {
                 subsystem.add_namespace(namespace(nsid, &self.bdev)).ok().map(|(_, ticket)| ticket)
             }
             Action::RemoveNamespace { nsid } => subsystem.remove_namespace(Nsid(nsid)).ok(),
-            Action::Resize { .. } => subsystem.namespace_resized(Nsid(1)).ok(),
+            Action::Resized => subsystem.namespace_resized(Nsid(1)).ok(),
             Action::Protect { on } => {
                 let protect = if on { WriteProtect::WriteProtect } else { WriteProtect::None };
                 subsystem.set_write_protect(Nsid(1), protect).ok()
@@ -390,8 +390,14 @@ impl World {
     }
 }
 
+/// PROPTEST_CASES asks for more.
+fn config() -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+    ProptestConfig { cases: asked.unwrap_or(150), ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn nothing_that_hosts_and_operators_do_breaks_the_target(

@@ -52,7 +52,7 @@ fn durability_reaches_the_device() {
     let mut rig = Rig::new();
     let served = served(&mut rig);
     let data = pattern(1, 0);
-    let mut ops = |rig: &mut Rig, sqe: Sqe, data: &[u8]| {
+    let ops = |rig: &mut Rig, sqe: Sqe, data: &[u8]| {
         assert!(rig.status(&served.io, sqe, data).is_success());
         served.device.take_ops()
     };

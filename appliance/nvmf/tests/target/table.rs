@@ -66,9 +66,7 @@ fn io_commands_with_one_field_wrong() {
         cases.push((sqe.with_fuse(Fuse::Reserved), INVALID));
     }
     for sqe in [read(1, 0, 8), write(1, 0, 8), compare] {
-        for psdt in [0] {
-            cases.push((sqe.with_psdt(psdt), INVALID));
-        }
+        cases.push((sqe.with_psdt(Sqe::PSDT_PRP), INVALID));
         for len in [0, 512, 4095] {
             cases.push((transport(sqe, len), LENGTH));
         }

@@ -91,7 +91,6 @@ fn check(association: &Association, sqe: &Sqe) -> Result<(), Status> {
     let is_wrong = match sqe.log_id() {
         // LPA bit 0 is clear: one log for the controller.
         lid::SMART => sqe.nsid() != Nsid::NONE && sqe.nsid() != Nsid::ALL,
-        lid::COMMANDS_EFFECTS => sqe.csi() != csi::NVM,
         _ => false,
     };
     if is_wrong { Err(Status::INVALID_FIELD.with_dnr(true)) } else { Ok(()) }
@@ -120,7 +119,7 @@ fn page(
         lid::SMART => Ok(smart(queue, controller)),
         lid::FIRMWARE_SLOT => Ok(firmware()),
         lid::CHANGED_NAMESPACES => Ok(changed_namespaces(controller, is_taken)),
-        lid::COMMANDS_EFFECTS => Ok(commands_effects()),
+        lid::COMMANDS_EFFECTS => Ok(commands_effects(sqe.csi())),
         lid::ANA => ana(queue, sqe, association),
         lid::FEATURE_EFFECTS => Ok(features()),
         lid::DISCOVERY => Ok(discovery_log::read(queue, sqe, association)),

@@ -389,15 +389,9 @@ fn run(
         next_tag: 0,
     };
     let mut longest_gap = Duration::ZERO;
-    let result = drive(
-        &mut host,
-        &mut work,
-        depth,
-        stop,
-        completed,
-        &mut longest_gap,
-    );
-    let is_connected = !matches!(result, Err(HostError::Connection(_)));
+    let gap = &mut longest_gap;
+    let result =
+        connect().and_then(|mut host| drive(&mut host, &mut work, depth, stop, completed, gap));
     LoadReport {
         completed: completed.load(Ordering::Relaxed),
         longest_gap,

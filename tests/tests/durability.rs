@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use api::v1::{
@@ -151,10 +150,7 @@ fn acknowledged_calls_survive_kill_9() {
     for round in 0..ROUNDS {
         let calls = AtomicU64::new(0);
         let goal = 5 + dice.below(120);
-        let adit_now = Mutex::new(&mut adit);
-        let grpcs: Vec<Grpc> = (0..CALLERS)
-            .map(|_| adit_now.lock().unwrap().grpc())
-            .collect();
+        let grpcs: Vec<Grpc> = (0..CALLERS).map(|_| adit.grpc()).collect();
         std::thread::scope(|scope| {
             for (caller, (objects, grpc)) in known.iter_mut().zip(grpcs).enumerate() {
                 let calls = &calls;
@@ -171,7 +167,7 @@ fn acknowledged_calls_survive_kill_9() {
             until("calls to be made", || {
                 (calls.load(Ordering::Relaxed) >= goal).then_some(())
             });
-            adit_now.lock().unwrap().kill_9();
+            adit.kill_9();
         });
         calls_in_all += calls.load(Ordering::Relaxed);
         adit.start().unwrap();

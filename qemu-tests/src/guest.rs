@@ -233,15 +233,17 @@ impl Guest {
         script: &str,
         deadline: Duration,
     ) -> Result<String, HarnessError> {
-        // The loop is in the guest: a round trip costs more than a look. Its output is that of the
-        // last try.
+        // The loop is in the guest: a round trip costs more than a look. The script has a shell of
+        // its own, as a shell's -e does not hold in the condition of a loop.
+        let try_file = format!("{}.try", self.last_job + 1);
+        write(&self.share.join(&try_file), script.as_bytes())?;
         let script = format!(
-            "deadline=$(($(cut -d. -f1 /proc/uptime) + {}))\n\
-             until ( set -eu\n{script}\n) >/tmp/try.$$ 2>&1; do\n\
+            "deadline=$(($(cut -d. -f1 /proc/uptime) + {seconds}))\n\
+             until sh -eu /share/{try_file} >/tmp/{try_file} 2>&1; do\n\
              [ $(cut -d. -f1 /proc/uptime) -lt $deadline ] ||\n\
-             {{ echo 'not in time: {what}. The last try said:'; cat /tmp/try.$$; exit 1; }}\n\
-             sleep 0.1\ndone\ncat /tmp/try.$$",
-            deadline.as_secs(),
+             {{ echo 'not in time: {what}. The last try said:'; cat /tmp/{try_file}; exit 1; }}\n\
+             sleep 0.1\ndone\ncat /tmp/{try_file}",
+            seconds = deadline.as_secs(),
         );
         let job = self.spawn(&script)?;
         // The guest's clock may run behind under emulation.

@@ -63,7 +63,7 @@ impl Guest {
     pub fn wait_for_namespace(&mut self, nqn: &str, nsid: u32) -> Result<String, HarnessError> {
         let what = format!("namespace {nsid} of {nqn} to come");
         let script = format!(
-            "{}[ -b \"$device\" ]; echo \"$device\"",
+            "{}[ -b \"$device\" ]\necho \"$device\"",
             find_namespace(nqn, nsid)
         );
         let device = self.wait_until(&what, &script, patience(60))?;

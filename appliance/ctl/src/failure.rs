@@ -50,6 +50,24 @@ pub(crate) enum Failure {
         /// What is missing.
         reason: String,
     },
+    /// The initiator could not do what was asked.
+    #[error("{what} failed: {reason}")]
+    Host {
+        /// What was asked.
+        what: &'static str,
+        /// Why, with its causes.
+        reason: String,
+    },
+    /// A rung of the ladder of `check` does not hold.
+    #[error("{nqn} cannot be used: {rung}: {reason}")]
+    Check {
+        /// Which rung.
+        rung: &'static str,
+        /// The subsystem.
+        nqn: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
     /// Standard output could not be written.
     #[error("cannot write to standard output: {0}")]
     Output(#[from] std::io::Error),
@@ -77,6 +95,17 @@ impl Failure {
         }
         text
     }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let _ = write!(text, ": {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 fn details(status: &tonic::Status, text: &mut String) {

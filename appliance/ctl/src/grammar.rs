@@ -110,6 +110,16 @@ pub(crate) enum Noun {
     /// Connected queue pairs
     #[command(subcommand)]
     Qpair(QpairVerb),
+    /// Find out why a host cannot use a subsystem: walks from the node to a connection
+    Check {
+        /// NQN of the subsystem
+        nqn: String,
+        /// NQN of the host in question [default: one that may connect]
+        #[arg(long, value_name = "HOSTNQN")]
+        host: Option<String>,
+    },
+    /// Generate load on a subsystem, as a host
+    Perf(Box<Perf>),
     /// Make the node be what a document says, in one transaction
     Apply {
         /// TOML or JSON; - is standard input
@@ -155,6 +165,57 @@ pub(crate) enum Noun {
         /// Where to
         directory: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Perf {
+    /// tcp://ADDRESS:PORT/NQN
+    pub(crate) subsystem: String,
+    /// randread, randwrite, randrw, read, write or rw
+    #[arg(long, default_value = "randread")]
+    pub(crate) workload: nvmf_host::perf::Workload,
+    /// Reads of 100 I/Os in a mixed workload
+    #[arg(long, default_value_t = 70, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) read_percent: u8,
+    /// Size of an I/O
+    #[arg(long, default_value = "4KiB", value_name = "SIZE", value_parser = bytes_u32)]
+    pub(crate) io_size: u32,
+    /// I/Os outstanding on each connection
+    #[arg(long, default_value_t = 32)]
+    pub(crate) queue_depth: u16,
+    /// How long to run [default: 10s, unless --count is given]
+    #[arg(long, value_parser = milliseconds)]
+    pub(crate) time: Option<u64>,
+    /// How many I/Os to run
+    #[arg(long)]
+    pub(crate) count: Option<u64>,
+    /// Time to run before anything is counted
+    #[arg(long, default_value = "0s", value_name = "TIME", value_parser = milliseconds)]
+    pub(crate) warm_up: u64,
+    /// Connections, each an I/O queue
+    #[arg(long, default_value_t = 1)]
+    pub(crate) connections: u16,
+    /// Write stamped blocks, read them back and compare; destroys what is there
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Ask for header digests
+    #[arg(long)]
+    pub(crate) header_digest: bool,
+    /// Ask for data digests
+    #[arg(long)]
+    pub(crate) data_digest: bool,
+    /// Namespace [default: the first]
+    #[arg(long)]
+    pub(crate) nsid: Option<u32>,
+    /// Use only so much of its start [default: all]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    pub(crate) region: Option<u64>,
+    /// Where random numbers begin
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// NQN to connect as [default: a new host each time]
+    #[arg(long, value_name = "HOSTNQN")]
+    pub(crate) host: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -861,6 +922,10 @@ mod tests {
             "aditctl qpair list",
             "aditctl apply -f FILE",
             "aditctl watch",
+            "aditctl check nqn.2026-11.io.adit:a",
+            "aditctl perf tcp://127.0.0.1:4420/nqn.2026-11.io.adit:a --workload randrw --read-percent 70 \
+             --io-size 4KiB --queue-depth 32 --time 10s --connections 1 --verify --header-digest \
+             --data-digest -o json",
             "aditctl top",
             "aditctl completion bash",
             "aditctl man /tmp/x",
@@ -883,6 +948,8 @@ mod tests {
             "aditctl bdev create error e m --rule what=1",
             "aditctl ana set n tcp://127.0.0.1:4420 fine",
             "aditctl nonsense",
+            "aditctl perf tcp://127.0.0.1:4420/n --workload sometimes",
+            "aditctl perf tcp://127.0.0.1:4420/n --read-percent 101",
         ] {
             assert_eq!(parses(line).unwrap_err().exit_code(), 2, "{line}");
         }

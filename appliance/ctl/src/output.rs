@@ -50,6 +50,7 @@ pub(crate) fn text(text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn json(value: &Value) -> Result<(), Failure> {
+/// Prints a JSON value for programs and people.
+pub(crate) fn json(value: &Value) -> Result<(), Failure> {
     text(&format!("{value:#}\n"))
 }

@@ -37,8 +37,10 @@ impl fmt::Display for Table {
         let widths: Vec<_> = (0..columns)
             .map(|column| width(column).unwrap_or(0))
             .collect();
+        // With or without a unit: `512`, `64 MiB`, `33.3 %`; not a UUID that starts with a digit.
         let is_number = |cell: &String| {
-            cell == "-" || cell.starts_with(|c: char| c.is_ascii_digit()) && !cell.contains(':')
+            let number = cell.split(' ').next().unwrap_or_default();
+            cell == "-" || number.parse::<f64>().is_ok()
         };
         let right: Vec<_> = (0..columns)
             .map(|column| {
@@ -84,6 +86,16 @@ mod tests {
             table.to_string(),
             "NAME     BLOCKS  STATE\na             5  ready\nlonger  1000000\n"
         );
+    }
+
+    #[test]
+    fn a_uuid_is_no_number() {
+        let mut table = Table::new(&["A RATHER LONG HEADING", "SIZE"]);
+        table.row(["4d558542-7d7f".into(), "64 MiB".into()]);
+        table.row(["5".into(), "-".into()]);
+        let text = table.to_string();
+        assert!(text.lines().nth(1).unwrap().starts_with("4d55"), "{text}");
+        assert!(text.lines().nth(2).unwrap().ends_with("     -"), "{text}");
     }
 
     #[test]

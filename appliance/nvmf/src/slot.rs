@@ -139,6 +139,7 @@ impl Slot {
         self.sqe.set(sqe);
         self.in_capsule_len.set(in_capsule_len);
         self.generation.set(self.generation.get().wrapping_add(1));
+        self.data_len.set(0);
         self.is_duplicate.set(is_duplicate);
         self.is_forgotten.set(false);
         self.aborted.set(false);
@@ -288,14 +289,17 @@ impl Slot {
         self.payload.set(payload);
         self.data_len.set(len);
         self.state.set(SlotState::Receive);
-        poll_fn(|_| match self.state.get() {
-            SlotState::Running => Poll::Ready(match self.payload.take() {
-                Payload::None => Err(Status::TRANSIENT_TRANSPORT_ERROR),
-                payload => Ok(payload),
-            }),
+        let received = poll_fn(|_| match self.state.get() {
+            SlotState::Running => Poll::Ready(self.payload.take()),
             _ => Poll::Pending,
         })
-        .await
+        .await;
+        // What came in is not what goes out.
+        self.data_len.set(0);
+        match received {
+            Payload::None => Err(Status::TRANSIENT_TRANSPORT_ERROR),
+            payload => Ok(payload),
+        }
     }
 
     pub(crate) async fn completion(&self) -> Completion {

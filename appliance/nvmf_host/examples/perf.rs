@@ -74,14 +74,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     match engine.failure() {
         None => Ok(()),
-        Some(error) => {
-            let mut text = error.to_string();
-            let mut source = error.source();
-            while let Some(inner) = source {
-                text = format!("{text}: {inner}");
-                source = inner.source();
-            }
-            Err(text.into())
-        }
+        Some(error) => Err(error.describe().into()),
     }
 }

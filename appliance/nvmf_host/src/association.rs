@@ -196,8 +196,10 @@ impl Drop for Issued {
 /// Something that takes several polls. Dropping it gives it up; a command of it that is outstanding
 /// runs to its end unnoticed.
 pub struct Operation<T> {
-    future: Option<Pin<Box<dyn Future<Output = Result<T, HostError>>>>>,
+    future: Option<Running<T>>,
 }
+
+type Running<T> = Pin<Box<dyn Future<Output = Result<T, HostError>>>>;
 
 impl<T> Operation<T> {
     pub(crate) fn new(future: impl Future<Output = Result<T, HostError>> + 'static) -> Self {

@@ -248,6 +248,19 @@ pub enum HostError {
 }
 
 impl HostError {
+    /// The error with what lies behind it, in one line.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(inner) = source {
+            text.push_str(": ");
+            text.push_str(&inner.to_string());
+            source = inner.source();
+        }
+        text
+    }
+
     /// The status that a command ended with, if that is what failed.
     #[must_use]
     pub fn status(&self) -> Option<Status> {

@@ -4,6 +4,7 @@
 //!   events and reset to an orderly shutdown. [`Admin`]: its admin commands.
 //! - [`IoQueue`]: an I/O queue with a connection of its own; takes [`IoRequest`]s, gives
 //!   [`Completion`]s.
+//! - [`Discovery`]: reads the discovery log, once or whenever it changes.
 //! - [`perf`]: a load generator that verifies what it reads. [`check`]: finds out why a host cannot
 //!   use a subsystem.
 //!
@@ -31,8 +32,10 @@ mod ana;
 mod association;
 mod bring_up;
 mod buffer;
+pub mod check;
 mod command;
 mod controller;
+mod discovery;
 mod error;
 mod event;
 mod io;
@@ -51,6 +54,7 @@ pub use association::Operation;
 pub use buffer::Buffer;
 pub use command::{Command, Completion, Direction, Refusal, Refused, SglSource, Submit};
 pub use controller::{Controller, ControllerInfo, ControllerState};
+pub use discovery::{Discovery, DiscoveryLog};
 pub use error::{CommandError, HostError, Violation};
 pub use event::Event;
 pub use io::{IoOp, IoRequest, MAX_BLOCKS, MAX_RANGES, MAX_TAG, copy_ranges, dsm_ranges};

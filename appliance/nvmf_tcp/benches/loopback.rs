@@ -1,7 +1,12 @@
-//! IOPS over loopback: one target thread that polls, one client thread that polls.
+//! Two measurements of each case over loopback:
 //!
-//! `cargo bench -p nvmf_tcp [-- FILTER]`; `SECONDS=3` sets the time of each measurement. A quiet
-//! machine with two cores is needed for figures that mean something.
+//! - IOPS with one target thread and one client thread, both polling. Two quiet cores are needed
+//!   for figures that mean something.
+//! - CPU time of the target alone for an I/O, with target and client taking turns on one thread:
+//!   also a busy machine gives figures that can be compared.
+//!
+//! `cargo bench -p nvmf_tcp [-- FILTER]`; `SECONDS=3` sets the time of each measurement,
+//! `MEASURE=cpu` or `MEASURE=iops` takes one of the two only.
 
 #[path = "../tests/client/mod.rs"]
 mod client;
@@ -14,8 +19,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use block::BlockDevice;
-use client::{Client, Elsewhere};
+use client::{Client, Elsewhere, Pump};
 use fabric_wire::tcp::Pdu;
+use nix::time::{ClockId, clock_gettime};
 use nvme_spec::{Cid, Lba, Nsid, SglDescriptor, Sqe};
 use nvmf_tcp::TcpOptions;
 use served::{Served, enable, iobuf_options, null_disk, ram_disk};
@@ -46,8 +52,14 @@ fn cases() -> Vec<Case> {
             };
             cases.push(base);
             if queue_depth == 128 {
-                cases.push(Case { has_digests: true, ..base });
-                cases.push(Case { is_null: true, ..base });
+                cases.push(Case {
+                    has_digests: true,
+                    ..base
+                });
+                cases.push(Case {
+                    is_null: true,
+                    ..base
+                });
             }
         }
         cases.push(Case {
@@ -63,8 +75,14 @@ fn cases() -> Vec<Case> {
 }
 
 fn main() {
-    let filter = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    let seconds = std::env::var("SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
+    let which = std::env::var("MEASURE").unwrap_or_default();
+    let filter = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'));
+    let seconds = std::env::var("SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(2);
     for case in cases() {
         let device = if case.is_null { "null" } else { "ram" };
         let digests = if case.has_digests { " digests" } else { "" };
@@ -74,23 +92,54 @@ fn main() {
             case.len / 1024,
             case.queue_depth
         );
-        if filter.as_ref().is_some_and(|filter| !label.contains(filter.as_str())) {
+        if filter
+            .as_ref()
+            .is_some_and(|filter| !label.contains(filter.as_str()))
+        {
             continue;
         }
-        let (iops, latency_us) = run(case, Duration::from_secs(seconds));
-        println!("{label:40} {iops:>10.0} IOPS {latency_us:>8.1} us average");
+        let time = Duration::from_secs(seconds);
+        if which != "iops" {
+            println!("{label:40} {:>8.0} ns CPU", run_in_turns(case, time));
+        }
+        if which != "cpu" {
+            let (iops, latency_us) = run(case, time);
+            println!("{label:40} {iops:>10.0} IOPS {latency_us:>8.1} us average");
+        }
     }
 }
 
+fn serve(case: Case) -> Served {
+    let device: Arc<dyn BlockDevice> = if case.is_null {
+        null_disk(BLOCKS)
+    } else {
+        ram_disk(BLOCKS)
+    };
+    Served::new(TcpOptions::default(), iobuf_options(), device)
+}
+
+/// An admin and an I/O connection.
+fn connect(case: Case, address: &str, pump: &mut dyn Pump) -> (Client, Load) {
+    let digests = (case.has_digests, case.has_digests);
+    let mut admin = Client::connect(address);
+    admin.initialize(pump, 0, digests);
+    let cntlid = enable(&mut admin, pump);
+    let mut io = Client::connect(address);
+    io.initialize(pump, 0, digests);
+    io.connect_queue(pump, 1, 127, cntlid);
+    let mut load = Load::new(case, io);
+    load.write_all(pump);
+    (admin, load)
+}
+
+/// IOPS and average latency in microseconds.
 fn run(case: Case, time: Duration) -> (f64, f64) {
     let stop = Arc::new(AtomicBool::new(false));
     let (tell, told) = mpsc::channel();
     let target = std::thread::spawn({
         let stop = Arc::clone(&stop);
         move || {
-            let device: Arc<dyn BlockDevice> =
-                if case.is_null { null_disk(BLOCKS) } else { ram_disk(BLOCKS) };
-            let mut served = Served::new(TcpOptions::default(), iobuf_options(), device);
+            let mut served = serve(case);
             tell.send(served.address.clone()).unwrap();
             while !stop.load(Ordering::Relaxed) {
                 served.poll();
@@ -98,21 +147,45 @@ fn run(case: Case, time: Duration) -> (f64, f64) {
         }
     });
     let address = told.recv().unwrap();
-    let digests = (case.has_digests, case.has_digests);
-    let mut admin = Client::connect(&address);
-    admin.initialize(&mut Elsewhere, 0, digests);
-    let cntlid = enable(&mut admin, &mut Elsewhere);
-    let mut io = Client::connect(&address);
-    io.initialize(&mut Elsewhere, 0, digests);
-    io.connect_queue(&mut Elsewhere, 1, 127, cntlid);
-    // Every block is there before it is measured.
-    let mut load = Load::new(case, io);
-    load.run(Duration::from_millis(300));
-    let (done, took) = load.run(time);
+    let (_admin, mut load) = connect(case, &address, &mut Elsewhere);
+    load.run(&mut Elsewhere, Duration::from_millis(300));
+    let (done, took) = load.run(&mut Elsewhere, time);
     stop.store(true, Ordering::Relaxed);
     target.join().unwrap();
     let iops = done as f64 / took.as_secs_f64();
     (iops, f64::from(load.depth) / iops * 1e6)
+}
+
+/// The target, with its CPU time.
+struct Timed {
+    served: Served,
+    cpu: Duration,
+}
+
+impl Pump for Timed {
+    fn pump(&mut self) {
+        let now = || {
+            let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
+            Duration::from(time)
+        };
+        let start = now();
+        self.served.poll();
+        self.cpu += now() - start;
+    }
+}
+
+/// Nanoseconds of the target's CPU time for an I/O.
+fn run_in_turns(case: Case, time: Duration) -> f64 {
+    let mut timed = Timed {
+        served: serve(case),
+        cpu: Duration::ZERO,
+    };
+    let address = timed.served.address.clone();
+    let (_admin, mut load) = connect(case, &address, &mut timed);
+    load.run(&mut timed, Duration::from_millis(300));
+    timed.cpu = Duration::ZERO;
+    let (done, _) = load.run(&mut timed, time);
+    timed.cpu.as_nanos() as f64 / done as f64
 }
 
 /// Keeps `depth` commands under way.
@@ -149,7 +222,20 @@ impl Load {
         self.random % (BLOCKS / blocks) * blocks
     }
 
-    fn submit(&mut self) {
+    /// Writes every block: a RAM disk takes its memory when it is written first.
+    fn write_all(&mut self, pump: &mut dyn Pump) {
+        if self.case.is_null {
+            return;
+        }
+        let data = vec![0xa5; 131_072];
+        for lba in (0..BLOCKS).step_by(256) {
+            let sqe = Sqe::write(Cid(500), Nsid(1), Lba(lba), 256);
+            let done = self.io.run_with_r2t(pump, sqe, &data);
+            assert!(done.status.is_success(), "{}", done.status);
+        }
+    }
+
+    fn submit(&mut self, pump: &mut dyn Pump) {
         self.bytes.clear();
         while let Some(cid) = self.free.pop() {
             let (len, lba) = (self.case.len as u32, Lba(self.lba()));
@@ -169,21 +255,26 @@ impl Load {
         }
         if !self.bytes.is_empty() {
             let bytes = std::mem::take(&mut self.bytes);
-            self.io.write(&mut Elsewhere, &bytes);
+            self.io.write(pump, &bytes);
             self.bytes = bytes;
         }
     }
 
-    fn run(&mut self, time: Duration) -> (u64, Duration) {
+    fn run(&mut self, pump: &mut dyn Pump, time: Duration) -> (u64, Duration) {
         let start = Instant::now();
         let mut done = 0;
         loop {
-            self.submit();
+            self.submit(pump);
+            pump.pump();
             self.io.fill();
             let mut asked = Vec::new();
             while let Some((_, pdu, _)) = self.io.buffered_pdu() {
                 match pdu {
-                    Pdu::C2HData { cccid, success: true, .. } => self.free.push(cccid.0),
+                    Pdu::C2HData {
+                        cccid,
+                        success: true,
+                        ..
+                    } => self.free.push(cccid.0),
                     Pdu::CapsuleResp { cqe } => {
                         assert!(cqe.status().is_success(), "{}", cqe.status());
                         self.free.push(cqe.cid().0);
@@ -198,19 +289,20 @@ impl Load {
             }
             for (cid, ttag) in asked {
                 let pdu = self.io.h2c(cid, ttag, 0, &self.data, true);
-                self.io.write(&mut Elsewhere, &pdu);
+                self.io.write(pump, &pdu);
             }
             if start.elapsed() >= time {
                 // What is under way ends, so that the next run begins anew.
                 while self.free.len() < usize::from(self.depth) {
-                    self.drain();
+                    pump.pump();
+                    self.drain(pump);
                 }
                 return (done, start.elapsed());
             }
         }
     }
 
-    fn drain(&mut self) {
+    fn drain(&mut self, pump: &mut dyn Pump) {
         self.io.fill();
         while let Some((_, pdu, _)) = self.io.buffered_pdu() {
             match pdu {
@@ -218,7 +310,7 @@ impl Load {
                 Pdu::CapsuleResp { cqe } => self.free.push(cqe.cid().0),
                 Pdu::R2T { cccid, ttag, .. } => {
                     let pdu = self.io.h2c(cccid, ttag, 0, &self.data, true);
-                    self.io.write(&mut Elsewhere, &pdu);
+                    self.io.write(pump, &pdu);
                     return;
                 }
                 other => panic!("{other:?}"),

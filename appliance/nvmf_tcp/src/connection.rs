@@ -121,6 +121,8 @@ pub(crate) struct Connection {
     pub(crate) is_dirty: bool,
     /// The socket took no more; an event will tell when it does.
     pub(crate) is_send_blocked: bool,
+    /// The group has noted that, until the event comes.
+    pub(crate) is_block_noted: bool,
     /// The epoll also tells when the socket takes more.
     pub(crate) watches_send: bool,
     pub(crate) close_when_sent: Option<CloseReason>,
@@ -158,6 +160,7 @@ impl Connection {
             empty_polls: 0,
             is_dirty: false,
             is_send_blocked: false,
+            is_block_noted: false,
             watches_send: false,
             close_when_sent: None,
             _ticket: accepted.ticket,

@@ -184,12 +184,16 @@ impl TcpGroup {
         }
     }
 
-    /// The socket takes no more: an event shall tell when it does.
-    fn note_blocked(&mut self, id: ConnectionId) {
-        self.blocked_sends += 1;
+    /// If the socket takes no more: an event shall tell when it does.
+    fn note_block(&mut self, id: ConnectionId) {
         let Some(connection) = self.slab.get_mut(id) else {
             return;
         };
+        if !connection.is_send_blocked || connection.is_block_noted {
+            return;
+        }
+        connection.is_block_noted = true;
+        self.blocked_sends += 1;
         if !connection.watches_send {
             connection.watches_send = true;
             rewatch(&self.epoll, connection);
@@ -215,8 +219,9 @@ impl TcpGroup {
             let Some(connection) = self.slab.get_mut(id) else {
                 continue;
             };
-            if connection.is_send_blocked && event.events().contains(EpollFlags::EPOLLOUT) {
+            if connection.is_block_noted && event.events().contains(EpollFlags::EPOLLOUT) {
                 connection.is_send_blocked = false;
+                connection.is_block_noted = false;
                 self.blocked_sends -= 1;
                 mark_dirty(connection, &mut self.dirty);
                 work += 1;
@@ -310,7 +315,7 @@ impl TcpGroup {
             return;
         };
         connection.release(core, &mut self.io);
-        if connection.is_send_blocked {
+        if connection.is_block_noted {
             self.blocked_sends -= 1;
         }
         // Closing the socket takes it out of the epoll; lists find nobody under its number.
@@ -385,6 +390,8 @@ impl TcpGroup {
         };
         connection.is_dirty = false;
         if connection.is_send_blocked {
+            // A send amid receiving found it so.
+            self.note_block(id);
             return 0;
         }
         match connection.flush(core, &mut self.io) {
@@ -394,7 +401,7 @@ impl TcpGroup {
                     self.close_with(core, id, reason);
                 }
             }
-            Ok(false) => self.note_blocked(id),
+            Ok(false) => self.note_block(id),
             Err(_) => self.remove(core, id),
         }
         1

@@ -163,6 +163,7 @@ impl TcpOptions {
             MAX_CONNECTIONS_MAX,
         )?;
         range("accept_rate_per_s", self.accept_rate_per_s, 1, 1_000_000)?;
+        range("kas", self.kas, 1, u32::from(u16::MAX))?;
         range("icreq_timeout_ms", self.icreq_timeout_ms, 1, TIMEOUT_MS_MAX)?;
         range(
             "half_open_timeout_ms",
@@ -186,7 +187,7 @@ impl TcpOptions {
             max_io_qpairs_per_ctrlr: self.max_io_qpairs_per_ctrlr,
             max_io_size: self.max_io_size,
             in_capsule_data_size: self.in_capsule_data_size,
-            kas_100ms: self.kas.max(1),
+            kas_100ms: self.kas,
             min_kato_ms: self.min_kato_ms,
             iobuf_small_cache_size: self.iobuf_small_cache_size,
             iobuf_large_cache_size: self.iobuf_large_cache_size,

@@ -29,6 +29,8 @@ use crate::transfer::Fill;
 
 /// A header with its digest and padding ends before this: PDO is one byte.
 pub(crate) const STASH_LEN: usize = 256;
+/// PDUs that are sent at once, before more commands are run: the host has something to do then.
+const SEND_EARLY: usize = 32;
 /// Scratch used while data that R2Ts asked for is to come: most of it shall land in its buffer,
 /// not here.
 const DATA_WINDOW: usize = 4096;
@@ -233,6 +235,9 @@ impl Connection {
                 Expect::Header => match self.header(rest)? {
                     Some((layout, pdu)) => {
                         at += layout.data_offset;
+                        if self.send.len() >= SEND_EARLY && !self.is_send_blocked {
+                            self.flush(core, io).map_err(|_| End::Peer)?;
+                        }
                         self.pdu(core, io, pdu, &rest[..layout.header_len])?;
                     }
                     None => return Ok(self.put_by(bytes, at)),

@@ -53,6 +53,11 @@ impl SendQueue {
         self.chunks.is_empty()
     }
 
+    /// PDUs, or parts of them, that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.chunks.len()
+    }
+
     /// Has the encoder write a header at the arena's end.
     fn header(&mut self, encode: impl FnOnce(&mut [u8]) -> Result<usize, EncodeError>) -> usize {
         let start = self.arena.len();

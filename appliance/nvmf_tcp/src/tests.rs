@@ -465,15 +465,15 @@ fn many_commands_in_one_segment_are_answered_in_one_send() {
     let (receives, sends) = (bench.group.io.receive_calls, bench.group.io.send_calls);
     let data = pattern(512, 1);
     let mut capsules = Vec::new();
-    for cid in 0..30 {
+    for cid in 0..31 {
         capsules.extend(client.capsule(&write(cid, u64::from(cid), &data), &data));
     }
     client.write(&mut bench, &capsules);
     bench.poll();
-    assert_eq!(bench.core.commands, 31);
+    assert_eq!(bench.core.commands, 32);
     assert_eq!(bench.group.io.receive_calls - receives, 1);
     assert_eq!(bench.group.io.send_calls - sends, 1);
-    for cid in 0..30 {
+    for cid in 0..31 {
         assert_eq!(client.response(&mut bench).cid(), Cid(cid));
     }
 }

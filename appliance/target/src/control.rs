@@ -591,6 +591,7 @@ impl Control {
             old: None,
             new: Some(object),
         };
+        let is_dependent = waits.is_some();
         let result = match (waits, prepared) {
             (Some(reason), _) => Err(RuntimeError::Pending(reason)),
             (None, Some(Err(error))) => Err(error),
@@ -610,16 +611,17 @@ impl Control {
             }
             Err(RuntimeError::Pending(reason) | RuntimeError::Refused(reason)) => {
                 if pending.reason != reason {
-                    tracing::warn!(
-                        kind = key.kind(),
-                        name = key.name(),
-                        reason,
-                        "not in place yet"
-                    );
+                    let (kind, name) = (key.kind(), key.name());
+                    if is_dependent {
+                        // What it rests on has been told of.
+                        tracing::debug!(kind, name, reason, "not in place yet");
+                    } else {
+                        tracing::warn!(kind, name, reason, "not in place yet");
+                    }
                     let text = format!("pending: {reason}");
                     inner
                         .events
-                        .publish(EventType::Status, revision, key.kind(), key.name(), text);
+                        .publish(EventType::Status, revision, kind, name, text);
                 }
                 let attempts = pending.attempts + 1;
                 inner

@@ -1,8 +1,10 @@
 //! What each noun and verb does.
 
 mod bdev;
+mod check;
 mod config;
 mod node;
+mod perf;
 mod subsystem;
 mod threads;
 mod top;
@@ -47,6 +49,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
                 }
             });
         }
+        Noun::Perf(perf) => return perf::run(arguments.global.output, perf),
         // Read before connecting: a wrong document needs no server to be told.
         Noun::Apply {
             file,
@@ -82,12 +85,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Noun::Iobuf(_) => threads::iobuf(&context).await,
         Noun::Controller(verb) => threads::controllers(&context, verb).await,
         Noun::Qpair(verb) => threads::qpairs(&context, verb).await,
+        Noun::Check { nqn, host } => check::run(&context, nqn, host).await,
         Noun::Export => config::export(&context).await,
         Noun::Watch { kind, after } => config::watch(&context, kind, after).await,
         Noun::Top { interval, count } => {
             top::run(&context, Duration::from_millis(interval), count).await
         }
-        Noun::Apply { .. } | Noun::Completion { .. } | Noun::Man { .. } => Ok(()),
+        Noun::Apply { .. } | Noun::Completion { .. } | Noun::Man { .. } | Noun::Perf(_) => Ok(()),
     }
 }
 

@@ -69,11 +69,7 @@ fn show(node: &Node) -> String {
             ),
         ),
     ]);
-    for notice in node
-        .notices
-        .iter()
-        .chain((!memory.notice.is_empty()).then_some(&memory.notice))
-    {
+    for notice in &node.notices {
         text.push_str(&format!("note: {notice}\n"));
     }
     for object in &node.pending_objects {

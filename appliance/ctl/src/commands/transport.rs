@@ -143,7 +143,11 @@ fn list(transports: &[Transport]) -> String {
 fn show(transport: &Transport) -> String {
     let spec = transport.spec.clone().unwrap_or_default();
     // Every option by its own name: people look for SPDK's.
-    let options = api::fields::differences(&TransportSpec::default(), &spec);
+    let nothing = TransportSpec {
+        options: Some(transport_spec::Options::Tcp(TcpOptions::default())),
+        ..TransportSpec::default()
+    };
+    let options = api::fields::differences(&nothing, &spec);
     let mut pairs: Vec<(&str, String)> = options
         .iter()
         .map(|option| (option.field.as_str(), option.second.clone()))

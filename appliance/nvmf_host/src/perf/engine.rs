@@ -364,10 +364,10 @@ impl PerfEngine {
     fn advance_time(&mut self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.figures.since);
         match self.phase {
-            PerfPhase::Filling => {
-                if self.plan.as_ref().is_some_and(|plan| plan.filled == self.units.count()) {
-                    self.begin_workload(now);
-                }
+            PerfPhase::Filling
+                if self.plan.as_ref().is_some_and(|plan| plan.filled == self.units.count()) =>
+            {
+                self.begin_workload(now);
             }
             PerfPhase::WarmingUp if elapsed >= self.options.warm_up => {
                 let begun = self.figures.begun;

@@ -7,8 +7,9 @@ use dma::Payload;
 use nvme_spec::{DsmRange, Sqe, Status};
 use zerocopy::FromBytes;
 
-use super::{Access, begin, bytes_of, device, enter, receive};
-use crate::queue::Queue;
+use super::{Access, begin, bytes_of, device, enter};
+use crate::limits;
+use crate::queue::{Queue, sgl_len};
 use crate::slot::Slot;
 
 /// Deallocates the ranges. The other attributes are hints, and are taken as such.
@@ -21,7 +22,12 @@ pub(super) async fn dataset_management(
     let namespace = begin(queue, slot, sqe, access).await?;
     let count = sqe.dsm_range_count();
     let size = size_of::<DsmRange>();
-    let payload = receive(queue, slot, sqe, count * size as u32).await?;
+    // Linux always sends the room of 256 ranges, however few it counts: more than needed is right.
+    let len = sgl_len(sqe, slot.in_capsule_len())?;
+    if !(count * size as u32..=limits::DSM_RANGES_MAX * size as u32).contains(&len) {
+        return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
+    }
+    let payload = queue.receive(slot, len).await?;
     let geometry = namespace.geometry.get();
     if !sqe.dsm_deallocate() || !geometry.supports.contains(OpKind::Unmap) {
         // Advice that is not taken.

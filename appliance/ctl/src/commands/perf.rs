@@ -1,0 +1,159 @@
+//! `aditctl perf`: a load generator over the initiator library. It talks to the subsystem as a host
+//! does; no management API is involved.
+
+use std::time::{Duration, Instant};
+
+use fabric_wire::TransportAddress;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
+use nvmf_host::perf::{LatencySummary, OpReport, PerfEngine, PerfOptions, PerfPhase, PerfReport};
+use nvmf_host::{HostIdentity, HostOptions};
+use serde_json::{Value, json};
+
+use crate::failure::{Failure, chain};
+use crate::grammar::{Format, Perf};
+use crate::output;
+
+/// Runs the workload on this thread, without pause.
+pub(crate) fn run(format: Format, arguments: &Perf) -> Result<(), Failure> {
+    let options = options(arguments)?;
+    let mut engine =
+        PerfEngine::new(options, Instant::now()).map_err(|error| Failure::Usage(chain(&error)))?;
+    let mut cpu_before = Duration::ZERO;
+    let mut is_counting = false;
+    while !engine.finished() {
+        let worked = engine.poll(Instant::now());
+        if !is_counting && engine.phase() == PerfPhase::Running {
+            is_counting = true;
+            cpu_before = cpu_time();
+        }
+        if !worked && !is_counting {
+            // Connecting: nothing is measured yet, let others run.
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+    let cpu = cpu_time().saturating_sub(cpu_before);
+    let report = engine.report(Instant::now());
+    let cpu_ns_per_io = u64::try_from(cpu.as_nanos())
+        .unwrap_or(u64::MAX)
+        .checked_div(report.total.ios);
+    match format {
+        Format::Table => output::text(&table(&report, cpu_ns_per_io))?,
+        Format::Json => output::json(&to_json(arguments, &report, cpu_ns_per_io))?,
+    }
+    match engine.failure() {
+        Some(error) => Err(Failure::Host {
+            what: "the workload",
+            reason: chain(error),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn options(arguments: &Perf) -> Result<PerfOptions, Failure> {
+    let usage = |problem: String| Failure::Usage(problem);
+    let (address, nqn) = TransportAddress::parse_with_nqn(&arguments.subsystem)
+        .map_err(|error| usage(error.to_string()))?;
+    let nqn = nqn.ok_or_else(|| {
+        usage("the NQN must follow the address: tcp://ADDRESS:PORT/NQN".to_owned())
+    })?;
+    let identity = identity(arguments.host.as_deref())?;
+    let mut options = PerfOptions::new(address, nqn, HostOptions::new(identity));
+    options.host.header_digest = arguments.header_digest;
+    options.host.data_digest = arguments.data_digest;
+    options.nsid = arguments.nsid.map(nvme_spec::Nsid);
+    options.workload = arguments.workload;
+    options.read_percent = arguments.read_percent;
+    options.io_size = arguments.io_size;
+    options.queue_depth = arguments.queue_depth;
+    options.connections = arguments.connections;
+    options.time = arguments.time.map(Duration::from_millis);
+    options.count = arguments.count;
+    options.warm_up = Duration::from_millis(arguments.warm_up);
+    options.verify = arguments.verify;
+    options.region_bytes = arguments.region;
+    options.seed = arguments.seed;
+    Ok(options)
+}
+
+/// Who we are: the given name, else a new host each time.
+pub(super) fn identity(host: Option<&str>) -> Result<HostIdentity, Failure> {
+    let uuid = uuid::Uuid::new_v4();
+    let mut identity = HostIdentity::from_uuid_bytes(*uuid.as_bytes());
+    if let Some(host) = host {
+        identity.hostnqn = fabric_wire::Nqn::new(host)
+            .map_err(|error| Failure::Usage(format!("--host: {error}")))?;
+    }
+    Ok(identity)
+}
+
+/// CPU time of this process so far.
+fn cpu_time() -> Duration {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else {
+        return Duration::ZERO;
+    };
+    let microseconds =
+        usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Duration::from_micros(u64::try_from(microseconds).unwrap_or(0))
+}
+
+fn table(report: &PerfReport, cpu_ns_per_io: Option<u64>) -> String {
+    let mut text = report.to_string();
+    if let Some(ns) = cpu_ns_per_io {
+        text.push_str(&format!("{ns} ns of CPU per I/O on this side\n"));
+    }
+    text
+}
+
+fn to_json(arguments: &Perf, report: &PerfReport, cpu_ns_per_io: Option<u64>) -> Value {
+    json!({
+        "subsystem": arguments.subsystem,
+        "workload": arguments.workload.name(),
+        "read_percent": arguments.read_percent,
+        "io_size_bytes": arguments.io_size,
+        "queue_depth": arguments.queue_depth,
+        "connections": arguments.connections,
+        "elapsed_ns": nanoseconds(report.elapsed),
+        "total": op(&report.total),
+        "reads": op(&report.reads),
+        "writes": op(&report.writes),
+        "errors": report.errors,
+        "first_error": report.first_error,
+        "verified": report.verified,
+        "cpu_ns_per_io": cpu_ns_per_io,
+        "send_calls": report.send_calls,
+        "receive_calls": report.receive_calls,
+    })
+}
+
+fn op(op: &OpReport) -> Value {
+    let LatencySummary {
+        min,
+        avg,
+        p50,
+        p90,
+        p99,
+        p99_9,
+        max,
+        ..
+    } = op.latency;
+    json!({
+        "ios": op.ios,
+        "bytes": op.bytes,
+        "iops": op.iops,
+        "mib_per_s": op.mib_per_s,
+        "latency_ns": {
+            "min": nanoseconds(min),
+            "avg": nanoseconds(avg),
+            "p50": nanoseconds(p50),
+            "p90": nanoseconds(p90),
+            "p99": nanoseconds(p99),
+            "p99_9": nanoseconds(p99_9),
+            "max": nanoseconds(max),
+        },
+    })
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -276,7 +276,7 @@ impl Host {
             if let Some(error) = self.failure() {
                 return Err(error);
             }
-            panic!("{command} was refused: {submitted:?}");
+            panic!("{command} {tag} was refused: the queue is full, or the tag is in use");
         }
         self.pending.insert(tag, request);
         Ok(())

@@ -25,6 +25,7 @@ struct Scene {
     port: u16,
     grpc: Grpc,
     load: Option<Load>,
+    admins: Vec<Peer>,
     buffers: (u64, u64),
 }
 
@@ -75,6 +76,7 @@ impl Scene {
             port,
             grpc,
             load,
+            admins: Vec::new(),
             buffers,
         }
     }
@@ -94,6 +96,13 @@ impl Scene {
         let mut peer = self.peer();
         peer.initialize(header_digest, data_digest).unwrap();
         peer
+    }
+
+    /// An I/O queue whose controller stays until the end of the scene.
+    fn io_queue(&mut self, header_digest: bool, data_digest: bool) -> Peer {
+        let (admin, io) = self.queues(header_digest, data_digest);
+        self.admins.push(admin);
+        io
     }
 
     /// An admin queue and an I/O queue of a controller.
@@ -138,6 +147,7 @@ impl Scene {
     /// Everything is as it was before the hostile peers came, and the host has noticed nothing.
     #[track_caller]
     fn end(mut self) {
+        self.admins.clear();
         self.goes_on();
         let report = self.load.take().unwrap().stop();
         assert!(
@@ -205,7 +215,7 @@ fn garbage_ends_only_its_own_connection() {
 
 #[test]
 fn oversize_and_malformed_headers_are_answered_with_a_term_req() {
-    let scene = Scene::set(&[]);
+    let mut scene = Scene::set(&[]);
     // (what, type, FLAGS, HLEN, PDO, PLEN)
     let headers: &[(&str, [u8; 8])] = &[
         ("a capsule of 4 GiB", [4, 0, 72, 72, 0xff, 0xff, 0xff, 0xff]),
@@ -224,7 +234,7 @@ fn oversize_and_malformed_headers_are_answered_with_a_term_req() {
         ("a second ICReq", [0, 0, 128, 0, 128, 0, 0, 0]),
     ];
     for (what, header) in headers {
-        let (_admin, mut io) = scene.queues(false, false);
+        let mut io = scene.io_queue(false, false);
         let mut bytes = header.to_vec();
         // Enough for the header that it promises.
         bytes.resize(160, 0);
@@ -248,7 +258,7 @@ fn oversize_and_malformed_headers_are_answered_with_a_term_req() {
 
 #[test]
 fn commands_in_the_wrong_order_cost_only_their_connection() {
-    let scene = Scene::set(&[]);
+    let mut scene = Scene::set(&[]);
     // An I/O command before Connect.
     let mut peer = scene.initialized(false, false);
     let capsule = peer.capsule(&Sqe::flush(Cid(0), Nsid(1)), &[]);
@@ -259,7 +269,7 @@ fn commands_in_the_wrong_order_cost_only_their_connection() {
         other => panic!("{other:?}"),
     }
     // Connect twice on one queue.
-    let (_admin, mut io) = scene.queues(false, false);
+    let mut io = scene.io_queue(false, false);
     let (subnqn, hostnqn) = (Nqn::new(NQN).unwrap(), Nqn::new(HOSTNQN).unwrap());
     let connect = io.connect_capsule(&QueueOptions {
         qid: 1,
@@ -277,7 +287,7 @@ fn commands_in_the_wrong_order_cost_only_their_connection() {
         "{pdu:?}"
     );
     // Data with a transfer tag that was never given, while a write waits for its data.
-    let (_admin, mut io) = scene.queues(false, false);
+    let mut io = scene.io_queue(false, false);
     let sqe = write_sqe(1, 16_384).with_sgl(SglDescriptor::transport_data(16_384));
     let capsule = io.capsule(&sqe, &[]);
     io.send(&capsule).unwrap();
@@ -288,7 +298,7 @@ fn commands_in_the_wrong_order_cost_only_their_connection() {
     io.send(&data).unwrap();
     assert!(io.ending().unwrap().is_some());
     // Data beyond what was asked for.
-    let (_admin, mut io) = scene.queues(false, false);
+    let mut io = scene.io_queue(false, false);
     io.send(&capsule).unwrap();
     let (Pdu::R2T { ttag, .. }, _) = io.pdu().unwrap() else {
         panic!("no R2T");
@@ -301,15 +311,15 @@ fn commands_in_the_wrong_order_cost_only_their_connection() {
 
 #[test]
 fn wrong_digests_are_caught() {
-    let scene = Scene::set(&[]);
-    let (_admin, mut io) = scene.queues(true, true);
+    let mut scene = Scene::set(&[]);
+    let mut io = scene.io_queue(true, true);
     let mut capsule = io.capsule(&Sqe::flush(Cid(0), Nsid(1)), &[]);
     *capsule.last_mut().unwrap() ^= 1;
     io.send(&capsule).unwrap();
     assert_eq!(io.ending().unwrap(), Some(FES_HEADER_DIGEST_ERROR));
 
     // A wrong data digest fails the command, not the connection.
-    let (_admin, mut io) = scene.queues(true, true);
+    let mut io = scene.io_queue(true, true);
     let sqe = write_sqe(0, 512).with_sgl(SglDescriptor::in_capsule(0, 512));
     let mut capsule = io.capsule(&sqe, &[1; 512]);
     *capsule.last_mut().unwrap() ^= 1;
@@ -334,9 +344,9 @@ fn wrong_digests_are_caught() {
 
 #[test]
 fn a_connection_may_end_after_any_byte() {
-    let scene = Scene::set(&[]);
+    let mut scene = Scene::set(&[]);
     // The whole conversation of a write with R2T, and where its PDUs begin and end.
-    let (_admin, mut io) = scene.queues(false, true);
+    let mut io = scene.io_queue(false, true);
     let sqe = write_sqe(1, 16_384).with_sgl(SglDescriptor::transport_data(16_384));
     let capsule = io.capsule(&sqe, &[]);
     io.send(&capsule).unwrap();
@@ -494,8 +504,8 @@ fn a_host_that_ends_with_commands_in_flight_leaves_nothing_behind() {
 
 #[test]
 fn a_host_may_say_that_the_target_broke_the_protocol() {
-    let scene = Scene::set(&[]);
-    let (_admin, mut io) = scene.queues(false, false);
+    let mut scene = Scene::set(&[]);
+    let mut io = scene.io_queue(false, false);
     let mut bytes = vec![0; 256];
     let len = tcp::encode_term_req(
         &mut bytes,

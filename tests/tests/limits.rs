@@ -126,14 +126,15 @@ fn a_failing_disk_gives_media_errors_and_only_where_it_fails() {
         "error",
         "bad",
         "--rule",
-        "io=flush,sct=0,sc=0x06,num=3",
+        "io=write,sct=0,sc=0x06,num=3",
     ])
     .unwrap();
     host.read(150, 1).unwrap();
     for _ in 0..3 {
-        let flush = status(host.flush());
-        assert!(flush.is(Status::INTERNAL_ERROR), "{flush}");
+        let write = status(host.write(200, vec![4; 512]));
+        assert!(write.is(Status::INTERNAL_ERROR), "{write}");
     }
+    host.write(200, vec![4; 512]).unwrap();
     host.flush().unwrap();
     // Damage that the disk does not tell of reaches the host as data.
     adit.ctl(&[
@@ -149,10 +150,12 @@ fn a_failing_disk_gives_media_errors_and_only_where_it_fails() {
 
 /// Reads that end within a span.
 fn reads_in(host: &mut Host, span: Duration) -> (u64, Duration) {
-    let (start, mut count, mut done) = (Instant::now(), 0, Vec::new());
+    let (start, mut count, mut tag, mut done) = (Instant::now(), 0, 0, Vec::new());
     while start.elapsed() < span {
         while host.in_flight() < 8 {
-            host.submit(0, Request::Read { lba: 0, blocks: 1 }).unwrap();
+            tag += 1;
+            host.submit(tag, Request::Read { lba: 0, blocks: 1 })
+                .unwrap();
         }
         host.poll(Duration::from_millis(50), &mut done).unwrap();
         count += done.drain(..).filter(|each| each.result.is_ok()).count() as u64;
@@ -239,11 +242,13 @@ fn sigterm_ends_in_its_deadline_though_a_device_hangs() {
     adit.ctl(&[
         "bdev",
         "create",
-        "error",
+        "delay",
         "hung",
         "m0",
-        "--rule",
-        "io=read,type=pending",
+        "--avg-read",
+        "600s",
+        "--p99-read",
+        "600s",
     ])
     .unwrap();
     let port = adit.export(NQN, "hung").unwrap();

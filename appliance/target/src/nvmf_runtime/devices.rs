@@ -17,6 +17,10 @@ use crate::runtime::{Prepared, Preparing, RuntimeError};
 
 /// Block size when the specification says none.
 const BLOCK_SIZE_DEFAULT: u32 = 512;
+/// How long a file may stay locked after a process that had it was killed: the kernel lets go of an
+/// io_uring's files a little after the process has gone.
+const LOCK_LINGERS: Duration = Duration::from_secs(3);
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// A device that is open, and the sentence about a fallback that was taken.
 pub(super) struct Opened {
@@ -104,7 +108,8 @@ fn open_file(spec: &api::v1::FileBdev) -> Result<(Arc<File>, Option<String>), Bl
     Ok((device, notice))
 }
 
-/// The file of a device that was there before: whole, or the device waits for it.
+/// The file of a device that was there before: whole, or the device waits for it. Blocks while the
+/// file is locked, but not for long: hosts come back at once after a restart, and must find it.
 fn reopen_file(spec: &api::v1::FileBdev) -> Result<(Arc<File>, Option<String>), RuntimeError> {
     let options = FileOptions {
         block_size: spec.block_size.unwrap_or(BLOCK_SIZE_DEFAULT),
@@ -112,7 +117,16 @@ fn reopen_file(spec: &api::v1::FileBdev) -> Result<(Arc<File>, Option<String>), 
         read_only: spec.read_only.unwrap_or(false),
         ..FileOptions::new(&spec.path)
     };
-    let (device, notice) = File::open(options).map_err(|error| of_open(&error))?;
+    let start = Instant::now();
+    let opened = loop {
+        match File::open(options.clone()) {
+            Err(BlockError::FileInUse { .. }) if start.elapsed() < LOCK_LINGERS => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            opened => break opened,
+        }
+    };
+    let (device, notice) = opened.map_err(|error| of_open(&error))?;
     let (wanted, there) = (spec.size_bytes.unwrap_or(0), device.geometry().len_bytes());
     if there < wanted {
         return Err(RuntimeError::Pending(format!(

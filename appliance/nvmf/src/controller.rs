@@ -24,7 +24,7 @@ use crate::events::TargetEvent;
 use crate::subsystem::{Changes, Subsystem};
 use crate::target::Target;
 use crate::ticket::{Part, Ticket};
-use crate::transport::{CloseReason, Peer, QpairId, TransportId, TransportLimits};
+use crate::transport::{CloseReason, Digests, Peer, QpairId, TransportId, TransportLimits};
 
 /// Entries that the error log keeps (ELPE + 1).
 pub(crate) const ERROR_LOG_ENTRIES: usize = 64;
@@ -41,6 +41,7 @@ pub(crate) struct QpairRef {
     pub(crate) uid: u64,
     pub(crate) depth: u16,
     pub(crate) peer: Peer,
+    pub(crate) digests: Digests,
     pub(crate) counters: Arc<QpairCounters>,
     pub(crate) is_closed: bool,
 }
@@ -56,6 +57,8 @@ pub struct QpairInfo {
     pub depth: u16,
     /// Its connection's ends.
     pub peer: Peer,
+    /// What they have agreed on.
+    pub digests: Digests,
     /// `active` or `closing`.
     pub state: &'static str,
     /// Its counters.
@@ -252,6 +255,7 @@ impl Controller {
                 group: qpair.group.id,
                 depth: qpair.depth,
                 peer: qpair.peer.clone(),
+                digests: qpair.digests,
                 state: if qpair.is_closed { "closing" } else { "active" },
                 counters: Arc::clone(&qpair.counters),
             })

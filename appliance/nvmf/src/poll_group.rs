@@ -24,7 +24,7 @@ use crate::subsystem::SubsystemUid;
 use crate::target::Target;
 use crate::ticket::Part;
 use crate::transport::{
-    Acceptor, CloseReason, ConnectionId, GroupContext, NewConnection, Peer, QpairId, Response,
+    Acceptor, CloseReason, ConnectionId, Digests, GroupContext, NewConnection, Peer, QpairId, Response,
     SlotId, Step, TransportGroup, TransportId,
 };
 
@@ -143,6 +143,8 @@ pub struct OpenQpair {
     pub depth: u16,
     /// Whether read data may be sent from memory that others write meanwhile.
     pub may_borrow_data: bool,
+    /// What the connection's ends have agreed on.
+    pub digests: Digests,
 }
 
 impl Core {
@@ -184,6 +186,7 @@ impl Core {
             peer: open.peer,
             depth: open.depth.max(1),
             may_borrow_data: open.may_borrow_data,
+            digests: open.digests,
             iobuf,
         });
         self.next_uid += 1;

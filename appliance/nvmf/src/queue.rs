@@ -20,7 +20,7 @@ use crate::status;
 use crate::group_namespace::{GroupNamespace, GroupSubsystem};
 use crate::poll_group::GroupShared;
 use crate::slot::{Outcome, Slot, SlotState};
-use crate::transport::{ConnectionId, Peer, QpairId, SlotId, TransportId, TransportLimits};
+use crate::transport::{ConnectionId, Digests, Peer, QpairId, SlotId, TransportId, TransportLimits};
 
 /// The logic of one slot: serves one command after another for as long as the queue pair lives.
 pub(crate) type SlotFuture = Pin<Box<dyn Future<Output = Infallible>>>;
@@ -73,6 +73,7 @@ pub(crate) struct Queue {
     /// Whether read data may be sent from memory that others write meanwhile. Not so with a data
     /// digest: the digest and the data must be of one moment.
     pub(crate) may_borrow_data: bool,
+    pub(crate) digests: Digests,
     pub(crate) association: OnceCell<Association>,
     pub(crate) iobuf: Rc<RefCell<IobufChannel>>,
     pub(crate) counters: Arc<QpairCounters>,
@@ -131,6 +132,7 @@ pub(crate) struct QueueParts {
     pub(crate) peer: Peer,
     pub(crate) depth: u16,
     pub(crate) may_borrow_data: bool,
+    pub(crate) digests: Digests,
     pub(crate) iobuf: Rc<RefCell<IobufChannel>>,
 }
 
@@ -147,6 +149,7 @@ impl Queue {
             peer: parts.peer,
             depth: parts.depth,
             may_borrow_data: parts.may_borrow_data,
+            digests: parts.digests,
             association: OnceCell::new(),
             iobuf: parts.iobuf,
             counters: Arc::default(),

@@ -107,6 +107,15 @@ pub struct Peer {
     pub remote: String,
 }
 
+/// Checks of what a connection carries that the two ends have agreed on, as an operator sees them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Digests {
+    /// PDU headers carry a CRC-32C.
+    pub header: bool,
+    /// Data carries a CRC-32C.
+    pub data: bool,
+}
+
 /// An accepted connection on its way to a poll group.
 pub struct NewConnection {
     /// Which transport accepted it.

@@ -20,6 +20,7 @@ use fabric_wire::TransportAddress;
 use fabric_wire::fabrics::{ConnectCommand, ConnectData, PropertySet, PropertySize};
 use nvme_spec::registers::{self, Cc};
 use nvme_spec::{Cid, Cntlid, Lba, Nsid, Qid, SglDescriptor, Sqe};
+use nvmf::transport::Digests;
 use nvmf::transport::{
     Acceptor, CloseReason, ConnectionId, GroupContext, NewConnection, Peer, QpairId, SlotId, Step,
     Transport, TransportGroup, TransportId, TransportLimits,
@@ -180,6 +181,7 @@ impl TreadmillGroup {
             peer: self.peer.clone().unwrap(),
             depth: DEPTH as u16,
             may_borrow_data: !self.copies,
+            digests: Digests::default(),
         })
         .unwrap()
     }
@@ -320,6 +322,10 @@ fn allocations_of(device: Arc<dyn BlockDevice>, copies: bool, per_poll: usize) -
         max_io_qpairs_per_ctrlr: 4,
         max_io_size: 131_072,
         in_capsule_data_size: 8192,
+        kas_100ms: 100,
+        min_kato_ms: 10_000,
+        iobuf_small_cache_size: None,
+        iobuf_large_cache_size: None,
     };
     let transport = Treadmill { limits, load: Arc::clone(&load), copies };
     target.add_transport(Arc::new(transport)).unwrap();

@@ -14,7 +14,7 @@ use fabric_wire::tcp::{
 };
 use nvme_spec::{Qid, Sqe};
 use nvmf::OpenQpair;
-use nvmf::transport::{CloseReason, ConnectionId, Peer, QpairId, Response, SlotId, Step};
+use nvmf::transport::{CloseReason, ConnectionId, Digests, Peer, QpairId, Response, SlotId, Step};
 
 use crate::commands::Commands;
 use crate::group_io::GroupIo;
@@ -200,6 +200,10 @@ impl Connection {
                 peer: self.peer.clone(),
                 depth: u16::try_from(depth).expect("clamped to a u16"),
                 may_borrow_data: options.zcopy && !self.encode.data_digest,
+                digests: Digests {
+                    header: self.encode.header_digest,
+                    data: self.encode.data_digest,
+                },
             })
             .ok_or(End::Refused)?;
         self.decode.max_in_capsule = max_in_capsule;

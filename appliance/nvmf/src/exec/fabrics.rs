@@ -349,6 +349,7 @@ fn qpair_ref(queue: &Queue, depth: u16) -> QpairRef {
         uid: queue.uid,
         depth,
         peer: queue.peer.clone(),
+        digests: queue.digests,
         counters: Arc::clone(&queue.counters),
         is_closed: false,
     }

@@ -12,6 +12,7 @@ use fabric_wire::TransportAddress;
 use fabric_wire::fabrics::ConnectCommand;
 use nvme_spec::opcode::admin;
 use nvme_spec::{Cid, Cqe, Sqe};
+use nvmf::transport::Digests;
 use nvmf::transport::{
     Acceptor, CloseReason, ConnectionId, GroupContext, NewConnection, Peer, QpairId, Response,
     SlotId, Step, Transport, TransportGroup, TransportId, TransportLimits,
@@ -289,6 +290,7 @@ impl Connection {
                 peer: self.peer.clone(),
                 depth: entries.clamp(1, u32::from(max)) as u16,
                 may_borrow_data: !self.end.wire().copies,
+                digests: Digests::default(),
             })
             .unwrap();
         self.qpair = Some(qpair);

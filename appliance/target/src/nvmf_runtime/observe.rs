@@ -336,6 +336,8 @@ impl NvmfRuntime {
                     peer_address: address(&qpair.peer.remote),
                     queue_depth: qpair.depth.into(),
                     in_flight: narrow(load(|counters| &counters.outstanding)),
+                    header_digest: qpair.digests.header,
+                    data_digest: qpair.digests.data,
                     commands: load(|counters| &counters.commands),
                     bytes_in: load(|counters| &counters.write_bytes),
                     bytes_out: load(|counters| &counters.read_bytes),

@@ -188,7 +188,9 @@ fn changed_namespaces(controller: &Controller, is_taken: bool) -> Arc<[u8]> {
     list.as_bytes().into()
 }
 
-fn commands_effects() -> Arc<[u8]> {
+/// Of an I/O command set that no namespace has there are no I/O commands to tell of: hosts that see
+/// CAP.CSS bit 6 ask for more sets than NVM.
+fn commands_effects(command_set: u8) -> Arc<[u8]> {
     let mut log = CommandsEffects::new_zeroed();
     for opcode in [
         admin::GET_LOG_PAGE,
@@ -203,6 +205,9 @@ fn commands_effects() -> Arc<[u8]> {
     }
     // Write protection changes what a namespace says of itself.
     log.admin[usize::from(admin::SET_FEATURES)] = (effects::CSUPP | effects::NCC).into();
+    if command_set != csi::NVM {
+        return log.as_bytes().into();
+    }
     for opcode in [nvm::READ, nvm::FLUSH, nvm::COMPARE, nvm::VERIFY] {
         log.io[usize::from(opcode)] = effects::CSUPP.into();
     }

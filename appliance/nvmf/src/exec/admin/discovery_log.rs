@@ -4,6 +4,7 @@
 //! serves every later offset, so that the pieces fit together whatever changes meanwhile; GENCTR
 //! then tells the host that it should read again.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use fabric_wire::discovery::{
@@ -100,13 +101,17 @@ fn record(
     }
 }
 
-/// A wildcard address is shown as the one at which this host reached the target.
+/// A wildcard address, or the port that the system chose, is shown as the one at which this host
+/// reached the target.
 fn shown_address(address: &TransportAddress, queue: &Queue) -> TransportAddress {
+    let Ok(local) = queue.peer.local.parse::<SocketAddr>() else { return address.clone() };
+    let local = TransportAddress::from_socket_addr(address.trtype, local);
     let mut shown = address.clone();
-    if address.is_wildcard()
-        && let Ok(local) = queue.peer.local.parse::<TransportAddress>()
-    {
+    if address.is_wildcard() && local.adrfam == address.adrfam {
         shown.traddr = local.traddr;
+    }
+    if address.port() == Some(0) && *address == *queue.peer.listener {
+        shown.trsvcid = local.trsvcid;
     }
     shown
 }

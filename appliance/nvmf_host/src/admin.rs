@@ -7,13 +7,11 @@ use nvme_spec::identify::{
     self, IdentifyController, IdentifyNamespace, NamespaceList, NsDescriptor, cns, ns_descriptors,
 };
 use nvme_spec::log::{AnaHeader, ChangedNamespaces, ErrorEntry, SmartLog, lid};
-use nvme_spec::opcode;
-use nvme_spec::{Cid, Cntlid, Nsid, Qid, Select, Sqe};
+use nvme_spec::{Cid, Nsid, Qid, Select, Sqe};
 use zerocopy::FromBytes;
 
 use crate::ana::AnaLog;
 use crate::association::{Association, Operation};
-use crate::buffer::Buffer;
 use crate::command::{Command, Completion};
 use crate::error::HostError;
 
@@ -428,22 +426,4 @@ fn parse<T: FromBytes + zerocopy::Immutable + zerocopy::KnownLayout>(
             what,
             reason: format!("it has {} bytes, not {}", bytes.len(), size_of::<T>()),
         })
-}
-
-/// The controllers of the subsystem, from the identifier `first` on.
-impl Admin {
-    /// Controllers of the subsystem with an identifier of at least `first`.
-    #[must_use]
-    pub fn controllers(&self, first: Cntlid) -> Operation<Vec<Cntlid>> {
-        let me = self.clone();
-        Operation::new(async move {
-            let what = "identify controllers";
-            let cdw10 = u32::from(cns::CONTROLLERS) | u32::from(first.0) << 16;
-            let sqe = Sqe::new(opcode::admin::IDENTIFY, Cid(0)).with_cdw10(cdw10);
-            let command = Command::new(sqe, 0).receiving(Buffer::Vec(vec![0; identify::LEN]));
-            let (_, buffer) = me.association.execute(what, command).await?;
-            let list: Box<identify::ControllerList> = parse(what, &buffer.into_vec())?;
-            Ok(list.iter().collect())
-        })
-    }
 }

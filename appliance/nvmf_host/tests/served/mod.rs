@@ -1,6 +1,7 @@
 //! A target with RAM disks, on the thread that polls it.
 
 #![expect(dead_code, reason = "each user of this file takes what it needs")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -88,14 +89,17 @@ impl Served {
             .unwrap();
         let options = SubsystemOptions {
             allow_any_host: true,
+            ana_reporting: true,
             ..SubsystemOptions::new(subsystem_nqn())
         };
         let subsystem = target.create_subsystem(options).unwrap();
         let any: TransportAddress = "tcp://127.0.0.1:0".parse().unwrap();
         let local = target.listen(&any).unwrap();
-        let _ = subsystem
-            .add_listener(Arc::new(any), AnaState::Optimized)
-            .unwrap();
+        drop(
+            subsystem
+                .add_listener(Arc::new(any), AnaState::Optimized)
+                .unwrap(),
+        );
         let address = format!("tcp://{local}").parse().unwrap();
         let context = HostContext::new();
         let mut served = Self {
@@ -129,7 +133,7 @@ impl Served {
             visibility: Visibility::AllHosts,
             write_protect: WriteProtect::None,
         };
-        let _ = self.subsystem.add_namespace(namespace).unwrap();
+        drop(self.subsystem.add_namespace(namespace).unwrap());
     }
 
     /// One turn of the target.

@@ -116,6 +116,9 @@ impl FakeCore {
             }
         } else if sqe.opcode() == nvm::READ {
             let range = Self::range(&sqe);
+            if range.end > self.memory.len() {
+                return self.end(slot, Status::LBA_OUT_OF_RANGE, Payload::None);
+            }
             let mut buffer = self.buffer(range.len() as u32);
             buffer.as_mut_slice().copy_from_slice(&self.memory[range]);
             self.end(slot, Status::SUCCESS, buffer.into());

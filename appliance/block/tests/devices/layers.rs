@@ -122,7 +122,8 @@ fn corrupted_writes_damage_the_device_and_not_the_writers_buffer() {
 
 #[test]
 fn a_rule_hits_what_touches_its_blocks() {
-    let layer = ErrorLayer::new(malloc(), 1);
+    let disk = Malloc::new(MallocOptions::new(512, 1024)).unwrap();
+    let layer = ErrorLayer::new(disk, 1);
     let rule = Rule::fail(READS, IoError::MediaRead).within(100, 199);
     layer.set_rules(&[rule]).unwrap();
     let mut buffers = Buffers::new();

@@ -84,7 +84,6 @@ fn io_commands_with_one_field_wrong() {
     cases.extend([
         (deallocate.with_nsid(Nsid(2)), NAMESPACE),
         (transport(deallocate, 15), LENGTH),
-        (transport(deallocate, 32), LENGTH),
         (deallocate.with_psdt(0), INVALID),
         (Sqe::flush(Cid(1), Nsid(0)), NAMESPACE),
         (Sqe::flush(Cid(1), Nsid(2)), NAMESPACE),

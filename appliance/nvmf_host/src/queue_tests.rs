@@ -182,9 +182,16 @@ impl Rig {
         // It closes its end after the TermReq.
         self.peer.read_to_end(&mut bytes).unwrap();
         let limits = DecodeLimits::default();
-        match tcp::decode_header(&bytes, tcp::Receiver::Controller, &limits).unwrap() {
-            Pdu::TermReq { fes, fei, .. } => (fes, fei),
-            other => panic!("{other:?}"),
+        loop {
+            match tcp::decode_header(&bytes, tcp::Receiver::Controller, &limits).unwrap() {
+                Pdu::TermReq { fes, fei, .. } => return (fes, fei),
+                // Data that was on its way before the violation came.
+                Pdu::H2CData { .. } => {
+                    let plen = u32::from_le_bytes(bytes[4..8].try_into().unwrap());
+                    bytes.drain(..plen as usize);
+                }
+                other => panic!("{other:?}"),
+            }
         }
     }
 }

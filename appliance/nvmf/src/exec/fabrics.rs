@@ -75,6 +75,8 @@ fn property_set(queue: &Queue, controller: &Controller, sqe: &Sqe) -> Outcome {
             Ok(change) => {
                 if change == CcChange::Reset {
                     queue.forget_event_requests();
+                    // The timeout is that of Connect again.
+                    queue.group.target.keep_alive_changed();
                 }
                 Outcome::OK
             }

@@ -246,6 +246,20 @@ fn discovery_controllers_hear_of_every_change_of_the_log() {
     assert_eq!(told(&host.admin, 2), Some(DISCOVERED));
 }
 
+#[test]
+fn what_happens_while_a_controller_is_disabled_is_no_event() {
+    let mut rig = Rig::new();
+    let host = rig.host(DISCOVERY);
+    rig.set_cc(&host.admin, nvme_spec::registers::Cc::default());
+    rig.subsystem(NQN);
+    rig.set_cc(&host.admin, crate::rig::enabled());
+    ask(&mut rig, &host, 1);
+    assert!(host.admin.wire().replies.is_empty());
+    rig.target.add_referral(Referral { address: address(8009), nqn: nqn(DISCOVERY) });
+    rig.poll();
+    assert_eq!(told(&host.admin, 1), Some(DISCOVERED));
+}
+
 // Abort.
 
 fn abort(rig: &mut Rig, host: &Host, qid: u16, cid: u16) -> bool {

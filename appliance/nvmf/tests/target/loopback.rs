@@ -167,6 +167,8 @@ struct Connection {
     taken: HashMap<SlotId, Taken>,
     responses: VecDeque<(SlotId, Reply)>,
     close_when_sent: Option<CloseReason>,
+    /// A command that has not taken the data in its capsule: nothing behind it is read.
+    blocked: Option<SlotId>,
 }
 
 struct LoopbackGroup {
@@ -248,7 +250,7 @@ impl Connection {
                 self.advance(core, slot, step);
             }
         }
-        loop {
+        while self.blocked.is_none() {
             let next = self.end.wire().capsules.pop_front();
             let Some((sqe, data)) = next else { return (work, true) };
             work += 1;
@@ -266,11 +268,15 @@ impl Connection {
                         before.sqe.opcode() == admin::ASYNC_EVENT_REQUEST
                     });
                     assert!(is_free, "the slot is busy");
+                    if in_capsule > 0 && step == Step::Pending {
+                        self.blocked = Some(slot);
+                    }
                     self.advance(core, slot, step);
                 }
                 Err(_) => return (work, false),
             }
         }
+        (work, true)
     }
 
     fn open(
@@ -318,6 +324,7 @@ impl TransportGroup for LoopbackGroup {
             taken: HashMap::new(),
             responses: VecDeque::new(),
             close_when_sent: None,
+            blocked: None,
         };
         // The index is reused at once: the hardest case for who remembers an old connection.
         match self.connections.iter().position(Option::is_none) {
@@ -347,6 +354,7 @@ impl TransportGroup for LoopbackGroup {
 
     fn step(&mut self, core: &mut Core, connection: ConnectionId, slot: SlotId, step: Step) {
         if let Some(connection) = &mut self.connections[connection.0 as usize] {
+            connection.blocked.take_if(|blocked| *blocked == slot);
             connection.advance(core, slot, step);
         }
     }

@@ -16,7 +16,7 @@ use nvmf::{
 
 use crate::device::TestDevice;
 use crate::rig::{
-    HOST, NQN, Rig, RigOptions, address, bdev, capsule, closed, dnr, flush, namespace, nqn, read,
+    HOST, NQN, Rig, RigOptions, Served, address, bdev, capsule, closed, dnr, flush, namespace, nqn, read,
     taken, transport, write,
 };
 
@@ -401,6 +401,7 @@ fn a_dropped_poll_group_leaves_no_ticket_open() {
     let mut rig = Rig::with(RigOptions { groups: 2, ..RigOptions::default() });
     let served = rig.with_device(512, 64);
     let io = rig.io_in(1, &served.host, 2);
+    rig.next_group.store(1, Ordering::Relaxed);
     served.device.state().holds = true;
     rig.send(&io, read(1, 0, 1), &[]);
     let pause = served.subsystem.pause(Nsid(1)).unwrap();
@@ -410,6 +411,52 @@ fn a_dropped_poll_group_leaves_no_ticket_open() {
     assert!(pause.is_done());
     assert!(stop.is_done());
     assert!(served.subsystem.controllers().is_empty());
+    // What is sent to a group that is gone is done, too: here the end of its listener.
+    drop(rig.groups.pop());
+    assert!(rig.target.stop_listening(&address(4420)).is_done());
+}
+
+/// What was open when a ticket was done, not when somebody came to look.
+struct OpenAtWake {
+    bdev: Arc<block::Bdev>,
+    open_channels: std::sync::atomic::AtomicUsize,
+}
+
+impl std::task::Wake for OpenAtWake {
+    fn wake(self: Arc<Self>) {
+        self.open_channels.store(self.bdev.open_channels(), Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn whoever_waits_for_an_end_may_delete_the_device_at_once() {
+    type End = fn(&Rig, &Served) -> nvmf::Ticket;
+    let ends: [End; 4] = [
+        |_, served| served.subsystem.remove_namespace(Nsid(1)).unwrap(),
+        |_, served| served.subsystem.stop(),
+        |rig, _| rig.target.delete_subsystem(&nqn(NQN)).unwrap(),
+        |rig, _| rig.target.shut_down(),
+    ];
+    for end in ends {
+        let mut rig = Rig::new();
+        let served = rig.with_device(512, 64);
+        served.device.state().holds = true;
+        rig.send(&served.io, read(1, 0, 1), &[]);
+        let mut ticket = std::pin::pin!(end(&rig, &served));
+        let seen = Arc::new(OpenAtWake {
+            bdev: Arc::clone(&served.bdev),
+            open_channels: std::sync::atomic::AtomicUsize::new(usize::MAX),
+        });
+        let waker = std::task::Waker::from(Arc::clone(&seen));
+        let mut context = std::task::Context::from_waker(&waker);
+        assert!(ticket.as_mut().poll(&mut context).is_pending());
+        rig.poll();
+        assert!(ticket.as_mut().poll(&mut context).is_pending());
+        served.device.state().holds = false;
+        rig.poll();
+        assert!(ticket.as_mut().poll(&mut context).is_ready());
+        assert_eq!(seen.open_channels.load(Ordering::Relaxed), 0);
+    }
 }
 
 #[test]

@@ -14,8 +14,8 @@ use api::v1::{
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use program_tests::{
-    Adit, Grpc, Host, HostOptions, Load, LoadOptions, free_port, resident_bytes, thread_cpu_time,
-    until,
+    Adit, Grpc, Host, HostOptions, Load, LoadOptions, cpu_time, free_port, resident_bytes,
+    thread_cpu_time, until,
 };
 
 const NQN: &str = "nqn.2026-11.io.adit.test:scale";
@@ -57,10 +57,15 @@ fn a_thousand_connections_go_up_and_down() {
     let (adit, port) = served("0x1", "8MiB");
     let grpc = adit.grpc();
     let start = Instant::now();
-    let mut hosts: Vec<Host> = (1..=500)
-        .map(|number| Host::connect(port, NQN, &options(number)).unwrap())
-        .collect();
-    println!("500 hosts connected in {:?}", start.elapsed());
+    let used = cpu_time(adit.pid()).unwrap();
+    let mut hosts: Vec<Host> = Vec::new();
+    for number in 1..=500 {
+        hosts.push(Host::connect(port, NQN, &options(number)).unwrap());
+        if number % 100 == 0 {
+            let (elapsed, used) = (start.elapsed(), cpu_time(adit.pid()).unwrap() - used);
+            println!("{number} hosts connected in {elapsed:?}, {used:?} of aditd's CPU time");
+        }
+    }
     assert_eq!(connections(&grpc), 1000);
     let node = grpc.wait(grpc.node().get_node(GetNodeRequest {})).unwrap();
     assert_eq!(node.objects.unwrap().qpairs, 1000);

@@ -42,8 +42,11 @@ impl Wake for Woken {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let address: TransportAddress =
-        arguments.next().as_deref().unwrap_or("tcp://127.0.0.1:4420").parse()?;
+    let address: TransportAddress = arguments
+        .next()
+        .as_deref()
+        .unwrap_or("tcp://127.0.0.1:4420")
+        .parse()?;
     let size_mib: u64 = arguments.next().as_deref().unwrap_or("64").parse()?;
 
     let iobuf = IobufPool::new(IobufOptions::default())?;
@@ -81,12 +84,18 @@ fn serve(group: &mut PollGroup, woken: &Woken) -> Result<(), Box<dyn Error>> {
     let mut idle_turns = 0;
     loop {
         let now = Instant::now();
-        idle_turns = if group.poll(now).work > 0 { 0 } else { idle_turns + 1 };
+        idle_turns = if group.poll(now).work > 0 {
+            0
+        } else {
+            idle_turns + 1
+        };
         let is_woken = woken.0.swap(false, Ordering::Relaxed);
         if idle_turns < IDLE_TURNS || is_woken || !group.may_sleep() {
             continue;
         }
-        let until = group.next_deadline().map_or(Duration::from_secs(1), |at| at - now);
+        let until = group
+            .next_deadline()
+            .map_or(Duration::from_secs(1), |at| at - now);
         let timeout = PollTimeout::try_from(until.min(Duration::from_secs(1)))?;
         let mut fds = [PollFd::new(group.wake_fd(), PollFlags::POLLIN)];
         nix::poll::poll(&mut fds, timeout)?;

@@ -147,7 +147,9 @@ impl SubsystemConfig {
 
     /// The listener at an address.
     pub fn listener(&self, address: &TransportAddress) -> Option<&ListenerConfig> {
-        self.listeners.iter().find(|listener| *listener.address == *address)
+        self.listeners
+            .iter()
+            .find(|listener| *listener.address == *address)
     }
 
     /// The namespaces that a host sees, in ascending order.
@@ -155,6 +157,8 @@ impl SubsystemConfig {
         &'a self,
         host: &'a Nqn,
     ) -> impl Iterator<Item = &'a Arc<NamespaceConfig>> {
-        self.namespaces.values().filter(move |namespace| namespace.is_visible_to(host))
+        self.namespaces
+            .values()
+            .filter(move |namespace| namespace.is_visible_to(host))
     }
 }

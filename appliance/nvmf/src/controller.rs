@@ -16,11 +16,11 @@ use nvme_spec::log::lid;
 use nvme_spec::{Cntlid, Nsid, Qid, Status};
 
 use crate::config::SubsystemConfig;
+use crate::events::TargetEvent;
 use crate::features::Features;
 use crate::inbox::{GroupHandle, Message, PollGroupId};
 use crate::queue::QpairCounters;
 use crate::registers::{CcChange, Registers};
-use crate::events::TargetEvent;
 use crate::subsystem::{Changes, Subsystem};
 use crate::target::Target;
 use crate::ticket::{Part, Ticket};
@@ -352,8 +352,11 @@ impl Controller {
     pub(crate) fn queue_closed(&self, qid: Qid, uid: u64) {
         let is_admin = {
             let mut state = self.lock();
-            let qpair =
-                if qid.0 == 0 { state.admin.as_mut() } else { state.io.get_mut(&qid) };
+            let qpair = if qid.0 == 0 {
+                state.admin.as_mut()
+            } else {
+                state.io.get_mut(&qid)
+            };
             match qpair.filter(|qpair| qpair.uid == uid) {
                 Some(qpair) => qpair.is_closed = true,
                 None => return,
@@ -394,7 +397,10 @@ impl Controller {
         }
         let (reason, parts) = {
             let mut state = self.lock();
-            (state.end_reason.unwrap_or("connection closed"), std::mem::take(&mut state.parts))
+            (
+                state.end_reason.unwrap_or("connection closed"),
+                std::mem::take(&mut state.parts),
+            )
         };
         target.tell(TargetEvent::ControllerDisconnected {
             nqn: self.subsystem_nqn.clone(),
@@ -416,9 +422,16 @@ impl Controller {
             state.parts.extend(part);
         }
         state.end_reason.get_or_insert(reason);
-        for qpair in state.io.values().chain(&state.admin).filter(|qpair| !qpair.is_closed) {
+        for qpair in state
+            .io
+            .values()
+            .chain(&state.admin)
+            .filter(|qpair| !qpair.is_closed)
+        {
             let reason = CloseReason::ControllerEnded;
-            qpair.group.send(Message::Close(qpair.qpair, qpair.uid, reason, None));
+            qpair
+                .group
+                .send(Message::Close(qpair.qpair, qpair.uid, reason, None));
         }
     }
 
@@ -520,7 +533,14 @@ impl Controller {
             state.errors.pop_back();
         }
         let count = state.error_count;
-        state.errors.push_front(ErrorRecord { count, sqid, cid, status, lba, nsid });
+        state.errors.push_front(ErrorRecord {
+            count,
+            sqid,
+            cid,
+            status,
+            lba,
+            nsid,
+        });
         // What the host did wrong is in the log; what the target or a device did is an event too.
         if is_media || status.is(Status::INTERNAL_ERROR) {
             self.raise(&mut state, Event::ERROR);
@@ -591,7 +611,8 @@ impl Controller {
     }
 
     pub(crate) fn set_write_through(&self, is_write_through: bool) {
-        self.is_write_through.store(is_write_through, Ordering::Relaxed);
+        self.is_write_through
+            .store(is_write_through, Ordering::Relaxed);
     }
 }
 
@@ -601,8 +622,11 @@ impl Event {
     const ANA_CHANGE: Self = Self::notice(notice::ANA_CHANGE, lid::ANA);
     const DISCOVERY_LOG_CHANGE: Self = Self::notice(notice::DISCOVERY_LOG_CHANGE, lid::DISCOVERY);
     /// A command failed for a reason that is the target's or the device's (error log page).
-    const ERROR: Self =
-        Self(event_dw0(kind::ERROR, event::error::TRANSIENT_INTERNAL_ERROR, lid::ERROR));
+    const ERROR: Self = Self(event_dw0(
+        kind::ERROR,
+        event::error::TRANSIENT_INTERNAL_ERROR,
+        lid::ERROR,
+    ));
 
     const fn notice(info: u8, log_id: u8) -> Self {
         Self(event_dw0(kind::NOTICE, info, log_id))
@@ -628,7 +652,10 @@ impl State {
     /// Sums over all queue pairs, those that are gone included.
     pub(crate) fn counters(&self) -> IoCounters {
         let mut sum = self.past;
-        self.admin.iter().chain(self.io.values()).for_each(|qpair| sum.add(&qpair.counters));
+        self.admin
+            .iter()
+            .chain(self.io.values())
+            .for_each(|qpair| sum.add(&qpair.counters));
         sum
     }
 }

@@ -74,7 +74,11 @@ impl Features {
             fid::TEMPERATURE_THRESHOLD => {
                 let sensor = temperature_index(cdw11)?;
                 let defaults = [OVER_TEMPERATURE_K, UNDER_TEMPERATURE_K];
-                let values = if is_default { defaults } else { self.temperature };
+                let values = if is_default {
+                    defaults
+                } else {
+                    self.temperature
+                };
                 u32::from(values[sensor])
             }
             fid::ERROR_RECOVERY => or_zero(self.error_recovery.into()),
@@ -126,12 +130,17 @@ impl Features {
     }
 
     pub(crate) fn host_behavior(&self, is_default: bool) -> [u8; 512] {
-        if is_default { [0; 512] } else { self.host_behavior }
+        if is_default {
+            [0; 512]
+        } else {
+            self.host_behavior
+        }
     }
 
     pub(crate) fn set_host_behavior(&mut self, data: &[u8]) -> Result<u64, Status> {
-        let data: [u8; 512] =
-            data.try_into().map_err(|_| Status::DATA_SGL_LENGTH_INVALID.with_dnr(true))?;
+        let data: [u8; 512] = data
+            .try_into()
+            .map_err(|_| Status::DATA_SGL_LENGTH_INVALID.with_dnr(true))?;
         // Each byte that has a meaning is 0 or 1 (ACRE, ETDAS, LBAFEE, HDISNS).
         if data[..4].iter().any(|byte| *byte > 1) {
             return Err(Status::INVALID_FIELD.with_dnr(true));
@@ -189,11 +198,18 @@ mod tests {
         assert_eq!(features.set(fid::TEMPERATURE_THRESHOLD, 350), Ok(0));
         assert_eq!(features.set(fid::TEMPERATURE_THRESHOLD, under | 260), Ok(0));
         assert_eq!(features.get(fid::TEMPERATURE_THRESHOLD, 0, false), Ok(350));
-        assert_eq!(features.get(fid::TEMPERATURE_THRESHOLD, under, false), Ok(260));
+        assert_eq!(
+            features.get(fid::TEMPERATURE_THRESHOLD, under, false),
+            Ok(260)
+        );
         assert_eq!(features.get(fid::TEMPERATURE_THRESHOLD, under, true), Ok(0));
         for sensor in [1 << 16, 8 << 16, 2 << 20, 3 << 20] {
             assert!(features.set(fid::TEMPERATURE_THRESHOLD, sensor).is_err());
-            assert!(features.get(fid::TEMPERATURE_THRESHOLD, sensor, false).is_err());
+            assert!(
+                features
+                    .get(fid::TEMPERATURE_THRESHOLD, sensor, false)
+                    .is_err()
+            );
         }
     }
 
@@ -208,7 +224,10 @@ mod tests {
             (0xff, 0),
         ];
         for (fid, value) in wrong {
-            assert_eq!(features.set(fid, value), Err(Status::INVALID_FIELD.with_dnr(true)));
+            assert_eq!(
+                features.set(fid, value),
+                Err(Status::INVALID_FIELD.with_dnr(true))
+            );
         }
         assert!(features.get(0xff, 0, false).is_err());
     }

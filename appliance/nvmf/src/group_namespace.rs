@@ -90,16 +90,21 @@ impl GroupSubsystem {
         if nsid.0 == 0 || nsid.0 > config.max_namespaces {
             return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true));
         }
-        let namespace =
-            config.namespaces.get(&nsid).ok_or(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true))?;
-        let channel = namespace.bdev.open(group.channel_context()).map_err(|error| {
-            if self.failed_version.replace(Some(config.version)) != Some(config.version) {
-                tracing::error!(nqn = %config.nqn, nsid = nsid.0,
+        let namespace = config
+            .namespaces
+            .get(&nsid)
+            .ok_or(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true))?;
+        let channel = namespace
+            .bdev
+            .open(group.channel_context())
+            .map_err(|error| {
+                if self.failed_version.replace(Some(config.version)) != Some(config.version) {
+                    tracing::error!(nqn = %config.nqn, nsid = nsid.0,
                     error = &error as &dyn std::error::Error,
                     "cannot open a channel to the namespace's device");
-            }
-            Status::NAMESPACE_NOT_READY
-        })?;
+                }
+                Status::NAMESPACE_NOT_READY
+            })?;
         if let Some(fd) = channel.wake_fd() {
             group.watch(fd);
         }
@@ -141,7 +146,8 @@ impl GroupSubsystem {
                 }
             }
         }
-        self.is_accessible_everywhere.set(config.is_accessible_everywhere());
+        self.is_accessible_everywhere
+            .set(config.is_accessible_everywhere());
         self.config.replace(config);
     }
 
@@ -239,7 +245,8 @@ impl GroupNamespace {
         let config = self.config.borrow();
         let geometry = config.bdev.geometry();
         self.geometry.set(geometry);
-        self.is_restricted.set(matches!(config.visibility, Visibility::Hosts(_)));
+        self.is_restricted
+            .set(matches!(config.visibility, Visibility::Hosts(_)));
         // `read_only` tells of the bdev's own protection too.
         self.is_write_protected
             .set(config.write_protect != WriteProtect::None || geometry.read_only);
@@ -259,13 +266,18 @@ impl GroupNamespace {
     pub(crate) fn ana_state(&self, queue: &Queue, config: &SubsystemConfig) -> AnaState {
         config
             .listener(&queue.peer.listener)
-            .map_or(AnaState::Optimized, |listener| listener.ana_state(self.config.borrow().ana_group))
+            .map_or(AnaState::Optimized, |listener| {
+                listener.ana_state(self.config.borrow().ana_group)
+            })
     }
 
     /// Waits while the namespace is paused.
     pub(crate) async fn runs(&self, queue: &Queue, slot: &Slot) -> Result<(), Status> {
         if self.pauses.get() > 0 {
-            let waiter = Waiter { namespace: self, key: (queue.id, slot.id) };
+            let waiter = Waiter {
+                namespace: self,
+                key: (queue.id, slot.id),
+            };
             slot.until(|| waiter.may_go()).await?;
         }
         if self.is_retired.get() {
@@ -304,7 +316,8 @@ impl GroupNamespace {
             channel.poll(now, done);
         }
         let ended = u32::try_from(done.len() - before).unwrap_or(u32::MAX);
-        self.in_flight.set(self.in_flight.get().saturating_sub(ended));
+        self.in_flight
+            .set(self.in_flight.get().saturating_sub(ended));
         if ended > 0 {
             self.settle();
         }
@@ -325,7 +338,10 @@ impl GroupNamespace {
         } else if count == 0 && before > 0 {
             // Nobody waits for a pause that has ended.
             self.pause_parts.borrow_mut().clear();
-            group.ready.borrow_mut().extend(self.waiting.borrow_mut().drain(..));
+            group
+                .ready
+                .borrow_mut()
+                .extend(self.waiting.borrow_mut().drain(..));
         }
     }
 
@@ -371,6 +387,9 @@ impl Waiter<'_> {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.namespace.waiting.borrow_mut().retain(|waiter| *waiter != self.key);
+        self.namespace
+            .waiting
+            .borrow_mut()
+            .retain(|waiter| *waiter != self.key);
     }
 }

@@ -146,7 +146,9 @@ impl GroupHandle {
     pub(crate) fn adopt(&self, connection: NewConnection) -> bool {
         if self.connections.fetch_add(1, Ordering::Relaxed) >= WAITING_CONNECTIONS_MAX {
             self.connections.fetch_sub(1, Ordering::Relaxed);
-            self.counters.refused_connections.fetch_add(1, Ordering::Relaxed);
+            self.counters
+                .refused_connections
+                .fetch_add(1, Ordering::Relaxed);
             return false;
         }
         self.send(Message::Adopt(connection));

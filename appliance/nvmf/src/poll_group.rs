@@ -24,8 +24,8 @@ use crate::subsystem::SubsystemUid;
 use crate::target::Target;
 use crate::ticket::Part;
 use crate::transport::{
-    Acceptor, CloseReason, ConnectionId, Digests, GroupContext, NewConnection, Peer, QpairId, Response,
-    SlotId, Step, TransportGroup, TransportId,
+    Acceptor, CloseReason, ConnectionId, Digests, GroupContext, NewConnection, Peer, QpairId,
+    Response, SlotId, Step, TransportGroup, TransportId,
 };
 
 /// What the commands' logic of one group shares.
@@ -80,7 +80,9 @@ impl GroupShared {
     fn detach(&self, subsystem: &Rc<GroupSubsystem>) {
         subsystem.users.set(subsystem.users.get() - 1);
         if subsystem.users.get() == 0 {
-            self.subsystems.borrow_mut().remove(&subsystem.subsystem.uid());
+            self.subsystems
+                .borrow_mut()
+                .remove(&subsystem.subsystem.uid());
             subsystem.subsystem.detach(&self.handle);
         }
     }
@@ -192,8 +194,11 @@ impl Core {
         self.next_uid += 1;
         let counters = &self.shared.handle.counters;
         add(&counters.current_unassociated_qpairs, 1);
-        self.entries[id.0 as usize] =
-            Some(Entry { queue, futures: Vec::new(), parts: Vec::new() });
+        self.entries[id.0 as usize] = Some(Entry {
+            queue,
+            futures: Vec::new(),
+            parts: Vec::new(),
+        });
         Ok(id)
     }
 
@@ -209,7 +214,11 @@ impl Core {
         let module = format!("nvmf_{}", self.shared.target.transport_name(transport)?);
         let limits = self.shared.target.transport_limits(transport)?;
         let (small_cache, large_cache) = self.shared.target.iobuf_cache_sizes(&limits);
-        let options = ChannelOptions { small_cache, large_cache, waker: self.shared.handle.waker() };
+        let options = ChannelOptions {
+            small_cache,
+            large_cache,
+            waker: self.shared.handle.waker(),
+        };
         let channel = self
             .shared
             .iobuf_pool
@@ -257,7 +266,9 @@ impl Core {
     /// Gives the filled buffer back; the command goes on. [`Payload::None`] in its place says that
     /// the data has not come intact: the command ends with Transient Transport Error.
     pub fn data_received(&mut self, qpair: QpairId, slot: SlotId, payload: Payload) -> Step {
-        let Some(entry) = self.entry(qpair) else { return Step::Pending };
+        let Some(entry) = self.entry(qpair) else {
+            return Step::Pending;
+        };
         let cell = entry.queue.slot(slot);
         cell.data_received(payload);
         poll(&mut entry.futures[usize::from(slot.0)]);
@@ -268,16 +279,23 @@ impl Core {
     pub fn take_response(&mut self, qpair: QpairId, slot: SlotId) -> Option<Response> {
         let entry = self.entry(qpair)?;
         let (cqe, payload, data_len) = entry.queue.slot(slot).take_response();
-        Some(Response { cqe, payload, data_len })
+        Some(Response {
+            cqe,
+            payload,
+            data_len,
+        })
     }
 
     /// The response has been handed to the network: the slot is free.
     pub fn response_sent(&mut self, qpair: QpairId, slot: SlotId) {
-        let Some(entry) = self.entry(qpair) else { return };
+        let Some(entry) = self.entry(qpair) else {
+            return;
+        };
         let queue = Rc::clone(&entry.queue);
         queue.release(&queue.slot(slot));
         if queue.close_after_response.get() {
-            self.closing.push((queue.transport, queue.connection, CloseReason::Disconnect));
+            self.closing
+                .push((queue.transport, queue.connection, CloseReason::Disconnect));
         }
     }
 
@@ -289,38 +307,53 @@ impl Core {
     /// The connection of a queue pair is gone: ends its commands. Buffers that a device still
     /// holds stay with the device until it lets go of them.
     pub fn closed(&mut self, qpair: QpairId) {
-        let Some(entry) = self.entry(qpair) else { return };
+        let Some(entry) = self.entry(qpair) else {
+            return;
+        };
         if entry.queue.is_closed.replace(true) {
             return;
         }
         let queue = Rc::clone(&entry.queue);
         for slot in queue.slots.borrow().iter() {
-            queue.iobuf.borrow_mut().cancel_wait(queue::token(queue.id, slot.id));
+            queue
+                .iobuf
+                .borrow_mut()
+                .cancel_wait(queue::token(queue.id, slot.id));
         }
         // Drops the commands' futures, and with them what they hold.
         entry.futures.clear();
         queue.slots.borrow().iter().for_each(|slot| slot.clear());
         if let Some(association) = queue.association() {
-            association.controller.queue_closed(association.qid, queue.uid);
+            association
+                .controller
+                .queue_closed(association.qid, queue.uid);
         }
         self.finish_if_idle(qpair);
     }
 
     /// Forgets a closed queue pair once no device holds I/O of it.
     fn finish_if_idle(&mut self, qpair: QpairId) {
-        let Some(entry) = self.entry(qpair) else { return };
+        let Some(entry) = self.entry(qpair) else {
+            return;
+        };
         let queue = Rc::clone(&entry.queue);
         if !queue.is_closed.get() || queue.device_ios.get() > 0 {
             return;
         }
-        let parts = self.entries[qpair.0 as usize].take().map(|entry| entry.parts);
+        let parts = self.entries[qpair.0 as usize]
+            .take()
+            .map(|entry| entry.parts);
         self.free.push(qpair.0);
         let counters = &self.shared.handle.counters;
         let mut drained = None;
         let current = match queue.association() {
             None => &counters.current_unassociated_qpairs,
             Some(association) => {
-                drained = Some((Arc::clone(&association.controller), association.qid, queue.uid));
+                drained = Some((
+                    Arc::clone(&association.controller),
+                    association.qid,
+                    queue.uid,
+                ));
                 if let Some(subsystem) = &association.subsystem {
                     self.shared.detach(subsystem);
                 }
@@ -331,7 +364,10 @@ impl Core {
                 }
             }
         };
-        current.store(current.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
+        current.store(
+            current.load(Ordering::Relaxed).saturating_sub(1),
+            Ordering::Relaxed,
+        );
         // With the last queue pair of a subsystem its channels close. Only then may tickets be
         // done: whoever waits for them may delete the devices.
         drop(queue);
@@ -343,8 +379,12 @@ impl Core {
 
     /// Polls one slot and notes the step for its transport.
     fn resume(&mut self, qpair: QpairId, slot: SlotId) {
-        let Some(entry) = self.entry(qpair) else { return };
-        let Some(future) = entry.futures.get_mut(usize::from(slot.0)) else { return };
+        let Some(entry) = self.entry(qpair) else {
+            return;
+        };
+        let Some(future) = entry.futures.get_mut(usize::from(slot.0)) else {
+            return;
+        };
         let cell = entry.queue.slot(slot);
         // A slot may be polled more often than it has reason to go on. Its transport is told once.
         let was_pending = cell.step() == Step::Pending;
@@ -375,9 +415,13 @@ impl Core {
         self.shared.active.replace(active);
         for completion in completions.drain(..) {
             let (qpair, slot) = queue::from_token(completion.io.tag);
-            let Some(entry) = self.entry(qpair) else { continue };
+            let Some(entry) = self.entry(qpair) else {
+                continue;
+            };
             let queue = &entry.queue;
-            queue.device_ios.set(queue.device_ios.get().saturating_sub(1));
+            queue
+                .device_ios
+                .set(queue.device_ios.get().saturating_sub(1));
             if queue.is_closed.get() {
                 drop(completion);
                 self.finish_if_idle(qpair);
@@ -398,7 +442,9 @@ impl Core {
             }
             for (token, buffer) in served.drain(..) {
                 let (qpair, slot) = queue::from_token(token);
-                let Some(entry) = self.entry(qpair) else { continue };
+                let Some(entry) = self.entry(qpair) else {
+                    continue;
+                };
                 entry.queue.slot(slot).deliver_buffer(buffer);
                 self.resume(qpair, slot);
             }
@@ -434,11 +480,15 @@ impl Core {
         }
         self.next_keep_alive_check = None;
         for entry in self.entries.iter().flatten() {
-            let Some(association) = entry.queue.association() else { continue };
+            let Some(association) = entry.queue.association() else {
+                continue;
+            };
             if association.qid.0 != 0 || entry.queue.is_closed.get() {
                 continue;
             }
-            let Some(timeout) = association.controller.keep_alive_timeout() else { continue };
+            let Some(timeout) = association.controller.keep_alive_timeout() else {
+                continue;
+            };
             let deadline = entry.queue.last_command.get() + timeout;
             if deadline <= now {
                 association.controller.keep_alive_expired();
@@ -465,7 +515,9 @@ impl Core {
         reason: CloseReason,
         part: Option<Arc<Part>>,
     ) {
-        let Some(entry) = self.entry(qpair) else { return };
+        let Some(entry) = self.entry(qpair) else {
+            return;
+        };
         if entry.queue.uid != uid {
             return;
         }
@@ -477,19 +529,27 @@ impl Core {
     }
 
     fn wake_event_waiters(&mut self, qpair: QpairId, uid: u64) {
-        let Some(entry) = self.entry(qpair) else { return };
+        let Some(entry) = self.entry(qpair) else {
+            return;
+        };
         if entry.queue.uid == uid {
             let waiters = entry.queue.event_waiters.borrow().clone();
-            self.shared.ready.borrow_mut().extend(waiters.into_iter().map(|slot| (qpair, slot)));
+            self.shared
+                .ready
+                .borrow_mut()
+                .extend(waiters.into_iter().map(|slot| (qpair, slot)));
         }
     }
 
     /// Aborts a command of a queue of this group, as far as that is possible.
     pub(crate) fn abort(&mut self, qpair: QpairId, uid: u64, cid: u16, result: &AbortResult) {
-        let aborted = self.entry(qpair).filter(|entry| entry.queue.uid == uid).is_some_and(|entry| {
-            let queue = Rc::clone(&entry.queue);
-            crate::exec::abort::abort_in_queue(&queue, nvme_spec::Cid(cid))
-        });
+        let aborted = self
+            .entry(qpair)
+            .filter(|entry| entry.queue.uid == uid)
+            .is_some_and(|entry| {
+                let queue = Rc::clone(&entry.queue);
+                crate::exec::abort::abort_in_queue(&queue, nvme_spec::Cid(cid))
+            });
         result.was_aborted.store(aborted, Ordering::Relaxed);
         result.is_done.store(true, Ordering::Release);
     }
@@ -514,16 +574,23 @@ impl Core {
             .borrow()
             .iter()
             .filter_map(|namespace| {
-                namespace.with_channel(|channel| channel.next_deadline()).flatten()
+                namespace
+                    .with_channel(|channel| channel.next_deadline())
+                    .flatten()
             })
             .min();
-        [timed, devices, self.next_keep_alive_check].into_iter().flatten().min()
+        [timed, devices, self.next_keep_alive_check]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
 fn poll(future: &mut SlotFuture) {
     // The futures look at their slot; nobody is to be woken.
-    let _ = future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    let _ = future
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()));
 }
 
 /// What a poll found.
@@ -551,10 +618,12 @@ impl PollGroup {
         iobuf_pool: Arc<IobufPool>,
         now: Instant,
     ) -> Result<Self, TargetError> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
-            .map_err(|errno| TargetError::Epoll { source: errno.into() })?;
-        let channel_context = ChannelContext::new(&handle.name, handle.waker())
-            .with_pool(Arc::clone(&iobuf_pool));
+        let epoll =
+            Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|errno| TargetError::Epoll {
+                source: errno.into(),
+            })?;
+        let channel_context =
+            ChannelContext::new(&handle.name, handle.waker()).with_pool(Arc::clone(&iobuf_pool));
         let shared = Rc::new(GroupShared {
             target,
             handle,
@@ -602,15 +671,26 @@ impl PollGroup {
         }
         self.run_closings();
         self.count();
-        PollResult { work: work + self.core.busy }
+        PollResult {
+            work: work + self.core.busy,
+        }
     }
 
     /// When the group must be polled although nothing woke it.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let transports =
-            self.transports.iter().flatten().filter_map(|transport| transport.next_deadline());
-        let acceptors = self.acceptors.iter().filter_map(|(_, acceptor)| acceptor.next_deadline());
-        transports.chain(acceptors).chain(self.core.next_deadline()).min()
+        let transports = self
+            .transports
+            .iter()
+            .flatten()
+            .filter_map(|transport| transport.next_deadline());
+        let acceptors = self
+            .acceptors
+            .iter()
+            .filter_map(|(_, acceptor)| acceptor.next_deadline());
+        transports
+            .chain(acceptors)
+            .chain(self.core.next_deadline())
+            .min()
     }
 
     /// Readable when a connection, a listener or a device has something for the group.
@@ -625,7 +705,11 @@ impl PollGroup {
 
     /// Connections of all transports in this group.
     pub fn connection_count(&self) -> usize {
-        self.transports.iter().flatten().map(|transport| transport.connection_count()).sum()
+        self.transports
+            .iter()
+            .flatten()
+            .map(|transport| transport.connection_count())
+            .sum()
     }
 
     fn count(&self) {
@@ -654,7 +738,8 @@ impl PollGroup {
                 self.acceptors.push((address, acceptor));
             }
             Message::StopAccepting(address, _part) => {
-                self.acceptors.retain(|(listening, _)| **listening != *address);
+                self.acceptors
+                    .retain(|(listening, _)| **listening != *address);
             }
             Message::Subsystem(uid, config, part) => {
                 self.core.update_subsystem(uid, config, &part);
@@ -675,7 +760,8 @@ impl PollGroup {
                 for index in 0..self.core.entries.len() {
                     if let Some(entry) = &self.core.entries[index] {
                         let (id, uid) = (entry.queue.id, entry.queue.uid);
-                        self.core.close_qpair(id, uid, reason, Some(Arc::clone(&part)));
+                        self.core
+                            .close_qpair(id, uid, reason, Some(Arc::clone(&part)));
                     }
                 }
             }
@@ -691,8 +777,11 @@ impl PollGroup {
             match self.make_transport(connection.transport) {
                 Ok(group) => self.transports[index] = Some(group),
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error,
-                        peer = connection.peer.remote, "cannot take a connection");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        peer = connection.peer.remote,
+                        "cannot take a connection"
+                    );
                     add(&self.core.shared.handle.counters.refused_connections, 1);
                     return;
                 }
@@ -708,11 +797,16 @@ impl PollGroup {
         self.core.iobuf(id)?;
         let shared = &self.core.shared;
         let transport = shared.target.transport(id)?;
-        let context = GroupContext { transport: id, iobuf: &shared.iobuf_pool };
-        let group = transport.group(&context).map_err(|source| TargetError::TransportGroup {
-            transport: transport.name(),
-            source,
-        })?;
+        let context = GroupContext {
+            transport: id,
+            iobuf: &shared.iobuf_pool,
+        };
+        let group = transport
+            .group(&context)
+            .map_err(|source| TargetError::TransportGroup {
+                transport: transport.name(),
+                source,
+            })?;
         if let Some(fd) = group.wake_fd() {
             shared.watch(fd);
         }
@@ -755,7 +849,9 @@ impl Drop for PollGroup {
         // Transports close their connections first: they hold buffers of the core.
         self.transports.clear();
         for index in 0..self.core.entries.len() {
-            let Some(entry) = &self.core.entries[index] else { continue };
+            let Some(entry) = &self.core.entries[index] else {
+                continue;
+            };
             let id = entry.queue.id;
             self.core.closed(id);
             // Nobody polls the devices any more; what they hold they give back by themselves.
@@ -764,7 +860,10 @@ impl Drop for PollGroup {
                 self.core.finish_if_idle(id);
             }
         }
-        self.core.shared.target.remove_group(self.core.shared.handle.id);
+        self.core
+            .shared
+            .target
+            .remove_group(self.core.shared.handle.id);
         self.mail.clear();
         self.core.shared.handle.close();
     }

@@ -16,11 +16,13 @@ use nvme_spec::{Cid, Cqe, Nsid, Qid, SglDescriptor, Sqe, Status};
 
 use crate::controller::Controller;
 use crate::exec;
-use crate::status;
 use crate::group_namespace::{GroupNamespace, GroupSubsystem};
 use crate::poll_group::GroupShared;
 use crate::slot::{Outcome, Slot, SlotState};
-use crate::transport::{ConnectionId, Digests, Peer, QpairId, SlotId, TransportId, TransportLimits};
+use crate::status;
+use crate::transport::{
+    ConnectionId, Digests, Peer, QpairId, SlotId, TransportId, TransportLimits,
+};
 
 /// The logic of one slot: serves one command after another for as long as the queue pair lives.
 pub(crate) type SlotFuture = Pin<Box<dyn Future<Output = Infallible>>>;
@@ -56,7 +58,10 @@ pub struct QpairCounters {
 
 /// Adds to a counter that only this thread writes: a load and a store, no locked instruction.
 pub(crate) fn add(counter: &AtomicU64, amount: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(amount),
+        Ordering::Relaxed,
+    );
 }
 
 pub(crate) struct Queue {
@@ -179,7 +184,9 @@ impl Queue {
             return Some(Rc::clone(&self.slots.borrow()[usize::from(index)]));
         }
         let mut slots = self.slots.borrow_mut();
-        let index = u16::try_from(slots.len()).ok().filter(|index| *index < self.depth)?;
+        let index = u16::try_from(slots.len())
+            .ok()
+            .filter(|index| *index < self.depth)?;
         let slot = Rc::new(Slot::new(SlotId(index)));
         slots.push(Rc::clone(&slot));
         Some(slot)
@@ -207,7 +214,10 @@ impl Queue {
 
     fn give_back(&self, slot: &Slot) {
         self.counters.outstanding.store(
-            self.counters.outstanding.load(Ordering::Relaxed).saturating_sub(1),
+            self.counters
+                .outstanding
+                .load(Ordering::Relaxed)
+                .saturating_sub(1),
             Ordering::Relaxed,
         );
         self.free_slots.borrow_mut().push(slot.id.0);
@@ -225,17 +235,29 @@ impl Queue {
     }
 
     fn cqe(&self, cid: Cid, outcome: Outcome) -> Cqe {
-        let sqhd = if self.sq_flow_control.get() { self.sqhd.get() } else { 0xffff };
-        Cqe::new(cid, outcome.status).with_result(outcome.result).with_sqhd(sqhd)
+        let sqhd = if self.sq_flow_control.get() {
+            self.sqhd.get()
+        } else {
+            0xffff
+        };
+        Cqe::new(cid, outcome.status)
+            .with_result(outcome.result)
+            .with_sqhd(sqhd)
     }
 
     /// A status as this host may be told it: CRD has a meaning only for hosts that have enabled it
     /// (Host Behavior Support, ACRE).
     #[cold]
     fn told(&self, status: Status) -> Status {
-        let takes_delays =
-            || self.association().is_some_and(|a| a.controller.lock().features.takes_delays());
-        if status.crd() == 0 || takes_delays() { status } else { status.with_crd(0) }
+        let takes_delays = || {
+            self.association()
+                .is_some_and(|a| a.controller.lock().features.takes_delays())
+        };
+        if status.crd() == 0 || takes_delays() {
+            status
+        } else {
+            status.with_crd(0)
+        }
     }
 
     // What the commands' logic uses.
@@ -247,8 +269,14 @@ impl Queue {
 
     /// The group's view of a namespace that this host sees.
     pub(crate) fn namespace(&self, nsid: Nsid) -> Result<Rc<GroupNamespace>, Status> {
-        let association = self.association.get().ok_or(Status::COMMAND_SEQUENCE_ERROR)?;
-        let subsystem = association.subsystem.as_ref().ok_or(Status::INVALID_OPCODE)?;
+        let association = self
+            .association
+            .get()
+            .ok_or(Status::COMMAND_SEQUENCE_ERROR)?;
+        let subsystem = association
+            .subsystem
+            .as_ref()
+            .ok_or(Status::INVALID_OPCODE)?;
         subsystem.namespace(nsid, &association.host_nqn, &self.group)
     }
 
@@ -264,7 +292,9 @@ impl Queue {
         if let Some(buffer) = ready {
             return Ok(buffer);
         }
-        self.group.buffer_waits.set(self.group.buffer_waits.get() + 1);
+        self.group
+            .buffer_waits
+            .set(self.group.buffer_waits.get() + 1);
         let buffer = slot.buffer().await;
         if buffer.is_none() {
             self.iobuf.borrow_mut().cancel_wait(token);
@@ -275,7 +305,9 @@ impl Queue {
     /// A data buffer if there is one now; from the reserve if need be.
     pub(crate) fn buffer_now(&self, len: u32) -> Result<IoBuf, Status> {
         let iobuf = self.iobuf.borrow();
-        let buffer = iobuf.get(len as usize).or_else(|| iobuf.get_reserved(len as usize));
+        let buffer = iobuf
+            .get(len as usize)
+            .or_else(|| iobuf.get_reserved(len as usize));
         buffer.ok_or_else(|| status::no_buffer(self.group.target.options()))
     }
 

@@ -37,7 +37,11 @@ impl Registers {
             .with_mpsmin(0)
             .with_mpsmax(0)
             .with_crms(Cap::CRMS_WITH_MEDIA);
-        Self { cap, cc: Cc::default(), csts: Csts::default() }
+        Self {
+            cap,
+            cc: Cc::default(),
+            csts: Csts::default(),
+        }
     }
 
     pub(crate) fn cap(&self) -> u64 {
@@ -91,8 +95,9 @@ impl Registers {
         let mut change = CcChange::None;
         if new.en() != old.en() {
             if new.en() {
-                self.csts =
-                    Csts::default().with_rdy(true).with_shst(ShutdownStatus::Normal);
+                self.csts = Csts::default()
+                    .with_rdy(true)
+                    .with_shst(ShutdownStatus::Normal);
                 change = CcChange::Enabled;
             } else {
                 change = CcChange::Reset;
@@ -159,9 +164,15 @@ mod tests {
     fn capabilities_follow_from_the_transport() {
         let registers = Registers::new(&LIMITS);
         let cap = Cap::from(registers.cap());
-        assert_eq!((cap.mqes(), cap.cqr(), cap.crms()), (127, true, Cap::CRMS_WITH_MEDIA));
+        assert_eq!(
+            (cap.mqes(), cap.cqr(), cap.crms()),
+            (127, true, Cap::CRMS_WITH_MEDIA)
+        );
         assert_eq!(cap.css(), Cap::CSS_NVM | Cap::CSS_IOCS);
-        assert_eq!((registers.vs(), registers.cc(), registers.csts()), (0x2_0100, 0, 0));
+        assert_eq!(
+            (registers.vs(), registers.cc(), registers.csts()),
+            (0x2_0100, 0, 0)
+        );
     }
 
     #[test]
@@ -182,7 +193,10 @@ mod tests {
         let mut registers = Registers::new(&LIMITS);
         write(&mut registers, enabled(), false);
         registers.io_queues_gone();
-        assert_eq!((registers.csts.rdy(), registers.csts.shst()), (true, ShutdownStatus::Normal));
+        assert_eq!(
+            (registers.csts.rdy(), registers.csts.shst()),
+            (true, ShutdownStatus::Normal)
+        );
     }
 
     #[test]
@@ -192,13 +206,23 @@ mod tests {
         let normal = enabled().with_shn(ShutdownNotification::Normal);
         assert_eq!(write(&mut registers, normal, true), CcChange::ShutDown);
         assert_eq!(registers.csts.shst(), ShutdownStatus::Occurring);
-        assert_eq!(write(&mut registers, normal, true), CcChange::None, "asked for already");
+        assert_eq!(
+            write(&mut registers, normal, true),
+            CcChange::None,
+            "asked for already"
+        );
         registers.io_queues_gone();
         assert_eq!(registers.csts.shst(), ShutdownStatus::Complete);
         assert_eq!(write(&mut registers, Cc::default(), false), CcChange::Reset);
-        assert_eq!((registers.csts.rdy(), registers.csts.shst()), (false, ShutdownStatus::Complete));
+        assert_eq!(
+            (registers.csts.rdy(), registers.csts.shst()),
+            (false, ShutdownStatus::Complete)
+        );
         assert_eq!(write(&mut registers, enabled(), false), CcChange::Enabled);
-        assert_eq!((registers.csts.rdy(), registers.csts.shst()), (true, ShutdownStatus::Normal));
+        assert_eq!(
+            (registers.csts.rdy(), registers.csts.shst()),
+            (true, ShutdownStatus::Normal)
+        );
     }
 
     #[test]
@@ -208,7 +232,10 @@ mod tests {
         let both = Cc::default().with_shn(ShutdownNotification::Abrupt);
         assert_eq!(write(&mut registers, both, true), CcChange::Reset);
         registers.io_queues_gone();
-        assert_eq!((registers.csts.rdy(), registers.csts.shst()), (false, ShutdownStatus::Complete));
+        assert_eq!(
+            (registers.csts.rdy(), registers.csts.shst()),
+            (false, ShutdownStatus::Complete)
+        );
     }
 
     #[test]

@@ -44,10 +44,16 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    pub(crate) const OK: Self = Self { status: Status::SUCCESS, result: 0 };
+    pub(crate) const OK: Self = Self {
+        status: Status::SUCCESS,
+        result: 0,
+    };
 
     pub(crate) const fn ok(result: u64) -> Self {
-        Self { status: Status::SUCCESS, result }
+        Self {
+            status: Status::SUCCESS,
+            result,
+        }
     }
 }
 
@@ -135,7 +141,11 @@ impl Slot {
     }
 
     pub(crate) fn accept(&self, sqe: Sqe, in_capsule_len: u32, is_duplicate: bool) {
-        debug_assert_eq!(self.state.get(), SlotState::Free, "a slot serves one command at a time");
+        debug_assert_eq!(
+            self.state.get(),
+            SlotState::Free,
+            "a slot serves one command at a time"
+        );
         self.sqe.set(sqe);
         self.in_capsule_len.set(in_capsule_len);
         self.generation.set(self.generation.get().wrapping_add(1));
@@ -386,7 +396,9 @@ mod tests {
         assert_eq!((slot.step(), slot.take_receive().1), (Step::Receive, 512));
         assert!(poll(received.as_mut()).is_pending(), "the transport has it");
         slot.data_received(Payload::None);
-        let Poll::Ready(Err(status)) = poll(received.as_mut()) else { panic!() };
+        let Poll::Ready(Err(status)) = poll(received.as_mut()) else {
+            panic!()
+        };
         assert_eq!(status, Status::TRANSIENT_TRANSPORT_ERROR);
     }
 
@@ -409,7 +421,11 @@ mod tests {
         assert!(!slot.can_give_up());
         is_ready.set(true);
         let mut waiting = pin!(slot.until(|| is_ready.get()));
-        assert_eq!(poll(waiting.as_mut()), Poll::Ready(Ok(())), "it came too late");
+        assert_eq!(
+            poll(waiting.as_mut()),
+            Poll::Ready(Ok(())),
+            "it came too late"
+        );
     }
 
     #[test]

@@ -12,10 +12,10 @@ use crate::config::{
 };
 use crate::controller::Controller;
 use crate::error::TargetError;
-use crate::inbox::{GroupHandle, Message};
-use crate::limits::ANA_GROUPS_MAX;
 use crate::events::TargetEvent;
 use crate::group_namespace::Pauses;
+use crate::inbox::{GroupHandle, Message};
+use crate::limits::ANA_GROUPS_MAX;
 use crate::target::Target;
 use crate::ticket::{Part, Ticket};
 
@@ -56,16 +56,24 @@ impl SubsystemOptions {
     }
 
     fn check(&self) -> Result<(), TargetError> {
-        for (field, value, max) in
-            [("serial number", &self.serial, 20), ("model number", &self.model, 40)]
-        {
+        for (field, value, max) in [
+            ("serial number", &self.serial, 20),
+            ("model number", &self.model, 40),
+        ] {
             let is_printable = value.bytes().all(|byte| (0x20..0x7f).contains(&byte));
             if value.is_empty() || value.len() > max || !is_printable {
-                return Err(TargetError::BadString { field, value: value.clone(), max });
+                return Err(TargetError::BadString {
+                    field,
+                    value: value.clone(),
+                    max,
+                });
             }
         }
         if self.min_cntlid == 0 || self.max_cntlid > 0xffef || self.min_cntlid > self.max_cntlid {
-            return Err(TargetError::BadCntlidRange { min: self.min_cntlid, max: self.max_cntlid });
+            return Err(TargetError::BadCntlidRange {
+                min: self.min_cntlid,
+                max: self.max_cntlid,
+            });
         }
         Ok(())
     }
@@ -142,7 +150,9 @@ pub struct Subsystem {
 
 impl std::fmt::Debug for Subsystem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Subsystem").field("nqn", &self.nqn).finish_non_exhaustive()
+        f.debug_struct("Subsystem")
+            .field("nqn", &self.nqn)
+            .finish_non_exhaustive()
     }
 }
 
@@ -210,7 +220,11 @@ impl Subsystem {
     /// Its state now.
     pub fn state(&self) -> SubsystemState {
         let inner = self.lock();
-        if inner.stopping.as_ref().is_some_and(|probe| !probe.is_done()) {
+        if inner
+            .stopping
+            .as_ref()
+            .is_some_and(|probe| !probe.is_done())
+        {
             return SubsystemState::Deactivating;
         }
         let mut pauses = inner.pauses.values().flatten().peekable();
@@ -267,7 +281,11 @@ impl Subsystem {
         let mut inner = self.lock();
         self.check_active(&inner)?;
         self.check_namespace(&inner, nsid)?;
-        inner.pauses.entry(nsid).or_default().push(PauseProbe(Arc::downgrade(&part)));
+        inner
+            .pauses
+            .entry(nsid)
+            .or_default()
+            .push(PauseProbe(Arc::downgrade(&part)));
         self.tell_pauses(&mut inner, Some(&part));
         Ok(ticket)
     }
@@ -278,9 +296,14 @@ impl Subsystem {
     /// No such pause is in force.
     pub fn resume(&self, nsid: Nsid) -> Result<(), TargetError> {
         let mut inner = self.lock();
-        let pauses = inner.pauses.get_mut(&nsid).filter(|pauses| !pauses.is_empty()).ok_or_else(
-            || TargetError::WrongState { nqn: self.nqn.clone(), state: "not paused" },
-        )?;
+        let pauses = inner
+            .pauses
+            .get_mut(&nsid)
+            .filter(|pauses| !pauses.is_empty())
+            .ok_or_else(|| TargetError::WrongState {
+                nqn: self.nqn.clone(),
+                state: "not paused",
+            })?;
         pauses.pop();
         if pauses.is_empty() {
             inner.pauses.remove(&nsid);
@@ -295,7 +318,11 @@ impl Subsystem {
         let count = |pauses: &Vec<PauseProbe>| u32::try_from(pauses.len()).unwrap_or(u32::MAX);
         inner.told_pauses = Arc::new(Pauses {
             sequence: inner.told_pauses.sequence + 1,
-            counts: inner.pauses.iter().map(|(nsid, pauses)| (*nsid, count(pauses))).collect(),
+            counts: inner
+                .pauses
+                .iter()
+                .map(|(nsid, pauses)| (*nsid, count(pauses)))
+                .collect(),
         });
         for group in &inner.groups {
             let pauses = Arc::clone(&inner.told_pauses);
@@ -307,14 +334,20 @@ impl Subsystem {
         if inner.is_active {
             return Ok(());
         }
-        Err(TargetError::WrongState { nqn: self.nqn.clone(), state: "inactive" })
+        Err(TargetError::WrongState {
+            nqn: self.nqn.clone(),
+            state: "inactive",
+        })
     }
 
     fn check_namespace(&self, inner: &Inner, nsid: Nsid) -> Result<(), TargetError> {
         if nsid == Nsid::ALL || inner.config.namespaces.contains_key(&nsid) {
             return Ok(());
         }
-        Err(TargetError::NoNamespace { nqn: self.nqn.clone(), nsid })
+        Err(TargetError::NoNamespace {
+            nqn: self.nqn.clone(),
+            nsid,
+        })
     }
 
     // Configuration.
@@ -342,7 +375,12 @@ impl Subsystem {
                     Arc::clone(&part),
                 ));
             }
-            (changes, inner.controllers.values().cloned().collect::<Vec<_>>(), old, config)
+            (
+                changes,
+                inner.controllers.values().cloned().collect::<Vec<_>>(),
+                old,
+                config,
+            )
         };
         for controller in &controllers {
             controller.subsystem_changed(&old, &config, &changes);
@@ -385,7 +423,10 @@ impl Subsystem {
                 });
             }
             if config.namespaces.contains_key(&nsid) {
-                return Err(TargetError::NamespaceExists { nqn: self.nqn.clone(), nsid });
+                return Err(TargetError::NamespaceExists {
+                    nqn: self.nqn.clone(),
+                    nsid,
+                });
             }
             namespace.nsid = nsid;
             check_ana_group(namespace.ana_group)?;
@@ -404,7 +445,10 @@ impl Subsystem {
             config
                 .namespaces
                 .remove(&nsid)
-                .ok_or(TargetError::NoNamespace { nqn: self.nqn.clone(), nsid })?;
+                .ok_or(TargetError::NoNamespace {
+                    nqn: self.nqn.clone(),
+                    nsid,
+                })?;
             Ok(Changes::member(nsid))
         })
     }
@@ -419,13 +463,22 @@ impl Subsystem {
             let namespace = config
                 .namespaces
                 .get_mut(&nsid)
-                .ok_or(TargetError::NoNamespace { nqn: self.nqn.clone(), nsid })?;
+                .ok_or(TargetError::NoNamespace {
+                    nqn: self.nqn.clone(),
+                    nsid,
+                })?;
             edit(Arc::make_mut(namespace));
             Ok(if is_ana_change {
                 // The ANA event is instead of the namespace event, not beside it.
-                Changes { ana: true, ..Changes::default() }
+                Changes {
+                    ana: true,
+                    ..Changes::default()
+                }
             } else {
-                Changes { namespaces: vec![nsid], ..Changes::default() }
+                Changes {
+                    namespaces: vec![nsid],
+                    ..Changes::default()
+                }
             })
         })
     }
@@ -447,7 +500,9 @@ impl Subsystem {
         nsid: Nsid,
         write_protect: WriteProtect,
     ) -> Result<Ticket, TargetError> {
-        self.change_namespace(nsid, false, |namespace| namespace.write_protect = write_protect)
+        self.change_namespace(nsid, false, |namespace| {
+            namespace.write_protect = write_protect
+        })
     }
 
     /// A host's Set Features 84h. The target's owner learns of it from [`Target::take_events`].
@@ -510,7 +565,10 @@ impl Subsystem {
                     listener.ana_default = state;
                 }
             }
-            Ok(Changes { ana: true, ..Changes::default() })
+            Ok(Changes {
+                ana: true,
+                ..Changes::default()
+            })
         })
     }
 
@@ -528,7 +586,10 @@ impl Subsystem {
             let listener = self.find_listener(config, address)?;
             listener.ana_default = default;
             listener.ana = states;
-            Ok(Changes { ana: true, ..Changes::default() })
+            Ok(Changes {
+                ana: true,
+                ..Changes::default()
+            })
         })
     }
 
@@ -537,9 +598,14 @@ impl Subsystem {
         config: &'a mut SubsystemConfig,
         address: &TransportAddress,
     ) -> Result<&'a mut ListenerConfig, TargetError> {
-        config.listeners.iter_mut().find(|listener| *listener.address == *address).ok_or_else(|| {
-            TargetError::NoListener { nqn: self.nqn.clone(), address: address.to_string() }
-        })
+        config
+            .listeners
+            .iter_mut()
+            .find(|listener| *listener.address == *address)
+            .ok_or_else(|| TargetError::NoListener {
+                nqn: self.nqn.clone(),
+                address: address.to_string(),
+            })
     }
 
     /// Raises or lowers the highest namespace number. Hosts learn of it when they connect anew.
@@ -551,7 +617,10 @@ impl Subsystem {
             if let Some((nsid, _)) = config.namespaces.last_key_value()
                 && nsid.0 > max_namespaces
             {
-                return Err(TargetError::NamespaceExists { nqn: self.nqn.clone(), nsid: *nsid });
+                return Err(TargetError::NamespaceExists {
+                    nqn: self.nqn.clone(),
+                    nsid: *nsid,
+                });
             }
             config.max_namespaces = max_namespaces;
             Ok(Changes::default())
@@ -590,7 +659,9 @@ impl Subsystem {
     pub fn remove_listener(&self, address: &TransportAddress) -> Result<Ticket, TargetError> {
         self.change(|config| {
             let before = config.listeners.len();
-            config.listeners.retain(|listener| *listener.address != *address);
+            config
+                .listeners
+                .retain(|listener| *listener.address != *address);
             if config.listeners.len() == before {
                 return Err(TargetError::NoListener {
                     nqn: self.nqn.clone(),
@@ -645,7 +716,11 @@ impl Subsystem {
 
     pub(crate) fn detach(&self, group: &Arc<GroupHandle>) {
         let mut inner = self.lock();
-        if let Some(index) = inner.groups.iter().position(|other| Arc::ptr_eq(other, group)) {
+        if let Some(index) = inner
+            .groups
+            .iter()
+            .position(|other| Arc::ptr_eq(other, group))
+        {
             inner.groups.swap_remove(index);
         }
     }
@@ -661,7 +736,9 @@ impl Subsystem {
         }
         let (min, max) = (inner.config.min_cntlid, inner.config.max_cntlid);
         let start = inner.next_cntlid.clamp(min, max);
-        let free = (start..=max).chain(min..start).find(|id| !inner.controllers.contains_key(id))?;
+        let free = (start..=max)
+            .chain(min..start)
+            .find(|id| !inner.controllers.contains_key(id))?;
         inner.next_cntlid = if free == max { min } else { free + 1 };
         let controller = make(Cntlid(free));
         inner.controllers.insert(free, Arc::clone(&controller));
@@ -685,7 +762,10 @@ fn check_ana_group(group: AnaGroupId) -> Result<(), TargetError> {
     if (1..=ANA_GROUPS_MAX).contains(&group.0) {
         return Ok(());
     }
-    Err(TargetError::BadAnaGroup { group: group.0, max: ANA_GROUPS_MAX })
+    Err(TargetError::BadAnaGroup {
+        group: group.0,
+        max: ANA_GROUPS_MAX,
+    })
 }
 
 /// What a configuration change touched.
@@ -703,11 +783,19 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    const DISCOVERY: Self =
-        Self { namespaces: Vec::new(), ana: false, ana_members: false, discovery: true };
+    const DISCOVERY: Self = Self {
+        namespaces: Vec::new(),
+        ana: false,
+        ana_members: false,
+        discovery: true,
+    };
 
     /// A namespace came or went.
     fn member(nsid: Nsid) -> Self {
-        Self { namespaces: vec![nsid], ana_members: true, ..Self::default() }
+        Self {
+            namespaces: vec![nsid],
+            ana_members: true,
+            ..Self::default()
+        }
     }
 }

@@ -115,7 +115,9 @@ pub struct Target {
 
 impl std::fmt::Debug for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Target").field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("Target")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
     }
 }
 
@@ -181,7 +183,10 @@ impl Target {
 
     /// The poll groups.
     pub fn poll_groups(&self) -> Vec<Arc<GroupHandle>> {
-        self.groups.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.groups
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Lets the caller choose the poll group of each connection; `None` goes back to round-robin
@@ -202,7 +207,10 @@ impl Target {
             None => self.round_robin(&connection, &groups),
         };
         if !group.adopt(connection) {
-            tracing::warn!(group = group.name, "too many connections wait: one was closed");
+            tracing::warn!(
+                group = group.name,
+                "too many connections wait: one was closed"
+            );
         }
     }
 
@@ -229,13 +237,23 @@ impl Target {
     /// # Errors
     /// One of this name is there.
     pub fn add_transport(&self, transport: Arc<dyn Transport>) -> Result<TransportId, TargetError> {
-        let mut transports = self.transports.write().unwrap_or_else(PoisonError::into_inner);
-        if transports.iter().any(|(other, _, used)| *used && other.name() == transport.name()) {
-            return Err(TargetError::TransportExists { name: transport.name().into() });
+        let mut transports = self
+            .transports
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if transports
+            .iter()
+            .any(|(other, _, used)| *used && other.name() == transport.name())
+        {
+            return Err(TargetError::TransportExists {
+                name: transport.name().into(),
+            });
         }
         let limits = Arc::new(transport.limits().clone());
         transports.push((transport, limits, true));
-        Ok(TransportId(u16::try_from(transports.len() - 1).expect("few transports exist")))
+        Ok(TransportId(
+            u16::try_from(transports.len() - 1).expect("few transports exist"),
+        ))
     }
 
     /// Puts a transport in the place of the one of the same name, or adds it. Connections that are
@@ -244,11 +262,15 @@ impl Target {
     pub fn put_transport(&self, transport: Arc<dyn Transport>) -> Vec<TargetError> {
         let name = transport.name();
         {
-            let mut transports = self.transports.write().unwrap_or_else(PoisonError::into_inner);
+            let mut transports = self
+                .transports
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             let limits = Arc::new(transport.limits().clone());
-            transports.iter_mut().filter(|entry| entry.2 && entry.0.name() == name).for_each(
-                |entry| entry.2 = false,
-            );
+            transports
+                .iter_mut()
+                .filter(|entry| entry.2 && entry.0.name() == name)
+                .for_each(|entry| entry.2 = false);
             transports.push((transport, limits, true));
         }
         let reopened: Vec<_> = {
@@ -260,7 +282,9 @@ impl Target {
         let mut failed = Vec::new();
         for entry in reopened {
             let (_ticket, part) = Ticket::new();
-            entry.group.send(Message::StopAccepting(Arc::clone(&entry.address), part));
+            entry
+                .group
+                .send(Message::StopAccepting(Arc::clone(&entry.address), part));
             for _ in 0..entry.users {
                 failed.extend(self.listen(&entry.address).err());
             }
@@ -271,7 +295,10 @@ impl Target {
     /// Takes a transport away: nobody can listen with it any more. Connections end by themselves.
     /// `false` if there is none of this name.
     pub fn remove_transport(&self, name: &str) -> bool {
-        let mut transports = self.transports.write().unwrap_or_else(PoisonError::into_inner);
+        let mut transports = self
+            .transports
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut entries = transports.iter_mut();
         let found = entries.find(|entry| entry.2 && entry.0.name().eq_ignore_ascii_case(name));
         found.map(|entry| entry.2 = false).is_some()
@@ -279,28 +306,41 @@ impl Target {
 
     /// The transports in use, in the order of their identifiers.
     pub fn transports(&self) -> Vec<Arc<dyn Transport>> {
-        let transports = self.transports.read().unwrap_or_else(PoisonError::into_inner);
+        let transports = self
+            .transports
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         let used = transports.iter().filter(|(_, _, used)| *used);
         used.map(|(transport, ..)| Arc::clone(transport)).collect()
     }
 
     pub(crate) fn transport(&self, id: TransportId) -> Result<Arc<dyn Transport>, TargetError> {
-        let transports = self.transports.read().unwrap_or_else(PoisonError::into_inner);
+        let transports = self
+            .transports
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         transports
             .get(usize::from(id.0))
             .map(|(transport, ..)| Arc::clone(transport))
-            .ok_or_else(|| TargetError::NoTransport { name: format!("number {}", id.0) })
+            .ok_or_else(|| TargetError::NoTransport {
+                name: format!("number {}", id.0),
+            })
     }
 
     pub(crate) fn transport_limits(
         &self,
         id: TransportId,
     ) -> Result<Arc<TransportLimits>, TargetError> {
-        let transports = self.transports.read().unwrap_or_else(PoisonError::into_inner);
+        let transports = self
+            .transports
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         transports
             .get(usize::from(id.0))
             .map(|(_, limits, _)| Arc::clone(limits))
-            .ok_or_else(|| TargetError::NoTransport { name: format!("number {}", id.0) })
+            .ok_or_else(|| TargetError::NoTransport {
+                name: format!("number {}", id.0),
+            })
     }
 
     pub(crate) fn transport_name(&self, id: TransportId) -> Result<&'static str, TargetError> {
@@ -310,8 +350,12 @@ impl Target {
     /// Small and large buffers that a poll group caches for a transport.
     pub(crate) fn iobuf_cache_sizes(&self, limits: &TransportLimits) -> (u32, u32) {
         (
-            limits.iobuf_small_cache_size.unwrap_or(self.options.iobuf_small_cache_size),
-            limits.iobuf_large_cache_size.unwrap_or(self.options.iobuf_large_cache_size),
+            limits
+                .iobuf_small_cache_size
+                .unwrap_or(self.options.iobuf_small_cache_size),
+            limits
+                .iobuf_large_cache_size
+                .unwrap_or(self.options.iobuf_large_cache_size),
         )
     }
 
@@ -322,22 +366,37 @@ impl Target {
     /// No such transport, no poll group, or the system's reason.
     pub fn listen(&self, address: &TransportAddress) -> Result<String, TargetError> {
         let mut listening = lock(&self.listening);
-        if let Some(entry) = listening.iter_mut().find(|entry| *entry.address == *address) {
+        if let Some(entry) = listening
+            .iter_mut()
+            .find(|entry| *entry.address == *address)
+        {
             entry.users += 1;
             return Ok(entry.local.clone());
         }
         let name = address.trtype.as_str();
         let (id, transport) = self.transport_by_name(name)?;
-        let group = self.poll_groups().into_iter().next().ok_or(TargetError::NoPollGroup)?;
+        let group = self
+            .poll_groups()
+            .into_iter()
+            .next()
+            .ok_or(TargetError::NoPollGroup)?;
         let address = Arc::new(address.clone());
-        let acceptor = transport.listen(id, &address).map_err(|source| TargetError::Listen {
-            address: address.to_string(),
-            source,
-        })?;
+        let acceptor = transport
+            .listen(id, &address)
+            .map_err(|source| TargetError::Listen {
+                address: address.to_string(),
+                source,
+            })?;
         let local = acceptor.local_address();
         group.send(Message::Accept(acceptor, Arc::clone(&address)));
         let port_id = self.next_port_id.fetch_add(1, Ordering::Relaxed) as u16;
-        listening.push(Listening { address, group, port_id, local: local.clone(), users: 1 });
+        listening.push(Listening {
+            address,
+            group,
+            port_id,
+            local: local.clone(),
+            users: 1,
+        });
         drop(listening);
         self.discovery_changed();
         Ok(local)
@@ -347,7 +406,10 @@ impl Target {
         &self,
         name: &str,
     ) -> Result<(TransportId, Arc<dyn Transport>), TargetError> {
-        let transports = self.transports.read().unwrap_or_else(PoisonError::into_inner);
+        let transports = self
+            .transports
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         let index = transports
             .iter()
             .position(|(transport, _, used)| *used && transport.name().eq_ignore_ascii_case(name))
@@ -361,11 +423,16 @@ impl Target {
     pub fn stop_listening(&self, address: &TransportAddress) -> Ticket {
         let (ticket, part) = Ticket::new();
         let mut listening = lock(&self.listening);
-        if let Some(index) = listening.iter().position(|entry| *entry.address == *address) {
+        if let Some(index) = listening
+            .iter()
+            .position(|entry| *entry.address == *address)
+        {
             listening[index].users -= 1;
             if listening[index].users == 0 {
                 let entry = listening.swap_remove(index);
-                entry.group.send(Message::StopAccepting(entry.address, part));
+                entry
+                    .group
+                    .send(Message::StopAccepting(entry.address, part));
             }
         }
         drop(listening);
@@ -394,12 +461,17 @@ impl Target {
         let uid = SubsystemUid(self.next_subsystem_uid.fetch_add(1, Ordering::Relaxed));
         let subsystem = Subsystem::new(uid, options, Weak::clone(&self.me))?;
         let nqn = subsystem.nqn().clone();
-        let mut subsystems = self.subsystems.write().unwrap_or_else(PoisonError::into_inner);
+        let mut subsystems = self
+            .subsystems
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         if subsystems.contains_key(&nqn) || nqn == Nqn::discovery() {
             return Err(TargetError::SubsystemExists { nqn });
         }
         if subsystems.len() >= self.options.max_subsystems {
-            return Err(TargetError::TooManySubsystems { max: self.options.max_subsystems });
+            return Err(TargetError::TooManySubsystems {
+                max: self.options.max_subsystems,
+            });
         }
         subsystems.insert(nqn, Arc::clone(&subsystem));
         Ok(subsystem)
@@ -411,7 +483,10 @@ impl Target {
     /// There is none of this name.
     pub fn delete_subsystem(&self, nqn: &Nqn) -> Result<Ticket, TargetError> {
         let subsystem = {
-            let mut subsystems = self.subsystems.write().unwrap_or_else(PoisonError::into_inner);
+            let mut subsystems = self
+                .subsystems
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             subsystems
                 .remove(nqn)
                 .ok_or_else(|| TargetError::NoSubsystem { nqn: nqn.clone() })?
@@ -421,12 +496,19 @@ impl Target {
 
     /// The subsystem of a name.
     pub fn subsystem(&self, nqn: &Nqn) -> Option<Arc<Subsystem>> {
-        self.subsystems.read().unwrap_or_else(PoisonError::into_inner).get(nqn).cloned()
+        self.subsystems
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(nqn)
+            .cloned()
     }
 
     /// All subsystems, ordered by name.
     pub fn subsystems(&self) -> Vec<Arc<Subsystem>> {
-        let subsystems = self.subsystems.read().unwrap_or_else(PoisonError::into_inner);
+        let subsystems = self
+            .subsystems
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut list: Vec<_> = subsystems.values().cloned().collect();
         drop(subsystems);
         list.sort_by(|a, b| a.nqn().cmp(b.nqn()));
@@ -474,7 +556,11 @@ impl Target {
     /// The discovery controllers.
     pub fn discovery_controllers(&self) -> Vec<Arc<Controller>> {
         let controllers = lock(&self.discovery.controllers);
-        controllers.by_id.values().filter_map(Weak::upgrade).collect()
+        controllers
+            .by_id
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 
     /// Hands out an identifier for a discovery controller; `None` when there are too many.
@@ -483,7 +569,9 @@ impl Target {
         make: impl FnOnce(Cntlid) -> Arc<Controller>,
     ) -> Option<Arc<Controller>> {
         let mut controllers = lock(&self.discovery.controllers);
-        controllers.by_id.retain(|_, controller| controller.strong_count() > 0);
+        controllers
+            .by_id
+            .retain(|_, controller| controller.strong_count() > 0);
         if controllers.by_id.len() >= self.options.max_discovery_controllers {
             return None;
         }
@@ -508,7 +596,10 @@ impl Target {
     pub fn take_events(&self, waker: Option<&Waker>) -> (Vec<TargetEvent>, u64) {
         let mut events = lock(&self.events);
         events.waker = waker.cloned();
-        (events.queue.drain(..).collect(), std::mem::take(&mut events.dropped))
+        (
+            events.queue.drain(..).collect(),
+            std::mem::take(&mut events.dropped),
+        )
     }
 
     // Keep-alive.

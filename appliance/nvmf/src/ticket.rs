@@ -38,7 +38,11 @@ impl Future for Ticket {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         *self.0.waker.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(context.waker().clone());
-        if self.is_done() { Poll::Ready(()) } else { Poll::Pending }
+        if self.is_done() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     }
 }
 
@@ -49,7 +53,12 @@ pub(crate) struct Part(Arc<Shared>);
 impl Drop for Part {
     fn drop(&mut self) {
         self.0.is_done.store(true, Ordering::Release);
-        let waker = self.0.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let waker = self
+            .0
+            .waker
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(waker) = waker {
             waker.wake();
         }

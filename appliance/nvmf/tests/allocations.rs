@@ -101,7 +101,11 @@ impl Transport for Treadmill {
         id: TransportId,
         address: &Arc<TransportAddress>,
     ) -> std::io::Result<Box<dyn Acceptor>> {
-        Ok(Box::new(Dial { id, address: Arc::clone(address), left: 2 }))
+        Ok(Box::new(Dial {
+            id,
+            address: Arc::clone(address),
+            left: 2,
+        }))
     }
 
     fn group(&self, context: &GroupContext<'_>) -> std::io::Result<Box<dyn TransportGroup>> {
@@ -216,11 +220,18 @@ impl TreadmillGroup {
     }
 
     fn connect(&mut self, core: &mut Core, qpair: QpairId, qid: u16) {
-        let command =
-            ConnectCommand { recfmt: 0, qid: Qid(qid), sqsize: 31, cattr: 0, kato_ms: 0 };
+        let command = ConnectCommand {
+            recfmt: 0,
+            qid: Qid(qid),
+            sqsize: 31,
+            cattr: 0,
+            kato_ms: 0,
+        };
         let names = (NQN.parse().unwrap(), HOST.parse().unwrap());
         let data = ConnectData::new([1; 16], Cntlid(self.cntlid), &names.0, &names.1);
-        let sqe = command.to_sqe(Cid(0)).with_sgl(SglDescriptor::in_capsule(0, 1024));
+        let sqe = command
+            .to_sqe(Cid(0))
+            .with_sgl(SglDescriptor::in_capsule(0, 1024));
         self.run(core, qpair, sqe, data.as_bytes());
     }
 
@@ -249,7 +260,11 @@ impl TransportGroup for TreadmillGroup {
                 let cc = Cc::default().with_en(true).with_iosqes(6).with_iocqes(4);
                 let value = u64::from(u32::from(cc));
                 let size = PropertySize::Four;
-                let enable = PropertySet { size, offset: registers::CC, value };
+                let enable = PropertySet {
+                    size,
+                    offset: registers::CC,
+                    value,
+                };
                 self.run(core, admin, enable.to_sqe(Cid(1)), &[]);
             }
             Some(_) => {
@@ -327,9 +342,15 @@ fn allocations_of(device: Arc<dyn BlockDevice>, copies: bool, per_poll: usize) -
         iobuf_small_cache_size: None,
         iobuf_large_cache_size: None,
     };
-    let transport = Treadmill { limits, load: Arc::clone(&load), copies };
+    let transport = Treadmill {
+        limits,
+        load: Arc::clone(&load),
+        copies,
+    };
     target.add_transport(Arc::new(transport)).unwrap();
-    let mut group = target.poll_group(Waker::noop().clone(), &pool, None, now).unwrap();
+    let mut group = target
+        .poll_group(Waker::noop().clone(), &pool, None, now)
+        .unwrap();
     let bdev = Bdev::new(BdevOptions::named("test"), device, now).unwrap();
     let subsystem = target
         .create_subsystem(SubsystemOptions {
@@ -338,7 +359,11 @@ fn allocations_of(device: Arc<dyn BlockDevice>, copies: bool, per_poll: usize) -
         })
         .unwrap();
     let address: TransportAddress = "tcp://127.0.0.1:4420".parse().unwrap();
-    drop(subsystem.add_listener(Arc::new(address.clone()), AnaState::Optimized).unwrap());
+    drop(
+        subsystem
+            .add_listener(Arc::new(address.clone()), AnaState::Optimized)
+            .unwrap(),
+    );
     drop(subsystem.add_namespace(NamespaceConfig {
         nsid: Nsid(1),
         uuid: bdev.uuid(),
@@ -359,15 +384,24 @@ fn allocations_of(device: Arc<dyn BlockDevice>, copies: bool, per_poll: usize) -
         }
     };
     poll(10);
-    assert_eq!(load.succeeded.load(Ordering::Relaxed), 3, "connect, enable, connect");
+    assert_eq!(
+        load.succeeded.load(Ordering::Relaxed),
+        3,
+        "connect, enable, connect"
+    );
     load.per_poll.store(per_poll, Ordering::Relaxed);
     poll(3000);
-    let (allocations, answered) =
-        (ALLOCATIONS.with(Cell::get), load.succeeded.load(Ordering::Relaxed));
+    let (allocations, answered) = (
+        ALLOCATIONS.with(Cell::get),
+        load.succeeded.load(Ordering::Relaxed),
+    );
     poll(2000);
     let allocated = ALLOCATIONS.with(Cell::get) - allocations;
     let answered = load.succeeded.load(Ordering::Relaxed) - answered;
-    assert!(answered >= 2000 * per_poll as u64 - DEPTH as u64, "{answered}");
+    assert!(
+        answered >= 2000 * per_poll as u64 - DEPTH as u64,
+        "{answered}"
+    );
     assert_eq!(load.failed.load(Ordering::Relaxed), 0);
     load.per_poll.store(0, Ordering::Relaxed);
     poll(100);
@@ -391,8 +425,12 @@ fn io_on_a_ram_disk_by_copies_allocates_nothing() {
 #[test]
 fn io_that_stays_pending_allocates_nothing() {
     let delay = std::time::Duration::from_micros(200);
-    let delays =
-        Delays { avg_read: delay, p99_read: delay, avg_write: delay, p99_write: delay };
+    let delays = Delays {
+        avg_read: delay,
+        p99_read: delay,
+        avg_write: delay,
+        p99_write: delay,
+    };
     let device = DelayLayer::new(ram(), delays);
     assert_eq!(allocations_of(device, true, 2), 0);
 }

@@ -31,7 +31,9 @@ pub(crate) async fn execute(queue: &Rc<Queue>, slot: &Rc<Slot>, sqe: Sqe) -> Out
     if let Err(status) = result
         && status != Status::COMMAND_ABORT_REQUESTED
     {
-        association.controller.log_error(Qid(0), sqe.cid().0, status, sqe.nsid(), 0);
+        association
+            .controller
+            .log_error(Qid(0), sqe.cid().0, status, sqe.nsid(), 0);
     }
     result.into()
 }
@@ -115,7 +117,10 @@ async fn await_event(
             event.get().is_some()
         })
         .await;
-    queue.event_waiters.borrow_mut().retain(|waiter| *waiter != slot.id);
+    queue
+        .event_waiters
+        .borrow_mut()
+        .retain(|waiter| *waiter != slot.id);
     // Another event may wait for the next request.
     if let Some(next) = queue.event_waiters.borrow().first() {
         queue.group.ready.borrow_mut().push_back((queue.id, *next));
@@ -146,7 +151,12 @@ async fn abort(
         .ok_or(Status::INVALID_FIELD.with_dnr(true))?;
     let _counted = CountedAbort::new(queue)?;
     let result = Arc::<AbortResult>::default();
-    qpair.group.send(Message::Abort(qpair.qpair, qpair.uid, cid.0, Arc::clone(&result)));
+    qpair.group.send(Message::Abort(
+        qpair.qpair,
+        qpair.uid,
+        cid.0,
+        Arc::clone(&result),
+    ));
     // The other thread answers within a turn of its loop; if it has gone, so has the queue, and
     // with it this controller.
     wait(queue, slot, || result.is_done.load(Ordering::Acquire)).await?;
@@ -158,7 +168,8 @@ async fn wait(queue: &Queue, slot: &Slot, is_done: impl Fn() -> bool) -> Result<
     while !is_done() {
         let at = queue.group.now.get() + LOOK_PERIOD;
         queue.group.timed.borrow_mut().push((at, queue.id, slot.id));
-        slot.until(|| queue.group.now.get() >= at || is_done()).await?;
+        slot.until(|| queue.group.now.get() >= at || is_done())
+            .await?;
     }
     Ok(())
 }
@@ -187,7 +198,10 @@ fn namespace(
     association: &Association,
     nsid: Nsid,
 ) -> Result<Arc<crate::config::NamespaceConfig>, Status> {
-    let subsystem = association.subsystem.as_ref().ok_or(Status::INVALID_FIELD.with_dnr(true))?;
+    let subsystem = association
+        .subsystem
+        .as_ref()
+        .ok_or(Status::INVALID_FIELD.with_dnr(true))?;
     let config = subsystem.config();
     config
         .namespaces
@@ -196,4 +210,3 @@ fn namespace(
         .cloned()
         .ok_or(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true))
 }
-

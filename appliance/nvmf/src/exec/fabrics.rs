@@ -13,9 +13,7 @@ use fabric_wire::fabrics::{
 };
 use nvme_spec::{Cntlid, Sqe, Status, registers};
 
-use crate::controller::{
-    AddQueueError, Controller, ControllerKind, ControllerParts, QpairRef,
-};
+use crate::controller::{AddQueueError, Controller, ControllerKind, ControllerParts, QpairRef};
 use crate::events::TargetEvent;
 use crate::queue::{Association, Queue, add, sgl_len};
 use crate::registers::CcChange;
@@ -148,7 +146,10 @@ pub(crate) async fn connect(queue: &Rc<Queue>, slot: &Rc<Slot>, sqe: Sqe) -> Out
                 remote: queue.peer.remote.clone(),
                 status: refusal.status.to_string(),
             });
-            Outcome { status: refusal.status, result: refusal.result.into() }
+            Outcome {
+                status: refusal.status,
+                result: refusal.result.into(),
+            }
         }
     }
 }
@@ -169,7 +170,9 @@ impl Request {
 
 async fn try_connect(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<Cntlid, Refusal> {
     let request = read_request(queue, slot, sqe).await?;
-    queue.sq_flow_control.set(!request.command.disables_sq_flow_control());
+    queue
+        .sq_flow_control
+        .set(!request.command.disables_sq_flow_control());
     if request.command.qid.0 == 0 {
         connect_admin(queue, request)
     } else {
@@ -189,9 +192,14 @@ async fn read_request(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<Reque
     }
     let len = sgl_len(sqe, slot.in_capsule_len()).map_err(Refusal::status)?;
     if len as usize != size_of::<ConnectData>() {
-        return Err(Refusal::status(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true)));
+        return Err(Refusal::status(
+            Status::DATA_SGL_LENGTH_INVALID.with_dnr(true),
+        ));
     }
-    let payload = queue.receive_reserved(slot, len).await.map_err(Refusal::status)?;
+    let payload = queue
+        .receive_reserved(slot, len)
+        .await
+        .map_err(Refusal::status)?;
     let bytes = payload.as_buf().map_or(&[][..], |buffer| buffer.as_slice());
     let data = ConnectData::parse(bytes).map_err(|error| Refusal::of_data(&error))?;
     if data.hostid_is_zero() {
@@ -230,7 +238,9 @@ pub(crate) fn granted_kato_ms(queue: &Queue, asked_ms: u32, is_discovery: bool) 
         asked => asked.max(queue.limits.min_kato_ms),
     };
     let granularity_ms = u32::from(queue.limits.kas_100ms.max(1)) * 100;
-    asked_ms.div_ceil(granularity_ms).saturating_mul(granularity_ms)
+    asked_ms
+        .div_ceil(granularity_ms)
+        .saturating_mul(granularity_ms)
 }
 
 fn connect_admin(queue: &Rc<Queue>, request: Request) -> Result<Cntlid, Refusal> {
@@ -289,21 +299,20 @@ fn connect_admin(queue: &Rc<Queue>, request: Request) -> Result<Cntlid, Refusal>
     Ok(cntlid)
 }
 
-async fn connect_io(
-    queue: &Rc<Queue>,
-    slot: &Slot,
-    request: Request,
-) -> Result<Cntlid, Refusal> {
+async fn connect_io(queue: &Rc<Queue>, slot: &Slot, request: Request) -> Result<Cntlid, Refusal> {
     let subsystem = find_subsystem(queue, &request)?;
-    let controller =
-        subsystem.controller(request.data.cntlid).ok_or_else(|| Refusal::data(ConnectData::CNTLID_OFFSET))?;
+    let controller = subsystem
+        .controller(request.data.cntlid)
+        .ok_or_else(|| Refusal::data(ConnectData::CNTLID_OFFSET))?;
     if *controller.host_nqn() != request.data.hostnqn {
         return Err(Refusal::data(ConnectData::HOSTNQN_OFFSET));
     }
     if *controller.host_id() != request.data.hostid {
         return Err(Refusal::data(ConnectData::HOSTID_OFFSET));
     }
-    if controller.transport != queue.transport || request.command.qid.0 > controller.granted_io_queues() {
+    if controller.transport != queue.transport
+        || request.command.qid.0 > controller.granted_io_queues()
+    {
         return Err(Refusal::command(ConnectCommand::QID_OFFSET));
     }
     add_io_queue(queue, slot, &controller, &request).await?;
@@ -326,7 +335,9 @@ async fn add_io_queue(
         match controller.add_io_queue(request.command.qid, qpair_ref(queue, request.depth())) {
             Ok(()) => return Ok(()),
             Err(AddQueueError::NotReady) => {
-                return Err(Refusal::status(Status::COMMAND_SEQUENCE_ERROR.with_dnr(true)));
+                return Err(Refusal::status(
+                    Status::COMMAND_SEQUENCE_ERROR.with_dnr(true),
+                ));
             }
             Err(AddQueueError::InUse) if group.now.get() >= give_up_at => {
                 return Err(Refusal::command(ConnectCommand::QID_OFFSET));
@@ -336,7 +347,11 @@ async fn add_io_queue(
                 group.timed.borrow_mut().push((at, queue.id, slot.id));
                 let mut is_first_poll = true;
                 poll_fn(|_| {
-                    if std::mem::take(&mut is_first_poll) { Poll::Pending } else { Poll::Ready(()) }
+                    if std::mem::take(&mut is_first_poll) {
+                        Poll::Pending
+                    } else {
+                        Poll::Ready(())
+                    }
                 })
                 .await;
             }

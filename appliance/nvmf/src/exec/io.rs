@@ -113,7 +113,10 @@ async fn enter(
 }
 
 fn check_access(queue: &Queue, namespace: &GroupNamespace, access: Access) -> Result<(), Status> {
-    if queue.association().is_some_and(|a| namespace.is_hidden_from(&a.host_nqn)) {
+    if queue
+        .association()
+        .is_some_and(|a| namespace.is_hidden_from(&a.host_nqn))
+    {
         return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true));
     }
     check_path(queue, namespace)?;
@@ -166,7 +169,11 @@ impl Extent {
             return Err(Status::LBA_OUT_OF_RANGE.with_dnr(true));
         }
         // At most 65,536 blocks of 4 KiB: fits.
-        Ok(Self { lba: Lba(lba), blocks, bytes: blocks * geometry.block_size })
+        Ok(Self {
+            lba: Lba(lba),
+            blocks,
+            bytes: blocks * geometry.block_size,
+        })
     }
 }
 
@@ -179,7 +186,13 @@ async fn device(
     extent: (Lba, u32),
     payload: Payload,
 ) -> Result<Payload, Status> {
-    let io = Io { op, lba: extent.0, blocks: extent.1, payload, tag: 0 };
+    let io = Io {
+        op,
+        lba: extent.0,
+        blocks: extent.1,
+        payload,
+        tag: 0,
+    };
     let completion = queue.run(slot, namespace.namespace(), io).await;
     match completion.result {
         Ok(()) => Ok(completion.io.payload),
@@ -207,12 +220,7 @@ async fn read(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
 }
 
 /// Receives the host's data of a command that writes or compares blocks.
-async fn receive(
-    queue: &Rc<Queue>,
-    slot: &Slot,
-    sqe: &Sqe,
-    bytes: u32,
-) -> Result<Payload, Status> {
+async fn receive(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe, bytes: u32) -> Result<Payload, Status> {
     if sgl_len(sqe, slot.in_capsule_len())? != bytes {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
@@ -224,7 +232,9 @@ async fn write(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> 
     let extent = Extent::of_transfer(queue, &namespace, sqe)?;
     let payload = receive(queue, slot, sqe, extent.bytes).await?;
     let entered = enter(queue, slot, &namespace, Access::Write).await?;
-    let op = Op::Write { fua: sqe.fua() || is_write_through(queue) };
+    let op = Op::Write {
+        fua: sqe.fua() || is_write_through(queue),
+    };
     device(queue, slot, &entered, op, extent.blocks(), payload).await?;
     add(&queue.counters.writes, 1);
     add(&queue.counters.write_bytes, u64::from(extent.bytes));
@@ -246,7 +256,10 @@ async fn flush(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> 
     }
     // Every namespace that the host sees (Identify VWC says that this is supported).
     let association = queue.association().ok_or(Status::COMMAND_SEQUENCE_ERROR)?;
-    let subsystem = association.subsystem.as_ref().ok_or(Status::INVALID_OPCODE)?;
+    let subsystem = association
+        .subsystem
+        .as_ref()
+        .ok_or(Status::INVALID_OPCODE)?;
     let config = subsystem.config();
     for namespace in config.visible_namespaces(&association.host_nqn) {
         match flush_one(queue, slot, &sqe.with_nsid(namespace.nsid)).await {
@@ -277,7 +290,10 @@ async fn write_zeroes(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), S
     }
     let entered = enter(queue, slot, &namespace, Access::Write).await?;
     let fua = sqe.fua() || is_write_through(queue);
-    let op = Op::WriteZeroes { unmap: sqe.deac(), fua };
+    let op = Op::WriteZeroes {
+        unmap: sqe.deac(),
+        fua,
+    };
     device(queue, slot, &entered, op, extent.blocks(), Payload::None).await?;
     Ok(())
 }
@@ -289,13 +305,23 @@ async fn verify(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status>
         return Err(Status::INVALID_FIELD.with_dnr(true));
     }
     let entered = enter(queue, slot, &namespace, Access::Read).await?;
-    device(queue, slot, &entered, Op::Verify, extent.blocks(), Payload::None).await?;
+    device(
+        queue,
+        slot,
+        &entered,
+        Op::Verify,
+        extent.blocks(),
+        Payload::None,
+    )
+    .await?;
     Ok(())
 }
 
 /// The host has turned the volatile write cache off: each write is durable before it is answered.
 fn is_write_through(queue: &Queue) -> bool {
-    queue.association().is_some_and(|association| association.controller.is_write_through())
+    queue
+        .association()
+        .is_some_and(|association| association.controller.is_write_through())
 }
 
 /// The bytes of a received buffer; data comes in buffers only, never lent.

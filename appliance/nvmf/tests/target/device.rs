@@ -58,7 +58,11 @@ impl TestDevice {
 
     /// How often it was asked for a kind of operation.
     pub(crate) fn count(&self, kind: OpKind) -> usize {
-        self.state().ops.iter().filter(|(op, ..)| op.kind() == kind).count()
+        self.state()
+            .ops
+            .iter()
+            .filter(|(op, ..)| op.kind() == kind)
+            .count()
     }
 
     /// The operations since the last call.
@@ -118,8 +122,16 @@ impl DeviceState {
             return io.complete(Err(error));
         }
         let size = self.geometry.block_size as usize;
-        let start = if io.op.has_range() { io.lba.0 as usize * size } else { 0 };
-        let len = if io.op.has_range() { io.blocks as usize * size } else { 0 };
+        let start = if io.op.has_range() {
+            io.lba.0 as usize * size
+        } else {
+            0
+        };
+        let len = if io.op.has_range() {
+            io.blocks as usize * size
+        } else {
+            0
+        };
         let range = &mut self.data[start..start + len];
         let mut result = Ok(());
         match io.op {
@@ -159,7 +171,11 @@ impl Channel for TestChannel {
         let before = done.len();
         let mut device = self.device.lock().unwrap();
         device.held -= self.aborted.len();
-        done.extend(self.aborted.drain(..).map(|io| io.complete(Err(IoError::Aborted))));
+        done.extend(
+            self.aborted
+                .drain(..)
+                .map(|io| io.complete(Err(IoError::Aborted))),
+        );
         if !device.holds {
             device.held -= self.held.len();
             done.extend(self.held.drain(..).map(|io| device.run(io)));
@@ -169,8 +185,13 @@ impl Channel for TestChannel {
 
     fn abort(&mut self, tag: u64) -> bool {
         let can_abort = self.device.lock().unwrap().can_abort;
-        let index = self.held.iter().position(|io| io.tag == tag).filter(|_| can_abort);
-        self.aborted.extend(index.and_then(|index| self.held.remove(index)));
+        let index = self
+            .held
+            .iter()
+            .position(|io| io.tag == tag)
+            .filter(|_| can_abort);
+        self.aborted
+            .extend(index.and_then(|index| self.held.remove(index)));
         index.is_some()
     }
 

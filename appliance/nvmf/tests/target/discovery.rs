@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use fabric_wire::discovery::{
-    DiscoveryLogEntry, DiscoveryLogHeader, DiscoveryRecord, SUBTYPE_CURRENT_DISCOVERY,
-    SUBTYPE_NVM, SUBTYPE_REFERRAL,
+    DiscoveryLogEntry, DiscoveryLogHeader, DiscoveryRecord, SUBTYPE_CURRENT_DISCOVERY, SUBTYPE_NVM,
+    SUBTYPE_REFERRAL,
 };
 use nvme_spec::log::lid;
 use nvme_spec::{Cid, Nsid, Sqe, Status};
@@ -51,9 +51,15 @@ fn the_log_lists_what_this_host_may_connect_to() {
     let inactive = rig.subsystem("nqn.2026-11.io.adit:inactive");
     drop(inactive.stop());
     rig.target.listen(&address(4421)).unwrap();
-    drop(open.add_listener(Arc::new(address(4421)), AnaState::Optimized).unwrap());
+    drop(
+        open.add_listener(Arc::new(address(4421)), AnaState::Optimized)
+            .unwrap(),
+    );
     let v6 = "tcp://[::1]:4420".parse().unwrap();
-    drop(open.add_listener(Arc::new(v6), AnaState::Optimized).unwrap());
+    drop(
+        open.add_listener(Arc::new(v6), AnaState::Optimized)
+            .unwrap(),
+    );
 
     let host = rig.host(DISCOVERY);
     let (_, records) = read(&mut rig, &host);
@@ -65,7 +71,11 @@ fn the_log_lists_what_this_host_may_connect_to() {
     ];
     assert_eq!(names(&records), expected);
     assert_ne!(records[1].portid, records[2].portid);
-    assert!(records.iter().all(|record| record.cntlid.0 == 0xffff && record.asqsz == 32));
+    assert!(
+        records
+            .iter()
+            .all(|record| record.cntlid.0 == 0xffff && record.asqsz == 32)
+    );
 
     let other_host = rig.host_in(0, DISCOVERY, OTHER_HOST);
     let (_, records) = read(&mut rig, &other_host);
@@ -79,8 +89,9 @@ fn the_log_lists_what_this_host_may_connect_to() {
 #[test]
 fn a_log_read_in_pieces_is_of_one_moment() {
     let mut rig = Rig::new();
-    let subsystems: Vec<_> =
-        (0..5).map(|i| rig.subsystem(&format!("nqn.2026-11.io.adit:s{i}"))).collect();
+    let subsystems: Vec<_> = (0..5)
+        .map(|i| rig.subsystem(&format!("nqn.2026-11.io.adit:s{i}")))
+        .collect();
     let host = rig.host(DISCOVERY);
     let header = DiscoveryLogHeader::parse(&piece(&mut rig, &host, 0, 1024, true)).unwrap();
     assert_eq!(header.numrec.get(), 6);
@@ -94,11 +105,24 @@ fn a_log_read_in_pieces_is_of_one_moment() {
         let data = piece(&mut rig, &host, 1024 * (index as u64 + 1), 1024, true);
         seen.push(DiscoveryLogEntry::parse(&data).unwrap().subnqn.to_string());
     }
-    assert_eq!(seen[1..], subsystems.iter().map(|s| s.nqn().to_string()).collect::<Vec<_>>());
+    assert_eq!(
+        seen[1..],
+        subsystems
+            .iter()
+            .map(|s| s.nqn().to_string())
+            .collect::<Vec<_>>()
+    );
     let (generation, records) = read(&mut rig, &host);
-    assert!(generation > header.genctr.get(), "the host sees that it should read again");
+    assert!(
+        generation > header.genctr.get(),
+        "the host sees that it should read again"
+    );
     assert_eq!(records.len(), 1);
-    assert_eq!(read(&mut rig, &host).0, generation, "reading changes nothing");
+    assert_eq!(
+        read(&mut rig, &host).0,
+        generation,
+        "reading changes nothing"
+    );
 }
 
 #[test]
@@ -117,7 +141,10 @@ fn the_generation_counts_what_the_log_shows() {
     assert!(has_counted(&rig));
     drop(subsystem.remove_listener(&address(4420)).unwrap());
     assert!(has_counted(&rig));
-    let referral = Referral { address: address(8009), nqn: nqn(DISCOVERY) };
+    let referral = Referral {
+        address: address(8009),
+        nqn: nqn(DISCOVERY),
+    };
     assert!(rig.target.add_referral(referral.clone()));
     assert!(has_counted(&rig));
     assert!(!rig.target.add_referral(referral.clone()));
@@ -153,9 +180,15 @@ fn a_discovery_controller_takes_only_what_it_must() {
     let host = rig.host(DISCOVERY);
     let refused = dnr(Status::INVALID_OPCODE);
     for opcode in [0x00, 0x01, 0x04, 0x05, 0x08, 0x0d, 0x10, 0x80] {
-        assert_eq!(rig.status(&host.admin, Sqe::new(opcode, Cid(1)), &[]), refused);
+        assert_eq!(
+            rig.status(&host.admin, Sqe::new(opcode, Cid(1)), &[]),
+            refused
+        );
     }
-    assert!(rig.status(&host.admin, Sqe::keep_alive(Cid(1)), &[]).is_success());
+    assert!(
+        rig.status(&host.admin, Sqe::keep_alive(Cid(1)), &[])
+            .is_success()
+    );
     let beyond = Sqe::get_log_page(Cid(1), Nsid(0), lid::DISCOVERY, 1024, 4096);
     let status = rig.status(&host.admin, transport(beyond, 1024), &[]);
     assert_eq!(status, dnr(Status::INVALID_FIELD));

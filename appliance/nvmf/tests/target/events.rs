@@ -51,7 +51,9 @@ fn log(rig: &mut Rig, host: &Host, log: u8, len: u32, rae: bool) -> Vec<u8> {
 
 fn changed(rig: &mut Rig, host: &Host, rae: bool) -> Vec<u32> {
     let data = log(rig, host, lid::CHANGED_NAMESPACES, 4096, rae);
-    let ids = data.chunks_exact(4).map(|id| u32::from_le_bytes(id.try_into().unwrap()));
+    let ids = data
+        .chunks_exact(4)
+        .map(|id| u32::from_le_bytes(id.try_into().unwrap()));
     ids.take_while(|id| *id != 0).collect()
 }
 
@@ -64,7 +66,12 @@ fn namespace_changes_are_told_once_until_the_list_is_read() {
         ask(&mut rig, host, cid);
     }
     let second = bdev(TestDevice::new(512, 64), rig.now);
-    drop(served.subsystem.add_namespace(namespace(2, &second)).unwrap());
+    drop(
+        served
+            .subsystem
+            .add_namespace(namespace(2, &second))
+            .unwrap(),
+    );
     drop(served.subsystem.namespace_resized(Nsid(1)).unwrap());
     rig.poll();
     assert_eq!(told(&host.admin, 1), Some(NAMESPACE));
@@ -72,10 +79,22 @@ fn namespace_changes_are_told_once_until_the_list_is_read() {
     assert_eq!(changed(&mut rig, host, true), [1, 2]);
     drop(served.subsystem.remove_namespace(Nsid(2)).unwrap());
     rig.poll();
-    assert!(host.admin.wire().replies.is_empty(), "masked: the list was kept");
+    assert!(
+        host.admin.wire().replies.is_empty(),
+        "masked: the list was kept"
+    );
     assert_eq!(changed(&mut rig, host, false), [1, 2]);
-    assert_eq!(changed(&mut rig, host, false), [0; 0], "what was read is forgotten");
-    drop(served.subsystem.set_write_protect(Nsid(1), WriteProtect::WriteProtect).unwrap());
+    assert_eq!(
+        changed(&mut rig, host, false),
+        [0; 0],
+        "what was read is forgotten"
+    );
+    drop(
+        served
+            .subsystem
+            .set_write_protect(Nsid(1), WriteProtect::WriteProtect)
+            .unwrap(),
+    );
     rig.poll();
     assert_eq!(told(&host.admin, 2), Some(NAMESPACE));
     assert_eq!(changed(&mut rig, host, false), [1]);
@@ -98,7 +117,11 @@ fn a_host_hears_only_of_namespaces_that_it_sees_or_saw() {
     let mine = Visibility::Hosts([nqn(HOST)].into());
     drop(served.subsystem.set_visibility(Nsid(1), mine).unwrap());
     rig.poll();
-    assert_eq!(told(&other.admin, 1), Some(NAMESPACE), "it lost sight of it");
+    assert_eq!(
+        told(&other.admin, 1),
+        Some(NAMESPACE),
+        "it lost sight of it"
+    );
     assert_eq!(changed(&mut rig, &other, false), [1]);
 }
 
@@ -143,12 +166,23 @@ fn ana_changes_are_told_and_joining_namespaces_are_not_ana_changes() {
         ask(&mut rig, &host, cid);
     }
     let inaccessible = AnaState::Inaccessible;
-    drop(subsystem.set_ana_state(&address(4420), None, inaccessible).unwrap());
+    drop(
+        subsystem
+            .set_ana_state(&address(4420), None, inaccessible)
+            .unwrap(),
+    );
     rig.poll();
     assert_eq!(told(&host.admin, 1), Some(ANA));
-    drop(subsystem.set_ana_state(&address(4420), None, AnaState::Optimized).unwrap());
+    drop(
+        subsystem
+            .set_ana_state(&address(4420), None, AnaState::Optimized)
+            .unwrap(),
+    );
     rig.poll();
-    assert!(host.admin.wire().replies.is_empty(), "masked until the log is read");
+    assert!(
+        host.admin.wire().replies.is_empty(),
+        "masked until the log is read"
+    );
     log(&mut rig, &host, lid::ANA, 52, true);
     log(&mut rig, &host, lid::ANA, 52, false);
     drop(subsystem.set_ana_group(Nsid(1), AnaGroupId(3)).unwrap());
@@ -170,10 +204,17 @@ fn two_events_at_once_are_two_answers_and_no_more() {
         ask(&mut rig, &host, cid);
     }
     drop(subsystem.namespace_resized(Nsid(1)).unwrap());
-    drop(subsystem.set_ana_state(&address(4420), None, AnaState::NonOptimized).unwrap());
+    drop(
+        subsystem
+            .set_ana_state(&address(4420), None, AnaState::NonOptimized)
+            .unwrap(),
+    );
     rig.poll();
     assert_eq!(host.admin.wire().replies.len(), 2);
-    assert_eq!((told(&host.admin, 1), told(&host.admin, 2)), (Some(NAMESPACE), Some(ANA)));
+    assert_eq!(
+        (told(&host.admin, 1), told(&host.admin, 2)),
+        (Some(NAMESPACE), Some(ANA))
+    );
     // The two answered have their places back.
     ask(&mut rig, &host, 1);
     ask(&mut rig, &host, 2);
@@ -187,11 +228,19 @@ fn events_wait_for_a_request_and_reading_the_log_first_takes_them_back() {
     let mut rig = Rig::new();
     let (subsystem, host) = with_ana(&mut rig);
     drop(subsystem.namespace_resized(Nsid(1)).unwrap());
-    drop(subsystem.set_ana_state(&address(4420), None, AnaState::NonOptimized).unwrap());
+    drop(
+        subsystem
+            .set_ana_state(&address(4420), None, AnaState::NonOptimized)
+            .unwrap(),
+    );
     rig.poll();
     assert_eq!(changed(&mut rig, &host, false), [1]);
     ask(&mut rig, &host, 1);
-    assert_eq!(told(&host.admin, 1), Some(ANA), "of the list the host knows already");
+    assert_eq!(
+        told(&host.admin, 1),
+        Some(ANA),
+        "of the list the host knows already"
+    );
     ask(&mut rig, &host, 2);
     assert!(host.admin.wire().replies.is_empty());
 }
@@ -204,10 +253,18 @@ fn events_that_the_host_does_not_want_are_not_told() {
     assert!(rig.status(&host.admin, none, &[]).is_success());
     ask(&mut rig, &host, 1);
     drop(subsystem.namespace_resized(Nsid(1)).unwrap());
-    drop(subsystem.set_ana_state(&address(4420), None, AnaState::NonOptimized).unwrap());
+    drop(
+        subsystem
+            .set_ana_state(&address(4420), None, AnaState::NonOptimized)
+            .unwrap(),
+    );
     rig.poll();
     assert!(host.admin.wire().replies.is_empty());
-    assert_eq!(changed(&mut rig, &host, false), [1], "the list is kept all the same");
+    assert_eq!(
+        changed(&mut rig, &host, false),
+        [1],
+        "the list is kept all the same"
+    );
 }
 
 #[test]
@@ -241,7 +298,10 @@ fn discovery_controllers_hear_of_every_change_of_the_log() {
     ask(&mut rig, &host, 2);
     log(&mut rig, &host, lid::DISCOVERY, 1024, false);
     assert!(told(&host.admin, 2).is_none());
-    rig.target.add_referral(Referral { address: address(8009), nqn: nqn(DISCOVERY) });
+    rig.target.add_referral(Referral {
+        address: address(8009),
+        nqn: nqn(DISCOVERY),
+    });
     rig.poll();
     assert_eq!(told(&host.admin, 2), Some(DISCOVERED));
 }
@@ -255,7 +315,10 @@ fn what_happens_while_a_controller_is_disabled_is_no_event() {
     rig.set_cc(&host.admin, crate::rig::enabled());
     ask(&mut rig, &host, 1);
     assert!(host.admin.wire().replies.is_empty());
-    rig.target.add_referral(Referral { address: address(8009), nqn: nqn(DISCOVERY) });
+    rig.target.add_referral(Referral {
+        address: address(8009),
+        nqn: nqn(DISCOVERY),
+    });
     rig.poll();
     assert_eq!(told(&host.admin, 1), Some(DISCOVERED));
 }
@@ -274,7 +337,10 @@ fn abort(rig: &mut Rig, host: &Host, qid: u16, cid: u16) -> bool {
 
 fn in_each_group(test: impl Fn(&mut Rig, &Served, &End)) {
     for group in [0, 1] {
-        let mut rig = Rig::with(RigOptions { groups: 2, ..RigOptions::default() });
+        let mut rig = Rig::with(RigOptions {
+            groups: 2,
+            ..RigOptions::default()
+        });
         let served = rig.with_device(512, 64);
         let io = rig.io_in(group, &served.host, 2);
         test(&mut rig, &served, &io);
@@ -396,26 +462,44 @@ fn event_requests_are_aborted_and_unknown_commands_are_not() {
     assert_eq!(taken(&served.host.admin, 1), ABORTED);
     drop(served.subsystem.namespace_resized(Nsid(1)).unwrap());
     rig.poll();
-    assert_eq!(told(&served.host.admin, 2), Some(NAMESPACE), "the next in turn gets the event");
+    assert_eq!(
+        told(&served.host.admin, 2),
+        Some(NAMESPACE),
+        "the next in turn gets the event"
+    );
     for (qid, cid) in [(0, 33), (0, 700), (1, 33)] {
         assert!(!abort(&mut rig, &served.host, qid, cid));
     }
     let no_queue = Sqe::abort(Cid(1), Qid(9), Cid(1));
-    assert_eq!(rig.status(&served.host.admin, no_queue, &[]), dnr(Status::INVALID_FIELD));
+    assert_eq!(
+        rig.status(&served.host.admin, no_queue, &[]),
+        dnr(Status::INVALID_FIELD)
+    );
 }
 
 #[test]
 fn no_more_aborts_wait_for_other_threads_than_identify_tells() {
-    let mut rig = Rig::with(RigOptions { groups: 2, ..RigOptions::default() });
+    let mut rig = Rig::with(RigOptions {
+        groups: 2,
+        ..RigOptions::default()
+    });
     let served = rig.with_device(512, 64);
     let _far = rig.io_in(1, &served.host, 2);
     // The other thread does not answer: only this one is polled.
     for cid in 1..=5 {
         let sqe = Sqe::abort(Cid(cid), Qid(2), Cid(9));
-        served.host.admin.wire().capsules.push_back((sqe, Vec::new()));
+        served
+            .host
+            .admin
+            .wire()
+            .capsules
+            .push_back((sqe, Vec::new()));
     }
     rig.groups[0].poll(rig.now);
-    assert_eq!(taken(&served.host.admin, 5), Some(Status::ABORT_COMMAND_LIMIT_EXCEEDED));
+    assert_eq!(
+        taken(&served.host.admin, 5),
+        Some(Status::ABORT_COMMAND_LIMIT_EXCEEDED)
+    );
     rig.poll();
     rig.advance(Duration::from_millis(1));
     assert_eq!(served.host.admin.wire().replies.len(), 4);

@@ -24,7 +24,11 @@ fn refusal(rig: &mut Rig, connect: &Connect) -> (Status, u32) {
     let end = rig.dial();
     let reply = rig.connect(&end, connect);
     rig.poll();
-    assert_eq!(closed(&end), Some(CloseReason::Disconnect), "a refused connection is closed");
+    assert_eq!(
+        closed(&end),
+        Some(CloseReason::Disconnect),
+        "a refused connection is closed"
+    );
     (reply.cqe.status(), reply.cqe.dw0())
 }
 
@@ -49,23 +53,56 @@ fn each_wrong_field_of_an_admin_connect_is_named() {
         connect
     };
     let cases = [
-        (case(|c| c.subnqn = OTHER.into()), in_data(ConnectData::SUBNQN_OFFSET)),
-        (case(|c| c.cntlid = Cntlid(1)), in_data(ConnectData::CNTLID_OFFSET)),
-        (case(|c| c.cntlid = Cntlid::ANY_STATIC), in_data(ConnectData::CNTLID_OFFSET)),
-        (case(|c| c.hostid = [0; 16]), in_data(ConnectData::HOSTID_OFFSET)),
-        (case(|c| c.command.sqsize = 0), in_command(ConnectCommand::SQSIZE_OFFSET)),
-        (case(|c| c.command.sqsize = 32), in_command(ConnectCommand::SQSIZE_OFFSET)),
-        (case(|c| c.command.sqsize = 0xffff), in_command(ConnectCommand::SQSIZE_OFFSET)),
+        (
+            case(|c| c.subnqn = OTHER.into()),
+            in_data(ConnectData::SUBNQN_OFFSET),
+        ),
+        (
+            case(|c| c.cntlid = Cntlid(1)),
+            in_data(ConnectData::CNTLID_OFFSET),
+        ),
+        (
+            case(|c| c.cntlid = Cntlid::ANY_STATIC),
+            in_data(ConnectData::CNTLID_OFFSET),
+        ),
+        (
+            case(|c| c.hostid = [0; 16]),
+            in_data(ConnectData::HOSTID_OFFSET),
+        ),
+        (
+            case(|c| c.command.sqsize = 0),
+            in_command(ConnectCommand::SQSIZE_OFFSET),
+        ),
+        (
+            case(|c| c.command.sqsize = 32),
+            in_command(ConnectCommand::SQSIZE_OFFSET),
+        ),
+        (
+            case(|c| c.command.sqsize = 0xffff),
+            in_command(ConnectCommand::SQSIZE_OFFSET),
+        ),
     ];
     for (connect, expected) in cases {
         assert_eq!(refusal(&mut rig, &connect), expected);
     }
-    let format = ConnectCommand { recfmt: 1, ..good.command };
+    let format = ConnectCommand {
+        recfmt: 1,
+        ..good.command
+    };
     let end = rig.dial();
     let (sqe, data) = good.capsule(Cid(3));
     let wrong = format.to_sqe(Cid(3)).with_sgl(sqe.sgl());
-    assert_eq!(rig.status(&end, wrong, &data), dnr(Status::CONNECT_INCOMPATIBLE_FORMAT));
-    assert!(rig.target.subsystem(&nqn(NQN)).unwrap().controllers().is_empty());
+    assert_eq!(
+        rig.status(&end, wrong, &data),
+        dnr(Status::CONNECT_INCOMPATIBLE_FORMAT)
+    );
+    assert!(
+        rig.target
+            .subsystem(&nqn(NQN))
+            .unwrap()
+            .controllers()
+            .is_empty()
+    );
     rig.assert_all_buffers_back();
 }
 
@@ -75,12 +112,18 @@ fn a_host_that_is_not_on_the_list_is_refused_until_it_is() {
     let subsystem = rig.subsystem_with(SubsystemOptions::new(nqn(NQN)));
     let (status, result) = refusal(&mut rig, &Connect::admin(NQN));
     assert_eq!(status, dnr(Status::CONNECT_INVALID_HOST));
-    assert_eq!(result, connect_invalid_parameters_result(true, ConnectData::HOSTNQN_OFFSET));
+    assert_eq!(
+        result,
+        connect_invalid_parameters_result(true, ConnectData::HOSTNQN_OFFSET)
+    );
     drop(subsystem.add_host(nqn(HOST)).unwrap());
     rig.host(NQN);
     let (events, _) = rig.target.take_events(None);
     assert!(matches!(&events[0], TargetEvent::ConnectRefused { .. }));
-    assert!(matches!(&events[1], TargetEvent::ControllerConnected { .. }));
+    assert!(matches!(
+        &events[1],
+        TargetEvent::ControllerConnected { .. }
+    ));
 }
 
 #[test]
@@ -92,12 +135,24 @@ fn a_subsystem_is_not_there_at_addresses_without_a_listener_of_it() {
     });
     let subsystem = subsystem.unwrap();
     rig.target.listen(&address(4421)).unwrap();
-    drop(subsystem.add_listener(Arc::new(address(4421)), AnaState::Optimized).unwrap());
+    drop(
+        subsystem
+            .add_listener(Arc::new(address(4421)), AnaState::Optimized)
+            .unwrap(),
+    );
     subsystem.start();
-    assert_eq!(refusal(&mut rig, &Connect::admin(NQN)), in_data(ConnectData::SUBNQN_OFFSET));
+    assert_eq!(
+        refusal(&mut rig, &Connect::admin(NQN)),
+        in_data(ConnectData::SUBNQN_OFFSET)
+    );
     let end = rig.transport.dial(&address(4421));
     rig.poll();
-    assert!(rig.connect(&end, &Connect::admin(NQN)).cqe.status().is_success());
+    assert!(
+        rig.connect(&end, &Connect::admin(NQN))
+            .cqe
+            .status()
+            .is_success()
+    );
 }
 
 #[test]
@@ -106,7 +161,10 @@ fn an_inactive_subsystem_refuses_hosts() {
     let subsystem = rig.subsystem(NQN);
     let ticket = subsystem.stop();
     rig.finish(ticket);
-    assert_eq!(refusal(&mut rig, &Connect::admin(NQN)), in_data(ConnectData::SUBNQN_OFFSET));
+    assert_eq!(
+        refusal(&mut rig, &Connect::admin(NQN)),
+        in_data(ConnectData::SUBNQN_OFFSET)
+    );
 }
 
 #[test]
@@ -121,7 +179,11 @@ fn controller_identifiers_come_from_the_range_and_are_used_again() {
     let (first, second) = (rig.host(NQN), rig.host(NQN));
     assert_eq!((first.cntlid, second.cntlid), (Cntlid(5), Cntlid(6)));
     let (status, _) = refusal(&mut rig, &Connect::admin(NQN));
-    assert_eq!(status, Status::CONNECT_CONTROLLER_BUSY, "the host may try again");
+    assert_eq!(
+        status,
+        Status::CONNECT_CONTROLLER_BUSY,
+        "the host may try again"
+    );
     first.admin.wire().is_cut = true;
     rig.poll();
     assert_eq!(rig.host(NQN).cntlid, Cntlid(5));
@@ -140,14 +202,38 @@ fn each_wrong_field_of_an_io_connect_is_named() {
         connect
     };
     let cases = [
-        (case(|c| c.cntlid = Cntlid(77)), in_data(ConnectData::CNTLID_OFFSET)),
-        (case(|c| c.cntlid = Cntlid::DYNAMIC), in_data(ConnectData::CNTLID_OFFSET)),
-        (case(|c| c.subnqn = OTHER.into()), in_data(ConnectData::CNTLID_OFFSET)),
-        (case(|c| c.subnqn = DISCOVERY.into()), in_data(ConnectData::SUBNQN_OFFSET)),
-        (case(|c| c.hostnqn = OTHER.into()), in_data(ConnectData::HOSTNQN_OFFSET)),
-        (case(|c| c.hostid = [8; 16]), in_data(ConnectData::HOSTID_OFFSET)),
-        (case(|c| c.command.qid = Qid(5)), in_command(ConnectCommand::QID_OFFSET)),
-        (case(|c| c.command.sqsize = 128), in_command(ConnectCommand::SQSIZE_OFFSET)),
+        (
+            case(|c| c.cntlid = Cntlid(77)),
+            in_data(ConnectData::CNTLID_OFFSET),
+        ),
+        (
+            case(|c| c.cntlid = Cntlid::DYNAMIC),
+            in_data(ConnectData::CNTLID_OFFSET),
+        ),
+        (
+            case(|c| c.subnqn = OTHER.into()),
+            in_data(ConnectData::CNTLID_OFFSET),
+        ),
+        (
+            case(|c| c.subnqn = DISCOVERY.into()),
+            in_data(ConnectData::SUBNQN_OFFSET),
+        ),
+        (
+            case(|c| c.hostnqn = OTHER.into()),
+            in_data(ConnectData::HOSTNQN_OFFSET),
+        ),
+        (
+            case(|c| c.hostid = [8; 16]),
+            in_data(ConnectData::HOSTID_OFFSET),
+        ),
+        (
+            case(|c| c.command.qid = Qid(5)),
+            in_command(ConnectCommand::QID_OFFSET),
+        ),
+        (
+            case(|c| c.command.sqsize = 128),
+            in_command(ConnectCommand::SQSIZE_OFFSET),
+        ),
     ];
     for (connect, expected) in cases {
         assert_eq!(refusal(&mut rig, &connect), expected);
@@ -160,10 +246,17 @@ fn io_queues_are_limited_to_those_granted() {
     let mut rig = Rig::new();
     rig.subsystem(NQN);
     let host = rig.host(NQN);
-    let set = Sqe::set_features(Cid(1), nvme_spec::feature::fid::NUMBER_OF_QUEUES, 0x0001_0001);
+    let set = Sqe::set_features(
+        Cid(1),
+        nvme_spec::feature::fid::NUMBER_OF_QUEUES,
+        0x0001_0001,
+    );
     assert_eq!(rig.run(&host.admin, set, &[]).cqe.result(), 0x0001_0001);
     rig.io(&host, 2);
-    assert_eq!(refusal(&mut rig, &host.io(3)), in_command(ConnectCommand::QID_OFFSET));
+    assert_eq!(
+        refusal(&mut rig, &host.io(3)),
+        in_command(ConnectCommand::QID_OFFSET)
+    );
 }
 
 #[test]
@@ -186,7 +279,10 @@ fn a_queue_number_in_use_is_waited_for_and_then_refused() {
     let (sqe, data) = host.io(1).capsule(Cid(0));
     let new = rig.dial();
     rig.send(&new, sqe, &data);
-    assert!(take(&new, Cid(0)).is_none(), "it waits for the old one to go");
+    assert!(
+        take(&new, Cid(0)).is_none(),
+        "it waits for the old one to go"
+    );
     old.wire().is_cut = true;
     rig.advance(Duration::from_millis(10));
     assert_eq!(taken(&new, 0), Some(Status::SUCCESS));
@@ -197,7 +293,10 @@ fn a_queue_number_in_use_is_waited_for_and_then_refused() {
         rig.advance(Duration::from_secs(1));
     }
     let reply = take(&third, Cid(0)).unwrap();
-    assert_eq!((reply.cqe.status(), reply.cqe.dw0()), in_command(ConnectCommand::QID_OFFSET));
+    assert_eq!(
+        (reply.cqe.status(), reply.cqe.dw0()),
+        in_command(ConnectCommand::QID_OFFSET)
+    );
     assert_eq!(closed(&new), None);
 }
 
@@ -205,9 +304,17 @@ fn a_queue_number_in_use_is_waited_for_and_then_refused() {
 fn a_connection_that_does_not_begin_with_connect_is_closed() {
     let mut rig = Rig::new();
     rig.subsystem(NQN);
-    for sqe in [read(1, 0, 1), Sqe::keep_alive(Cid(1)), disconnect(1), property_set(Cid(1), enabled())] {
+    for sqe in [
+        read(1, 0, 1),
+        Sqe::keep_alive(Cid(1)),
+        disconnect(1),
+        property_set(Cid(1), enabled()),
+    ] {
         let end = rig.dial();
-        assert_eq!(rig.status(&end, sqe, &[]), dnr(Status::COMMAND_SEQUENCE_ERROR));
+        assert_eq!(
+            rig.status(&end, sqe, &[]),
+            dnr(Status::COMMAND_SEQUENCE_ERROR)
+        );
         rig.poll();
         assert!(closed(&end).is_some());
     }
@@ -234,7 +341,10 @@ fn a_second_connect_beside_the_first_ends_the_connection_and_leaves_nothing() {
 
     let host = rig.host(NQN);
     let (sqe, data) = connect.capsule(Cid(5));
-    assert_eq!(rig.status(&host.admin, sqe, &data), dnr(Status::COMMAND_SEQUENCE_ERROR));
+    assert_eq!(
+        rig.status(&host.admin, sqe, &data),
+        dnr(Status::COMMAND_SEQUENCE_ERROR)
+    );
     assert_eq!(subsystem.controllers().len(), 1);
 }
 
@@ -255,24 +365,56 @@ fn properties_have_one_size_each_and_the_others_are_refused() {
                 }
                 _ => false,
             };
-            let expected = if is_known { Status::SUCCESS } else { dnr(Status::INVALID_FIELD) };
-            assert_eq!(rig.status(&host.admin, get, &[]), expected, "get {offset:#x} {size:?}");
+            let expected = if is_known {
+                Status::SUCCESS
+            } else {
+                dnr(Status::INVALID_FIELD)
+            };
+            assert_eq!(
+                rig.status(&host.admin, get, &[]),
+                expected,
+                "get {offset:#x} {size:?}"
+            );
             assert_eq!(rig.status(&io, get, &[]), dnr(Status::INVALID_QUEUE_TYPE));
             let value = u64::from(u32::from(enabled()));
-            let set = PropertySet { size, offset, value }.to_sqe(Cid(1));
+            let set = PropertySet {
+                size,
+                offset,
+                value,
+            }
+            .to_sqe(Cid(1));
             let is_cc = (offset, size) == (registers::CC, PropertySize::Four);
-            let expected = if is_cc { Status::SUCCESS } else { dnr(Status::INVALID_FIELD) };
-            assert_eq!(rig.status(&host.admin, set, &[]), expected, "set {offset:#x} {size:?}");
+            let expected = if is_cc {
+                Status::SUCCESS
+            } else {
+                dnr(Status::INVALID_FIELD)
+            };
+            assert_eq!(
+                rig.status(&host.admin, set, &[]),
+                expected,
+                "set {offset:#x} {size:?}"
+            );
             assert_eq!(rig.status(&io, set, &[]), dnr(Status::INVALID_QUEUE_TYPE));
         }
     }
     // Sizes that there are not.
     for attrib in 2..8 {
-        let mut get = PropertyGet { size: PropertySize::Four, offset: registers::CC }.to_sqe(Cid(1));
+        let mut get = PropertyGet {
+            size: PropertySize::Four,
+            offset: registers::CC,
+        }
+        .to_sqe(Cid(1));
         get = get.with_cdw10(attrib);
-        assert_eq!(rig.status(&host.admin, get, &[]), dnr(Status::INVALID_FIELD));
+        assert_eq!(
+            rig.status(&host.admin, get, &[]),
+            dnr(Status::INVALID_FIELD)
+        );
     }
-    let get = PropertyGet { size: PropertySize::Eight, offset: registers::CAP }.to_sqe(Cid(1));
+    let get = PropertyGet {
+        size: PropertySize::Eight,
+        offset: registers::CAP,
+    }
+    .to_sqe(Cid(1));
     let cap = Cap::from(rig.run(&host.admin, get, &[]).cqe.result());
     assert_eq!((cap.mqes(), cap.cqr()), (127, true));
     assert_eq!(closed(&host.admin), None);
@@ -295,10 +437,17 @@ fn a_configuration_that_is_not_supported_does_not_enable() {
         good.with_shn(ShutdownNotification::Reserved),
     ];
     for cc in wrong {
-        assert_eq!(rig.set_cc(&host.admin, cc), dnr(Status::INVALID_FIELD), "{cc:?}");
+        assert_eq!(
+            rig.set_cc(&host.admin, cc),
+            dnr(Status::INVALID_FIELD),
+            "{cc:?}"
+        );
         assert!(!rig.csts(&host.admin).rdy());
     }
-    assert!(rig.set_cc(&host.admin, good.with_css(Cc::CSS_IOCS)).is_success());
+    assert!(
+        rig.set_cc(&host.admin, good.with_css(Cc::CSS_IOCS))
+            .is_success()
+    );
     assert!(rig.csts(&host.admin).rdy());
 }
 
@@ -307,10 +456,21 @@ fn commands_before_enable_are_out_of_sequence() {
     let mut rig = Rig::new();
     rig.subsystem(NQN);
     let admin = rig.dial();
-    assert!(rig.connect(&admin, &Connect::admin(NQN)).cqe.status().is_success());
+    assert!(
+        rig.connect(&admin, &Connect::admin(NQN))
+            .cqe
+            .status()
+            .is_success()
+    );
     let out_of_sequence = dnr(Status::COMMAND_SEQUENCE_ERROR);
-    assert_eq!(rig.status(&admin, Sqe::keep_alive(Cid(1)), &[]), out_of_sequence);
-    assert_eq!(rig.status(&admin, Sqe::async_event_request(Cid(1)), &[]), out_of_sequence);
+    assert_eq!(
+        rig.status(&admin, Sqe::keep_alive(Cid(1)), &[]),
+        out_of_sequence
+    );
+    assert_eq!(
+        rig.status(&admin, Sqe::async_event_request(Cid(1)), &[]),
+        out_of_sequence
+    );
 }
 
 #[test]
@@ -321,7 +481,10 @@ fn a_reset_closes_the_io_queues_and_is_complete_when_the_device_has_let_go() {
     rig.send(&served.io, read(1, 0, 8), &[]);
     assert!(rig.set_cc(&served.host.admin, Cc::default()).is_success());
     assert_eq!(closed(&served.io), Some(CloseReason::ControllerEnded));
-    assert!(rig.csts(&served.host.admin).rdy(), "a device still holds I/O");
+    assert!(
+        rig.csts(&served.host.admin).rdy(),
+        "a device still holds I/O"
+    );
     served.device.state().holds = false;
     rig.poll();
     assert!(!rig.csts(&served.host.admin).rdy());
@@ -340,7 +503,11 @@ fn a_reset_ends_event_requests_without_an_answer_and_forgets_settings() {
     for cid in 1..=4 {
         rig.send(&host.admin, Sqe::async_event_request(Cid(cid)), &[]);
     }
-    rig.run(&host.admin, Sqe::set_features(Cid(9), fid::ARBITRATION, 5), &[]);
+    rig.run(
+        &host.admin,
+        Sqe::set_features(Cid(9), fid::ARBITRATION, 5),
+        &[],
+    );
     assert!(rig.set_cc(&host.admin, Cc::default()).is_success());
     drop(subsystem.add_namespace(crate::rig::namespace(
         1,
@@ -366,7 +533,10 @@ fn a_shutdown_without_io_queues_is_complete_at_once() {
     rig.subsystem(NQN);
     let host = rig.host(NQN);
     for shn in [ShutdownNotification::Normal, ShutdownNotification::Abrupt] {
-        assert!(rig.set_cc(&host.admin, enabled().with_shn(shn)).is_success());
+        assert!(
+            rig.set_cc(&host.admin, enabled().with_shn(shn))
+                .is_success()
+        );
         let csts = rig.csts(&host.admin);
         assert_eq!((csts.shst(), csts.rdy()), (ShutdownStatus::Complete, true));
         rig.set_cc(&host.admin, Cc::default());
@@ -383,12 +553,21 @@ fn a_shutdown_goes_on_while_a_device_holds_io() {
     let served = rig.with_device(512, 64);
     served.device.state().holds = true;
     rig.send(&served.io, read(1, 0, 8), &[]);
-    rig.set_cc(&served.host.admin, enabled().with_shn(ShutdownNotification::Normal));
+    rig.set_cc(
+        &served.host.admin,
+        enabled().with_shn(ShutdownNotification::Normal),
+    );
     assert!(closed(&served.io).is_some());
-    assert_eq!(rig.csts(&served.host.admin).shst(), ShutdownStatus::Occurring);
+    assert_eq!(
+        rig.csts(&served.host.admin).shst(),
+        ShutdownStatus::Occurring
+    );
     served.device.state().holds = false;
     rig.poll();
-    assert_eq!(rig.csts(&served.host.admin).shst(), ShutdownStatus::Complete);
+    assert_eq!(
+        rig.csts(&served.host.admin).shst(),
+        ShutdownStatus::Complete
+    );
 }
 
 #[test]
@@ -397,7 +576,10 @@ fn disconnect_is_answered_and_then_the_io_queue_is_gone() {
     let subsystem = rig.subsystem(NQN);
     let host = rig.host(NQN);
     let io = rig.io(&host, 1);
-    assert_eq!(rig.status(&host.admin, disconnect(4), &[]), dnr(Status::INVALID_QUEUE_TYPE));
+    assert_eq!(
+        rig.status(&host.admin, disconnect(4), &[]),
+        dnr(Status::INVALID_QUEUE_TYPE)
+    );
     assert_eq!(closed(&host.admin), None);
     assert!(rig.status(&io, disconnect(4), &[]).is_success());
     rig.poll();
@@ -466,9 +648,15 @@ fn a_command_identifier_in_use_is_a_conflict_and_the_first_command_goes_on() {
     let served = rig.with_device(512, 64);
     served.device.state().holds = true;
     rig.send(&served.io, read(7, 0, 1), &[]);
-    assert_eq!(rig.status(&served.io, read(7, 1, 1), &[]), dnr(Status::COMMAND_ID_CONFLICT));
+    assert_eq!(
+        rig.status(&served.io, read(7, 1, 1), &[]),
+        dnr(Status::COMMAND_ID_CONFLICT)
+    );
     // The first still has it.
-    assert_eq!(rig.status(&served.io, read(7, 1, 1), &[]), dnr(Status::COMMAND_ID_CONFLICT));
+    assert_eq!(
+        rig.status(&served.io, read(7, 1, 1), &[]),
+        dnr(Status::COMMAND_ID_CONFLICT)
+    );
     served.device.state().holds = false;
     rig.poll();
     assert_eq!(taken(&served.io, 7), Some(Status::SUCCESS));
@@ -485,13 +673,20 @@ fn silence_beyond_the_keep_alive_timeout_ends_the_controller() {
     assert!(rig.connect(&end, &connect).cqe.status().is_success());
     rig.set_cc(&end, enabled());
     let subsystem = rig.target.subsystem(&nqn(NQN)).unwrap();
-    assert_eq!(subsystem.controllers()[0].kato_ms(), 20_000, "rounded up to the granularity");
+    assert_eq!(
+        subsystem.controllers()[0].kato_ms(),
+        20_000,
+        "rounded up to the granularity"
+    );
     for _ in 0..5 {
         rig.advance(Duration::from_millis(19_999));
         assert!(rig.status(&end, Sqe::keep_alive(Cid(1)), &[]).is_success());
     }
     let deadline = rig.groups[0].next_deadline().unwrap();
-    assert!(deadline <= rig.now + Duration::from_secs(20), "the group wakes up for it");
+    assert!(
+        deadline <= rig.now + Duration::from_secs(20),
+        "the group wakes up for it"
+    );
     rig.advance(Duration::from_secs(20));
     rig.poll();
     assert_eq!(closed(&end), Some(CloseReason::ControllerEnded));
@@ -548,7 +743,10 @@ fn a_connect_whose_data_is_damaged_or_short_leaves_nothing_behind() {
     let end = rig.dial();
     let (sqe, data) = Connect::admin(NQN).capsule(Cid(1));
     let short = crate::rig::capsule(sqe, 1000);
-    assert_eq!(rig.status(&end, short, &data[..1000]), dnr(Status::DATA_SGL_LENGTH_INVALID));
+    assert_eq!(
+        rig.status(&end, short, &data[..1000]),
+        dnr(Status::DATA_SGL_LENGTH_INVALID)
+    );
     assert!(subsystem.controllers().is_empty());
     rig.assert_all_buffers_back();
 }

@@ -10,9 +10,7 @@ use fabric_wire::TransportAddress;
 use nvme_spec::opcode::{admin, nvm};
 use nvme_spec::registers::{Cc, ShutdownNotification};
 use nvme_spec::{Cid, Cntlid, Fuse, Nsid, Qid, SglDescriptor, Sqe};
-use nvmf::{
-    AnaGroupId, AnaState, Subsystem, SubsystemOptions, Ticket, Visibility, WriteProtect,
-};
+use nvmf::{AnaGroupId, AnaState, Subsystem, SubsystemOptions, Ticket, Visibility, WriteProtect};
 use proptest::prelude::*;
 use zerocopy::FromBytes;
 
@@ -27,29 +25,80 @@ const DISCOVERY: &str = "nqn.2014-08.org.nvmexpress.discovery";
 
 #[derive(Clone, Debug)]
 enum Action {
-    Dial { group: usize },
-    Connect { end: usize, qid: u16, controller: usize, name: u8, other_host: bool },
-    Send { end: usize, sqe: Box<Sqe>, len: usize },
-    Enable { end: usize, en: bool, shuts_down: bool },
-    HoldData { end: usize, holds: bool },
-    Damage { end: usize, cid: u16 },
-    HoldReplies { end: usize, holds: bool },
-    Cut { end: usize },
-    HoldDevice { holds: bool, can_abort: bool },
+    Dial {
+        group: usize,
+    },
+    Connect {
+        end: usize,
+        qid: u16,
+        controller: usize,
+        name: u8,
+        other_host: bool,
+    },
+    Send {
+        end: usize,
+        sqe: Box<Sqe>,
+        len: usize,
+    },
+    Enable {
+        end: usize,
+        en: bool,
+        shuts_down: bool,
+    },
+    HoldData {
+        end: usize,
+        holds: bool,
+    },
+    Damage {
+        end: usize,
+        cid: u16,
+    },
+    HoldReplies {
+        end: usize,
+        holds: bool,
+    },
+    Cut {
+        end: usize,
+    },
+    HoldDevice {
+        holds: bool,
+        can_abort: bool,
+    },
     FailDevice,
-    Pause { nsid: u32 },
-    Resume { nsid: u32 },
-    AddNamespace { nsid: u32 },
-    RemoveNamespace { nsid: u32 },
+    Pause {
+        nsid: u32,
+    },
+    Resume {
+        nsid: u32,
+    },
+    AddNamespace {
+        nsid: u32,
+    },
+    RemoveNamespace {
+        nsid: u32,
+    },
     Resized,
-    Protect { on: bool },
-    Hide { on: bool },
-    Ana { group: u32, state: AnaState },
-    AllowAnyHost { on: bool },
+    Protect {
+        on: bool,
+    },
+    Hide {
+        on: bool,
+    },
+    Ana {
+        group: u32,
+        state: AnaState,
+    },
+    AllowAnyHost {
+        on: bool,
+    },
     Restart,
     Recreate,
-    Advance { ms: u64 },
-    PollOne { group: usize },
+    Advance {
+        ms: u64,
+    },
+    PollOne {
+        group: usize,
+    },
 }
 
 fn sgl() -> impl Strategy<Value = SglDescriptor> {
@@ -89,17 +138,28 @@ fn command() -> impl Strategy<Value = Sqe> {
     ];
     let nsid = prop_oneof![6 => Just(1_u32), 2 => 0..4_u32, 1 => Just(0xffff_ffff)];
     let cdw = prop_oneof![8 => 0..9_u32, 1 => any::<u32>(), 2 => 0..0x4_0000_u32];
-    (opcode, fuse, nsid, sgl(), 0..12_u16, [cdw.clone(), cdw.clone(), cdw], 0..8_u32).prop_map(
-        |(opcode, fuse, nsid, sgl, cid, [cdw10, cdw11, cdw12], blocks)| {
-            let sqe = Sqe::new(opcode, Cid(cid)).with_nsid(Nsid(nsid)).with_fuse(fuse);
-            let is_block_command = opcode <= nvm::COPY && blocks > 0;
-            let sqe = sqe.with_sgl(sgl).with_cdw10(cdw10);
-            match is_block_command {
-                true => sqe.with_block_count(blocks),
-                false => sqe.with_cdw11(cdw11).with_cdw12(cdw12),
-            }
-        },
+    (
+        opcode,
+        fuse,
+        nsid,
+        sgl(),
+        0..12_u16,
+        [cdw.clone(), cdw.clone(), cdw],
+        0..8_u32,
     )
+        .prop_map(
+            |(opcode, fuse, nsid, sgl, cid, [cdw10, cdw11, cdw12], blocks)| {
+                let sqe = Sqe::new(opcode, Cid(cid))
+                    .with_nsid(Nsid(nsid))
+                    .with_fuse(fuse);
+                let is_block_command = opcode <= nvm::COPY && blocks > 0;
+                let sqe = sqe.with_sgl(sgl).with_cdw10(cdw10);
+                match is_block_command {
+                    true => sqe.with_block_count(blocks),
+                    false => sqe.with_cdw11(cdw11).with_cdw12(cdw12),
+                }
+            },
+        )
 }
 
 fn sqe() -> impl Strategy<Value = Sqe> {
@@ -204,8 +264,18 @@ impl World {
             world.run(Action::Dial { group });
         }
         for (end, qid) in [(0, 0), (1, 1)] {
-            world.run(Action::Connect { end, qid, controller: 0, name: 7, other_host: false });
-            world.run(Action::Enable { end: 0, en: true, shuts_down: false });
+            world.run(Action::Connect {
+                end,
+                qid,
+                controller: 0,
+                name: 7,
+                other_host: false,
+            });
+            world.run(Action::Enable {
+                end: 0,
+                en: true,
+                shuts_down: false,
+            });
         }
         world
     }
@@ -244,14 +314,22 @@ impl World {
                     self.ends.push(end);
                 }
             }
-            Action::Connect { end, qid, controller, name, other_host } => {
+            Action::Connect {
+                end,
+                qid,
+                controller,
+                name,
+                other_host,
+            } => {
                 let mut connect = Connect::admin(if name == 0 { DISCOVERY } else { NQN });
                 connect.command.qid = Qid(qid);
                 connect.command.kato_ms = 20_000;
                 connect.hostnqn = if other_host { OTHER_HOST } else { HOST }.into();
                 if qid > 0 {
                     let controllers = self.subsystem.controllers();
-                    let id = controllers.get(controller).map_or(Cntlid(1), |c| c.cntlid());
+                    let id = controllers
+                        .get(controller)
+                        .map_or(Cntlid(1), |c| c.cntlid());
                     connect.cntlid = id;
                 }
                 let (sqe, data) = connect.capsule(Cid(50));
@@ -259,10 +337,18 @@ impl World {
             }
             Action::Send { end, sqe, len } => {
                 let sgl = sqe.sgl();
-                let len = if sgl.is_in_capsule() { sgl.len() as usize % 8193 } else { len };
+                let len = if sgl.is_in_capsule() {
+                    sgl.len() as usize % 8193
+                } else {
+                    len
+                };
                 self.push(end, *sqe, vec![1; len]);
             }
-            Action::Enable { end, en, shuts_down } => {
+            Action::Enable {
+                end,
+                en,
+                shuts_down,
+            } => {
                 let mut cc = if en { enabled() } else { Cc::default() };
                 if shuts_down {
                     cc = cc.with_shn(ShutdownNotification::Normal);
@@ -307,13 +393,18 @@ impl World {
                 }
                 None
             }
-            Action::AddNamespace { nsid } => {
-                subsystem.add_namespace(namespace(nsid, &self.bdev)).ok().map(|(_, ticket)| ticket)
-            }
+            Action::AddNamespace { nsid } => subsystem
+                .add_namespace(namespace(nsid, &self.bdev))
+                .ok()
+                .map(|(_, ticket)| ticket),
             Action::RemoveNamespace { nsid } => subsystem.remove_namespace(Nsid(nsid)).ok(),
             Action::Resized => subsystem.namespace_resized(Nsid(1)).ok(),
             Action::Protect { on } => {
-                let protect = if on { WriteProtect::WriteProtect } else { WriteProtect::None };
+                let protect = if on {
+                    WriteProtect::WriteProtect
+                } else {
+                    WriteProtect::None
+                };
                 subsystem.set_write_protect(Nsid(1), protect).ok()
             }
             Action::Hide { on } => {
@@ -321,9 +412,9 @@ impl World {
                 let visibility = if on { hosts } else { Visibility::AllHosts };
                 subsystem.set_visibility(Nsid(1), visibility).ok()
             }
-            Action::Ana { group, state } => {
-                subsystem.set_ana_state(&listener(), Some(AnaGroupId(group)), state).ok()
-            }
+            Action::Ana { group, state } => subsystem
+                .set_ana_state(&listener(), Some(AnaGroupId(group)), state)
+                .ok(),
             Action::AllowAnyHost { on } => subsystem.set_allow_any_host(on).ok(),
             Action::Restart => {
                 let ticket = subsystem.stop();
@@ -367,8 +458,8 @@ impl World {
                 continue;
             }
             for sqe in &wire.outstanding {
-                let waits_for_ever = sqe.opcode() == admin::ASYNC_EVENT_REQUEST
-                    || sqe.fuse() == Fuse::First;
+                let waits_for_ever =
+                    sqe.opcode() == admin::ASYNC_EVENT_REQUEST || sqe.fuse() == Fuse::First;
                 assert!(waits_for_ever, "never answered: {sqe:?}");
             }
         }
@@ -385,15 +476,25 @@ impl World {
         assert!(self.rig.target.discovery_controllers().is_empty());
         assert_eq!(self.bdev.open_channels(), 0);
         assert_eq!(self.device.state().held, 0);
-        assert!(self.rig.groups.iter().all(|group| group.connection_count() == 0));
+        assert!(
+            self.rig
+                .groups
+                .iter()
+                .all(|group| group.connection_count() == 0)
+        );
         self.rig.assert_all_buffers_back();
     }
 }
 
 /// PROPTEST_CASES asks for more.
 fn config() -> ProptestConfig {
-    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
-    ProptestConfig { cases: asked.unwrap_or(150), ..ProptestConfig::default() }
+    let asked = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok());
+    ProptestConfig {
+        cases: asked.unwrap_or(150),
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {

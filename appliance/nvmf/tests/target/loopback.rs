@@ -70,13 +70,19 @@ pub(crate) struct Loopback {
 
 impl Loopback {
     pub(crate) fn new(limits: TransportLimits) -> Arc<Self> {
-        Arc::new(Self { limits, dialled: Dialled::default() })
+        Arc::new(Self {
+            limits,
+            dialled: Dialled::default(),
+        })
     }
 
     /// Opens a connection; it is there after the next poll of the accepting group.
     pub(crate) fn dial(&self, address: &TransportAddress) -> End {
         let end = End::default();
-        self.dialled.lock().unwrap().push((Arc::new(address.clone()), end.clone()));
+        self.dialled
+            .lock()
+            .unwrap()
+            .push((Arc::new(address.clone()), end.clone()));
         end
     }
 }
@@ -96,7 +102,11 @@ impl Transport for Loopback {
         address: &Arc<TransportAddress>,
     ) -> std::io::Result<Box<dyn Acceptor>> {
         let dialled = Arc::clone(&self.dialled);
-        Ok(Box::new(LoopbackAcceptor { id, address: Arc::clone(address), dialled }))
+        Ok(Box::new(LoopbackAcceptor {
+            id,
+            address: Arc::clone(address),
+            dialled,
+        }))
     }
 
     fn group(&self, context: &GroupContext<'_>) -> std::io::Result<Box<dyn TransportGroup>> {
@@ -121,7 +131,9 @@ struct LoopbackAcceptor {
 impl Acceptor for LoopbackAcceptor {
     fn poll(&mut self, _now: Instant, accepted: &mut dyn FnMut(NewConnection)) -> usize {
         let mut dialled = self.dialled.lock().unwrap();
-        let mine: Vec<_> = dialled.extract_if(.., |(to, _)| **to == *self.address).collect();
+        let mine: Vec<_> = dialled
+            .extract_if(.., |(to, _)| **to == *self.address)
+            .collect();
         drop(dialled);
         let count = mine.len();
         for (_, end) in mine {
@@ -193,9 +205,17 @@ impl Connection {
                     }
                 }
                 Step::Respond => {
-                    let response = core.take_response(qpair, slot).expect("a response is there");
-                    self.taken.remove(&slot).expect("one response for each command");
-                    let Response { cqe, payload, data_len } = response;
+                    let response = core
+                        .take_response(qpair, slot)
+                        .expect("a response is there");
+                    self.taken
+                        .remove(&slot)
+                        .expect("one response for each command");
+                    let Response {
+                        cqe,
+                        payload,
+                        data_len,
+                    } = response;
                     let mut data = vec![0; data_len as usize];
                     payload.copy_range_to(0, &mut data);
                     self.responses.push_back((slot, Reply { cqe, data }));
@@ -252,21 +272,30 @@ impl Connection {
         }
         while self.blocked.is_none() {
             let next = self.end.wire().capsules.pop_front();
-            let Some((sqe, data)) = next else { return (work, true) };
+            let Some((sqe, data)) = next else {
+                return (work, true);
+            };
             work += 1;
-            let in_capsule = if sqe.sgl().is_in_capsule() { data.len() as u32 } else { 0 };
+            let in_capsule = if sqe.sgl().is_in_capsule() {
+                data.len() as u32
+            } else {
+                0
+            };
             let qpair = match self.qpair {
                 Some(qpair) => qpair,
                 None => self.open(core, id, group, &sqe),
             };
             match core.command(qpair, sqe, in_capsule) {
                 Ok((slot, step)) => {
-                    let taken = Taken { sqe, data, buffer: None };
+                    let taken = Taken {
+                        sqe,
+                        data,
+                        buffer: None,
+                    };
                     let before = self.taken.insert(slot, taken);
                     // A reset ends event requests without a word.
-                    let is_free = before.is_none_or(|before| {
-                        before.sqe.opcode() == admin::ASYNC_EVENT_REQUEST
-                    });
+                    let is_free = before
+                        .is_none_or(|before| before.sqe.opcode() == admin::ASYNC_EVENT_REQUEST);
                     assert!(is_free, "the slot is busy");
                     if in_capsule > 0 && step == Step::Pending {
                         self.blocked = Some(slot);
@@ -288,7 +317,11 @@ impl Connection {
     ) -> QpairId {
         let (is_admin, entries) =
             ConnectCommand::parse(sqe).map_or((true, 1), |c| (c.qid.is_admin(), c.entries()));
-        let max = if is_admin { limits.max_aq_depth } else { limits.max_queue_depth };
+        let max = if is_admin {
+            limits.max_aq_depth
+        } else {
+            limits.max_queue_depth
+        };
         let qpair = core
             .open(OpenQpair {
                 transport: *transport,
@@ -306,7 +339,9 @@ impl Connection {
 
 impl LoopbackGroup {
     fn drop_connection(&mut self, core: &mut Core, index: usize, reason: CloseReason) {
-        let Some(connection) = self.connections[index].take() else { return };
+        let Some(connection) = self.connections[index].take() else {
+            return;
+        };
         connection.end.wire().closed = Some(reason);
         if let Some(qpair) = connection.qpair {
             core.closed(qpair);
@@ -337,7 +372,9 @@ impl TransportGroup for LoopbackGroup {
         let mut work = 0;
         let group = (self.transport, self.limits.clone());
         for index in 0..self.connections.len() {
-            let Some(connection) = &mut self.connections[index] else { continue };
+            let Some(connection) = &mut self.connections[index] else {
+                continue;
+            };
             if connection.end.wire().is_cut {
                 self.drop_connection(core, index, CloseReason::Peer);
                 work += 1;
@@ -376,7 +413,12 @@ impl TransportGroup for LoopbackGroup {
                     core.response_sent(qpair, slot);
                 }
             }
-            closing.extend(connection.close_when_sent.take().map(|reason| (index, reason)));
+            closing.extend(
+                connection
+                    .close_when_sent
+                    .take()
+                    .map(|reason| (index, reason)),
+            );
         }
         for (index, reason) in closing {
             self.drop_connection(core, index, reason);

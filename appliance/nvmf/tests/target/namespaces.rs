@@ -16,8 +16,8 @@ use nvmf::{
 
 use crate::device::TestDevice;
 use crate::rig::{
-    HOST, NQN, Rig, RigOptions, Served, address, bdev, capsule, closed, dnr, flush, namespace, nqn, read,
-    taken, transport, write,
+    HOST, NQN, Rig, RigOptions, Served, address, bdev, capsule, closed, dnr, flush, namespace, nqn,
+    read, taken, transport, write,
 };
 
 const OTHER_HOST: &str = "nqn.2026-11.io.adit:other-host";
@@ -39,7 +39,13 @@ fn commands_wait_while_their_namespace_is_paused_and_then_go_on_in_order() {
     assert!(served.device.state().ops.is_empty());
     served.subsystem.resume(Nsid(1)).unwrap();
     rig.poll();
-    let cids: Vec<u16> = served.io.wire().replies.iter().map(|reply| reply.cqe.cid().0).collect();
+    let cids: Vec<u16> = served
+        .io
+        .wire()
+        .replies
+        .iter()
+        .map(|reply| reply.cqe.cid().0)
+        .collect();
     assert_eq!(cids, [0, 1, 2, 3, 4]);
     assert_eq!(served.subsystem.state(), SubsystemState::Active);
     assert!(matches!(
@@ -54,14 +60,20 @@ fn only_the_namespace_that_is_paused_waits() {
     let mut rig = Rig::new();
     let served = rig.with_device(512, 64);
     let second = bdev(TestDevice::new(512, 64), rig.now);
-    let (_, ticket) = served.subsystem.add_namespace(namespace(2, &second)).unwrap();
+    let (_, ticket) = served
+        .subsystem
+        .add_namespace(namespace(2, &second))
+        .unwrap();
     rig.finish(ticket);
     let ticket = served.subsystem.pause(Nsid(1)).unwrap();
     rig.finish(ticket);
     // Also behind a write to the paused one whose data is in its capsule.
     rig.send(&served.io, capsule(write(1, 0, 1), 512), &[1; 512]);
     rig.send(&served.io, read(2, 0, 1), &[]);
-    assert!(rig.status(&served.io, read(3, 0, 1).with_nsid(Nsid(2)), &[]).is_success());
+    assert!(
+        rig.status(&served.io, read(3, 0, 1).with_nsid(Nsid(2)), &[])
+            .is_success()
+    );
     assert_eq!(served.io.wire().replies.len(), 0);
     served.subsystem.resume(Nsid(1)).unwrap();
     rig.poll();
@@ -96,7 +108,10 @@ fn a_host_that_holds_back_its_data_holds_up_no_pause_and_no_removal() {
     assert!(ticket.is_done());
     served.io.wire().holds_data = false;
     rig.poll();
-    assert!(served.device.state().ops.is_empty(), "its data came, and it waits now");
+    assert!(
+        served.device.state().ops.is_empty(),
+        "its data came, and it waits now"
+    );
     let ticket = served.subsystem.remove_namespace(Nsid(1)).unwrap();
     rig.poll();
     assert!(ticket.is_done());
@@ -109,7 +124,10 @@ fn pauses_add_up_and_hold_for_namespaces_used_later() {
     let mut rig = Rig::new();
     let served = rig.with_device(512, 64);
     let second = bdev(TestDevice::new(512, 64), rig.now);
-    let (_, ticket) = served.subsystem.add_namespace(namespace(2, &second)).unwrap();
+    let (_, ticket) = served
+        .subsystem
+        .add_namespace(namespace(2, &second))
+        .unwrap();
     rig.finish(ticket);
     // Nothing has used either in this group yet.
     for nsid in [Nsid::ALL, Nsid(1), Nsid(1)] {
@@ -137,7 +155,10 @@ fn pauses_add_up_and_hold_for_namespaces_used_later() {
 
 #[test]
 fn a_group_that_joins_during_a_pause_is_paused() {
-    let mut rig = Rig::with(RigOptions { groups: 2, ..RigOptions::default() });
+    let mut rig = Rig::with(RigOptions {
+        groups: 2,
+        ..RigOptions::default()
+    });
     let served = rig.with_device(512, 64);
     let ticket = served.subsystem.pause(Nsid(1)).unwrap();
     rig.finish(ticket);
@@ -208,11 +229,18 @@ fn removal_is_complete_when_the_device_has_let_go_and_may_be_deleted() {
     rig.poll();
     assert!(ticket.is_done());
     assert_eq!(taken(&served.io, 1), Some(Status::SUCCESS));
-    assert_eq!(served.bdev.open_channels(), 0, "whoever waited may delete the device");
+    assert_eq!(
+        served.bdev.open_channels(),
+        0,
+        "whoever waited may delete the device"
+    );
     // The number can be used again, for another device.
     let next = TestDevice::new(512, 8);
     let next_bdev = bdev(Arc::clone(&next) as _, rig.now);
-    let (_, ticket) = served.subsystem.add_namespace(namespace(1, &next_bdev)).unwrap();
+    let (_, ticket) = served
+        .subsystem
+        .add_namespace(namespace(1, &next_bdev))
+        .unwrap();
     rig.finish(ticket);
     assert!(rig.status(&served.io, read(3, 0, 1), &[]).is_success());
     assert_eq!(next.count(OpKind::Read), 1);
@@ -229,14 +257,22 @@ fn a_lost_connection_leaves_its_buffers_with_the_device() {
     rig.poll();
     assert_eq!(served.device.state().held, 2);
     let stats = rig.pool.stats();
-    assert_eq!(stats.small.total - stats.small.free, 2, "the device still has them");
+    assert_eq!(
+        stats.small.total - stats.small.free,
+        2,
+        "the device still has them"
+    );
     // The place of the old connection is taken by a new one meanwhile.
     let other = rig.io(&served.host, 2);
     rig.send(&other, read(1, 0, 1), &[]);
     served.device.state().holds = false;
     rig.poll();
     assert_eq!(taken(&other, 1), Some(Status::SUCCESS));
-    assert_eq!(other.wire().replies.len(), 0, "nothing of the old connection comes out here");
+    assert_eq!(
+        other.wire().replies.len(),
+        0,
+        "nothing of the old connection comes out here"
+    );
     assert_eq!(served.device.state().data[0], 5);
     rig.assert_all_buffers_back();
 }
@@ -258,7 +294,11 @@ fn commands_wait_for_buffers_in_their_order_and_hosts_still_connect() {
         rig.send(&served.io, read(cid, u64::from(cid), 1), &[]);
     }
     assert_eq!(served.device.state().held, 4);
-    let waits = rig.groups[0].handle().counters.buffer_waits.load(Ordering::Relaxed);
+    let waits = rig.groups[0]
+        .handle()
+        .counters
+        .buffer_waits
+        .load(Ordering::Relaxed);
     assert_eq!(waits, 8);
     // The reserve: another host comes in, and asks.
     let other = rig.host(NQN);
@@ -268,7 +308,13 @@ fn commands_wait_for_buffers_in_their_order_and_hosts_still_connect() {
     rig.send(&io, read(1, 20, 1), &[]);
     served.device.state().holds = false;
     rig.poll();
-    let cids: Vec<u16> = served.io.wire().replies.iter().map(|reply| reply.cqe.cid().0).collect();
+    let cids: Vec<u16> = served
+        .io
+        .wire()
+        .replies
+        .iter()
+        .map(|reply| reply.cqe.cid().0)
+        .collect();
     assert_eq!(cids, (0..12).collect::<Vec<_>>());
     assert_eq!(taken(&io, 1), Some(Status::SUCCESS));
     rig.assert_all_buffers_back();
@@ -353,7 +399,11 @@ fn a_deleted_subsystem_is_gone_when_its_ticket_is_done_and_its_name_is_free() {
     let host = rig.host(NQN);
     let io = rig.io(&host, 1);
     assert!(rig.status(&io, read(1, 0, 1), &[]).is_success());
-    assert_eq!(next.count(OpKind::Read), 1, "the namespace of the new subsystem");
+    assert_eq!(
+        next.count(OpKind::Read),
+        1,
+        "the namespace of the new subsystem"
+    );
     assert!(!ticket.is_done());
     served.device.state().holds = false;
     rig.poll();
@@ -361,7 +411,11 @@ fn a_deleted_subsystem_is_gone_when_its_ticket_is_done_and_its_name_is_free() {
     assert_eq!(served.bdev.open_channels(), 0);
     assert_eq!(served.subsystem.state(), SubsystemState::Inactive);
     assert_eq!(closed(&io), None);
-    assert!(rig.target.delete_subsystem(&nqn("nqn.2026-11.io.adit:none")).is_err());
+    assert!(
+        rig.target
+            .delete_subsystem(&nqn("nqn.2026-11.io.adit:none"))
+            .is_err()
+    );
 }
 
 #[test]
@@ -380,7 +434,10 @@ fn a_stopped_subsystem_starts_again() {
 
 #[test]
 fn shutting_down_closes_every_queue_pair() {
-    let mut rig = Rig::with(RigOptions { groups: 2, ..RigOptions::default() });
+    let mut rig = Rig::with(RigOptions {
+        groups: 2,
+        ..RigOptions::default()
+    });
     let served = rig.with_device(512, 64);
     let io = rig.io_in(1, &served.host, 2);
     served.device.state().holds = true;
@@ -398,7 +455,10 @@ fn shutting_down_closes_every_queue_pair() {
 
 #[test]
 fn a_dropped_poll_group_leaves_no_ticket_open() {
-    let mut rig = Rig::with(RigOptions { groups: 2, ..RigOptions::default() });
+    let mut rig = Rig::with(RigOptions {
+        groups: 2,
+        ..RigOptions::default()
+    });
     let served = rig.with_device(512, 64);
     let io = rig.io_in(1, &served.host, 2);
     rig.next_group.store(1, Ordering::Relaxed);
@@ -424,7 +484,8 @@ struct OpenAtWake {
 
 impl std::task::Wake for OpenAtWake {
     fn wake(self: Arc<Self>) {
-        self.open_channels.store(self.bdev.open_channels(), Ordering::Relaxed);
+        self.open_channels
+            .store(self.bdev.open_channels(), Ordering::Relaxed);
     }
 }
 
@@ -467,7 +528,10 @@ fn write_protection_refuses_what_changes_blocks_and_nothing_else() {
     // A write whose data is on its way when the protection comes.
     served.io.wire().holds_data = true;
     rig.send(&served.io, write(9, 0, 1), &[1; 512]);
-    let ticket = served.subsystem.set_write_protect(Nsid(1), WriteProtect::WriteProtect).unwrap();
+    let ticket = served
+        .subsystem
+        .set_write_protect(Nsid(1), WriteProtect::WriteProtect)
+        .unwrap();
     rig.finish(ticket);
     served.io.wire().holds_data = false;
     rig.poll();
@@ -480,14 +544,23 @@ fn write_protection_refuses_what_changes_blocks_and_nothing_else() {
     assert!(rig.status(&served.io, read(1, 0, 1), &[]).is_success());
     assert!(rig.status(&served.io, flush(1), &[]).is_success());
     assert!(served.device.state().data.iter().all(|byte| *byte == 0));
-    let ticket = served.subsystem.set_write_protect(Nsid(1), WriteProtect::None).unwrap();
+    let ticket = served
+        .subsystem
+        .set_write_protect(Nsid(1), WriteProtect::None)
+        .unwrap();
     rig.finish(ticket);
-    assert!(rig.status(&served.io, write(1, 0, 1), &[1; 512]).is_success());
+    assert!(
+        rig.status(&served.io, write(1, 0, 1), &[1; 512])
+            .is_success()
+    );
 }
 
 #[test]
 fn a_host_sets_write_protection_in_every_group_and_the_owner_hears_of_it() {
-    let mut rig = Rig::with(RigOptions { groups: 2, ..RigOptions::default() });
+    let mut rig = Rig::with(RigOptions {
+        groups: 2,
+        ..RigOptions::default()
+    });
     let served = rig.with_device(512, 64);
     let io = rig.io_in(1, &served.host, 2);
     assert!(rig.status(&io, write(1, 0, 1), &[1; 512]).is_success());
@@ -519,7 +592,10 @@ fn a_read_only_device_is_a_write_protected_namespace() {
     let mut rig = Rig::new();
     let subsystem = rig.subsystem(NQN);
     let geometry = TestDevice::new(512, 64).geometry();
-    let device = TestDevice::with(block::Geometry { read_only: true, ..geometry });
+    let device = TestDevice::with(block::Geometry {
+        read_only: true,
+        ..geometry
+    });
     let bdev = bdev(device, rig.now);
     drop(subsystem.add_namespace(namespace(1, &bdev)).unwrap());
     let host = rig.host(NQN);
@@ -539,7 +615,10 @@ fn a_namespace_is_there_only_for_the_hosts_that_see_it() {
     // A write whose data is on its way when the namespace is hidden.
     other_io.wire().holds_data = true;
     rig.send(&other_io, write(2, 0, 1), &[1; 512]);
-    let ticket = served.subsystem.set_visibility(Nsid(1), visibility).unwrap();
+    let ticket = served
+        .subsystem
+        .set_visibility(Nsid(1), visibility)
+        .unwrap();
     rig.finish(ticket);
     other_io.wire().holds_data = false;
     rig.poll();
@@ -550,7 +629,10 @@ fn a_namespace_is_there_only_for_the_hosts_that_see_it() {
     let list = rig.run(&other.admin, identify(0, 2), &[]).data;
     assert!(list.iter().all(|byte| *byte == 0));
     let data = rig.run(&other.admin, identify(1, 0), &[]).data;
-    assert!(data.iter().all(|byte| *byte == 0), "as if there were no such namespace");
+    assert!(
+        data.iter().all(|byte| *byte == 0),
+        "as if there were no such namespace"
+    );
     assert_eq!(rig.status(&other.admin, identify(1, 3), &[]), GONE);
     let get = Sqe::get_features(Cid(1), fid::NAMESPACE_WRITE_PROTECTION, Select::Current);
     assert_eq!(rig.status(&other.admin, get.with_nsid(Nsid(1)), &[]), GONE);
@@ -570,7 +652,10 @@ fn each_ana_state_answers_with_its_status() {
     ];
     for (state, expected) in cases {
         let group = Some(AnaGroupId(1));
-        let ticket = served.subsystem.set_ana_state(&address(4420), group, state).unwrap();
+        let ticket = served
+            .subsystem
+            .set_ana_state(&address(4420), group, state)
+            .unwrap();
         rig.finish(ticket);
         assert_eq!(rig.status(&served.io, read(1, 0, 1), &[]), expected);
         assert_eq!(rig.status(&served.io, write(1, 0, 1), &[0; 512]), expected);
@@ -579,12 +664,25 @@ fn each_ana_state_answers_with_its_status() {
     // Another group's state is another's.
     let group = Some(AnaGroupId(2));
     let inaccessible = AnaState::Inaccessible;
-    drop(served.subsystem.set_ana_state(&address(4420), group, inaccessible).unwrap());
+    drop(
+        served
+            .subsystem
+            .set_ana_state(&address(4420), group, inaccessible)
+            .unwrap(),
+    );
     rig.poll();
     assert!(rig.status(&served.io, read(1, 0, 1), &[]).is_success());
-    drop(served.subsystem.set_ana_group(Nsid(1), AnaGroupId(2)).unwrap());
+    drop(
+        served
+            .subsystem
+            .set_ana_group(Nsid(1), AnaGroupId(2))
+            .unwrap(),
+    );
     rig.poll();
-    assert_eq!(rig.status(&served.io, read(1, 0, 1), &[]), Status::ANA_INACCESSIBLE);
+    assert_eq!(
+        rig.status(&served.io, read(1, 0, 1), &[]),
+        Status::ANA_INACCESSIBLE
+    );
     for group in [0, 1025] {
         let refused = served.subsystem.set_ana_group(Nsid(1), AnaGroupId(group));
         assert!(matches!(refused, Err(TargetError::BadAnaGroup { .. })));
@@ -595,12 +693,18 @@ fn each_ana_state_answers_with_its_status() {
 fn a_resize_is_in_force_for_the_next_command() {
     let mut rig = Rig::new();
     let served = rig.with_device(512, 64);
-    assert_eq!(rig.status(&served.io, read(1, 64, 1), &[]), dnr(Status::LBA_OUT_OF_RANGE));
+    assert_eq!(
+        rig.status(&served.io, read(1, 64, 1), &[]),
+        dnr(Status::LBA_OUT_OF_RANGE)
+    );
     served.bdev.resize(128).unwrap();
     rig.finish(served.subsystem.namespace_resized(Nsid(1)).unwrap());
     assert!(rig.status(&served.io, read(1, 64, 1), &[]).is_success());
     served.bdev.resize(32).unwrap();
-    assert_eq!(rig.status(&served.io, read(1, 32, 1), &[]), dnr(Status::LBA_OUT_OF_RANGE));
+    assert_eq!(
+        rig.status(&served.io, read(1, 32, 1), &[]),
+        dnr(Status::LBA_OUT_OF_RANGE)
+    );
 }
 
 #[test]
@@ -627,14 +731,24 @@ fn reading_state_changes_nothing() {
 
 #[test]
 fn two_groups_share_a_controller_and_end_together() {
-    let mut rig = Rig::with(RigOptions { groups: 2, ..RigOptions::default() });
+    let mut rig = Rig::with(RigOptions {
+        groups: 2,
+        ..RigOptions::default()
+    });
     let served = rig.with_device(512, 64);
     let far = rig.io_in(1, &served.host, 2);
-    let groups: Vec<usize> =
-        served.subsystem.controllers()[0].qpairs().iter().map(|qpair| qpair.group.0).collect();
+    let groups: Vec<usize> = served.subsystem.controllers()[0]
+        .qpairs()
+        .iter()
+        .map(|qpair| qpair.group.0)
+        .collect();
     assert_eq!(groups, [0, 0, 1]);
     assert!(rig.status(&far, read(1, 0, 1), &[]).is_success());
-    assert_eq!(served.bdev.open_channels(), 1, "only the far queue has done I/O");
+    assert_eq!(
+        served.bdev.open_channels(),
+        1,
+        "only the far queue has done I/O"
+    );
     served.host.admin.wire().is_cut = true;
     rig.poll();
     assert!(closed(&served.io).is_some());

@@ -100,13 +100,24 @@ impl Rig {
         let transport = Loopback::new(options.limits);
         target.add_transport(Arc::clone(&transport) as _).unwrap();
         let groups = (0..options.groups)
-            .map(|_| target.poll_group(Waker::noop().clone(), &pool, None, now).unwrap())
+            .map(|_| {
+                target
+                    .poll_group(Waker::noop().clone(), &pool, None, now)
+                    .unwrap()
+            })
             .collect();
         let next_group = Arc::<AtomicUsize>::default();
         let picked = Arc::clone(&next_group);
         target.set_group_picker(Some(Box::new(move |_, _| picked.load(Ordering::Relaxed))));
         target.listen(&address(4420)).unwrap();
-        Self { groups, target, transport, pool, now, next_group }
+        Self {
+            groups,
+            target,
+            transport,
+            pool,
+            now,
+            next_group,
+        }
     }
 
     /// A started subsystem that every host may use, at port 4420.
@@ -119,7 +130,11 @@ impl Rig {
 
     pub(crate) fn subsystem_with(&self, options: SubsystemOptions) -> Arc<Subsystem> {
         let subsystem = self.target.create_subsystem(options).unwrap();
-        drop(subsystem.add_listener(Arc::new(address(4420)), AnaState::Optimized).unwrap());
+        drop(
+            subsystem
+                .add_listener(Arc::new(address(4420)), AnaState::Optimized)
+                .unwrap(),
+        );
         subsystem.start();
         subsystem
     }
@@ -127,7 +142,11 @@ impl Rig {
     /// Runs the poll groups until they have nothing to do.
     pub(crate) fn poll(&mut self) {
         for _ in 0..1000 {
-            let work: usize = self.groups.iter_mut().map(|group| group.poll(self.now).work).sum();
+            let work: usize = self
+                .groups
+                .iter_mut()
+                .map(|group| group.poll(self.now).work)
+                .sum();
             if work == 0 && self.groups.iter().all(PollGroup::may_sleep) {
                 return;
             }
@@ -222,7 +241,10 @@ impl Rig {
     }
 
     pub(crate) fn csts(&mut self, admin: &End) -> Csts {
-        let get = PropertyGet { size: PropertySize::Four, offset: registers::CSTS };
+        let get = PropertyGet {
+            size: PropertySize::Four,
+            offset: registers::CSTS,
+        };
         Csts::from(self.run(admin, get.to_sqe(Cid(901)), &[]).cqe.result() as u32)
     }
 
@@ -235,7 +257,13 @@ impl Rig {
         self.finish(ticket);
         let host = self.host(NQN);
         let io = self.io(&host, 1);
-        Served { subsystem, device, bdev, host, io }
+        Served {
+            subsystem,
+            device,
+            bdev,
+            host,
+            io,
+        }
     }
 
     /// No buffer is in use.
@@ -284,7 +312,13 @@ pub(crate) struct Connect {
 impl Connect {
     pub(crate) fn admin(subsystem: &str) -> Self {
         Self {
-            command: ConnectCommand { recfmt: 0, qid: Qid(0), sqsize: 31, cattr: 0, kato_ms: 0 },
+            command: ConnectCommand {
+                recfmt: 0,
+                qid: Qid(0),
+                sqsize: 31,
+                cattr: 0,
+                kato_ms: 0,
+            },
             hostid: HOST_ID,
             cntlid: DYNAMIC,
             subnqn: subsystem.into(),
@@ -298,8 +332,12 @@ impl Connect {
     }
 
     pub(crate) fn capsule(&self, cid: Cid) -> (Sqe, Vec<u8>) {
-        let data =
-            ConnectData::new(self.hostid, self.cntlid, &nqn(&self.subnqn), &nqn(&self.hostnqn));
+        let data = ConnectData::new(
+            self.hostid,
+            self.cntlid,
+            &nqn(&self.subnqn),
+            &nqn(&self.hostnqn),
+        );
         let data = zerocopy::IntoBytes::as_bytes(&data).to_vec();
         let sgl = SglDescriptor::in_capsule(0, data.len() as u32);
         (self.command.to_sqe(cid).with_sgl(sgl), data)
@@ -309,7 +347,10 @@ impl Connect {
 /// Takes the answer to a command.
 pub(crate) fn take(end: &End, cid: Cid) -> Option<Reply> {
     let mut wire = end.wire();
-    let index = wire.replies.iter().position(|reply| reply.cqe.cid() == cid)?;
+    let index = wire
+        .replies
+        .iter()
+        .position(|reply| reply.cqe.cid() == cid)?;
     wire.replies.remove(index)
 }
 
@@ -328,7 +369,12 @@ pub(crate) fn enabled() -> Cc {
 
 pub(crate) fn property_set(cid: Cid, cc: Cc) -> Sqe {
     let value = u64::from(u32::from(cc));
-    PropertySet { size: PropertySize::Four, offset: registers::CC, value }.to_sqe(cid)
+    PropertySet {
+        size: PropertySize::Four,
+        offset: registers::CC,
+        value,
+    }
+    .to_sqe(cid)
 }
 
 pub(crate) fn disconnect(cid: u16) -> Sqe {
@@ -363,11 +409,17 @@ pub(crate) fn capsule(sqe: Sqe, len: usize) -> Sqe {
 }
 
 pub(crate) fn read(cid: u16, lba: u64, blocks: u32) -> Sqe {
-    transport(Sqe::read(Cid(cid), Nsid(1), Lba(lba), blocks), blocks as usize * 512)
+    transport(
+        Sqe::read(Cid(cid), Nsid(1), Lba(lba), blocks),
+        blocks as usize * 512,
+    )
 }
 
 pub(crate) fn write(cid: u16, lba: u64, blocks: u32) -> Sqe {
-    transport(Sqe::write(Cid(cid), Nsid(1), Lba(lba), blocks), blocks as usize * 512)
+    transport(
+        Sqe::write(Cid(cid), Nsid(1), Lba(lba), blocks),
+        blocks as usize * 512,
+    )
 }
 
 pub(crate) fn flush(cid: u16) -> Sqe {

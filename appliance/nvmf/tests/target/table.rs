@@ -49,8 +49,14 @@ fn io_commands_with_one_field_wrong() {
 
     let mut cases: Vec<(Sqe, Status)> = Vec::new();
     let zeroes = Sqe::write_zeroes(Cid(1), Nsid(1), Lba(0), 8);
-    let verify = Sqe { opcode: nvm::VERIFY, ..zeroes };
-    let compare = Sqe { opcode: nvm::COMPARE, ..write(1, 0, 8) };
+    let verify = Sqe {
+        opcode: nvm::VERIFY,
+        ..zeroes
+    };
+    let compare = Sqe {
+        opcode: nvm::COMPARE,
+        ..write(1, 0, 8)
+    };
     let ranged = [read(1, 0, 8), write(1, 0, 8), compare, zeroes, verify];
     for sqe in ranged {
         for nsid in [0, 2, 32, 33, 0xffff_fffe, 0xffff_ffff] {
@@ -88,14 +94,40 @@ fn io_commands_with_one_field_wrong() {
         (Sqe::flush(Cid(1), Nsid(0)), NAMESPACE),
         (Sqe::flush(Cid(1), Nsid(2)), NAMESPACE),
     ]);
-    let known =
-        [0x00, 0x01, 0x02, 0x05, 0x08, 0x09, 0x0c, 0x19, nvme_spec::opcode::fabrics::OPCODE];
+    let known = [
+        0x00,
+        0x01,
+        0x02,
+        0x05,
+        0x08,
+        0x09,
+        0x0c,
+        0x19,
+        nvme_spec::opcode::fabrics::OPCODE,
+    ];
     for opcode in (0..=255).filter(|opcode| !known.contains(opcode)) {
-        cases.push((Sqe { opcode, ..read(1, 0, 8) }, OPCODE));
+        cases.push((
+            Sqe {
+                opcode,
+                ..read(1, 0, 8)
+            },
+            OPCODE,
+        ));
     }
     // Admin commands on an I/O queue are I/O opcodes, or none.
-    for opcode in [admin::IDENTIFY, admin::GET_FEATURES, admin::ABORT + 0x10, admin::KEEP_ALIVE] {
-        cases.push((Sqe { opcode, ..read(1, 0, 8) }, OPCODE));
+    for opcode in [
+        admin::IDENTIFY,
+        admin::GET_FEATURES,
+        admin::ABORT + 0x10,
+        admin::KEEP_ALIVE,
+    ] {
+        cases.push((
+            Sqe {
+                opcode,
+                ..read(1, 0, 8)
+            },
+            OPCODE,
+        ));
     }
     let count = cases.len();
     for (sqe, expected) in cases {
@@ -118,7 +150,10 @@ fn admin_commands_with_one_field_wrong() {
     let identify = transport(Sqe::identify(Cid(1), Nsid(1), 0), 4096);
     let log = transport(Sqe::get_log_page(Cid(1), Nsid(0), 2, 512, 0), 512);
     let behavior = transport(Sqe::set_features(Cid(1), fid::HOST_BEHAVIOR, 0), 512);
-    let host_id = transport(Sqe::get_features(Cid(1), fid::HOST_IDENTIFIER, Select::Current), 16);
+    let host_id = transport(
+        Sqe::get_features(Cid(1), fid::HOST_IDENTIFIER, Select::Current),
+        16,
+    );
     let host_id = host_id.with_cdw11(1);
     let mut cases: Vec<(Sqe, Status)> = Vec::new();
     for sqe in [identify, log, behavior, host_id] {
@@ -143,12 +178,27 @@ fn admin_commands_with_one_field_wrong() {
         (log.with_cdw13(1), INVALID),
         (log.with_cdw14(1 << 23), INVALID),
         (log.with_nsid(Nsid(1)), INVALID),
-        (log.with_cdw10(log.cdw10() | 0xff), dnr(Status::INVALID_LOG_PAGE)),
+        (
+            log.with_cdw10(log.cdw10() | 0xff),
+            dnr(Status::INVALID_LOG_PAGE),
+        ),
         (Sqe::set_features(Cid(1), fid::POWER_MANAGEMENT, 1), INVALID),
-        (Sqe::set_features(Cid(1), fid::ERROR_RECOVERY, 1 << 16), INVALID),
-        (Sqe::set_features(Cid(1), fid::TEMPERATURE_THRESHOLD, 1 << 16), INVALID),
-        (Sqe::set_features(Cid(1), fid::NUMBER_OF_QUEUES, 0xffff), INVALID),
-        (Sqe::set_features(Cid(1), fid::NAMESPACE_WRITE_PROTECTION, 1), NAMESPACE),
+        (
+            Sqe::set_features(Cid(1), fid::ERROR_RECOVERY, 1 << 16),
+            INVALID,
+        ),
+        (
+            Sqe::set_features(Cid(1), fid::TEMPERATURE_THRESHOLD, 1 << 16),
+            INVALID,
+        ),
+        (
+            Sqe::set_features(Cid(1), fid::NUMBER_OF_QUEUES, 0xffff),
+            INVALID,
+        ),
+        (
+            Sqe::set_features(Cid(1), fid::NAMESPACE_WRITE_PROTECTION, 1),
+            NAMESPACE,
+        ),
         (
             Sqe::set_features(Cid(1), fid::NAMESPACE_WRITE_PROTECTION, 4).with_nsid(Nsid(1)),
             INVALID,
@@ -169,6 +219,13 @@ fn admin_commands_with_one_field_wrong() {
         assert!(reply.data.is_empty());
     }
     assert_eq!(state(&mut rig, &served), before);
-    assert_eq!(rig.target.subsystem(&crate::rig::nqn(NQN)).unwrap().controllers().len(), 1);
+    assert_eq!(
+        rig.target
+            .subsystem(&crate::rig::nqn(NQN))
+            .unwrap()
+            .controllers()
+            .len(),
+        1
+    );
     rig.assert_all_buffers_back();
 }

@@ -49,13 +49,27 @@ fn build(target: &Target, queue: &Queue, host: &Nqn) -> Arc<[u8]> {
         for listener in &config.listeners {
             if is_same_fabric(&listener.address, &queue.peer.listener) {
                 let nqn = config.nqn.clone();
-                records.push(record(target, queue, &listener.address, SUBTYPE_NVM, nqn, 0));
+                records.push(record(
+                    target,
+                    queue,
+                    &listener.address,
+                    SUBTYPE_NVM,
+                    nqn,
+                    0,
+                ));
             }
         }
     }
     for referral in target.referrals() {
         let address = &referral.address;
-        records.push(record(target, queue, address, SUBTYPE_REFERRAL, referral.nqn.clone(), 0));
+        records.push(record(
+            target,
+            queue,
+            address,
+            SUBTYPE_REFERRAL,
+            referral.nqn.clone(),
+            0,
+        ));
     }
     let header = DiscoveryLogHeader::new(generation, records.len() as u64);
     let mut log = Vec::with_capacity(HEADER_LEN * (1 + records.len()));
@@ -75,7 +89,14 @@ fn is_same_fabric(address: &TransportAddress, asked: &TransportAddress) -> bool 
 fn current_discovery(target: &Target, queue: &Queue) -> DiscoveryRecord {
     let flags = EFLAGS_DUPRETINFO | EFLAGS_EPCSD;
     let subtype = SUBTYPE_CURRENT_DISCOVERY;
-    record(target, queue, &queue.peer.listener, subtype, Nqn::discovery(), flags)
+    record(
+        target,
+        queue,
+        &queue.peer.listener,
+        subtype,
+        Nqn::discovery(),
+        flags,
+    )
 }
 
 fn record(
@@ -104,7 +125,9 @@ fn record(
 /// A wildcard address, or the port that the system chose, is shown as the one at which this host
 /// reached the target.
 fn shown_address(address: &TransportAddress, queue: &Queue) -> TransportAddress {
-    let Ok(local) = queue.peer.local.parse::<SocketAddr>() else { return address.clone() };
+    let Ok(local) = queue.peer.local.parse::<SocketAddr>() else {
+        return address.clone();
+    };
     let local = TransportAddress::from_socket_addr(address.trtype, local);
     let mut shown = address.clone();
     if address.is_wildcard() && local.adrfam == address.adrfam {

@@ -19,7 +19,11 @@ fn check_known(association: &Association, fid: u8) -> Result<(), Status> {
     } else {
         crate::features::Features::KNOWN.contains(&fid)
     };
-    if known { Ok(()) } else { Err(Status::INVALID_FIELD.with_dnr(true)) }
+    if known {
+        Ok(())
+    } else {
+        Err(Status::INVALID_FIELD.with_dnr(true))
+    }
 }
 
 /// What may be done with a feature (Get Features, SEL 011b). Nothing is saveable.
@@ -57,11 +61,17 @@ pub(super) async fn get(
             if !identify::has_volatile_cache(&subsystem.config(), &association.host_nqn) {
                 return Err(invalid);
             }
-            Ok(u64::from(is_default || !association.controller.is_write_through()))
+            Ok(u64::from(
+                is_default || !association.controller.is_write_through(),
+            ))
         }
         fid::NAMESPACE_WRITE_PROTECTION => {
             let namespace = namespace(association, sqe.nsid())?;
-            Ok(if is_default { 0 } else { namespace.write_protect as u64 })
+            Ok(if is_default {
+                0
+            } else {
+                namespace.write_protect as u64
+            })
         }
         fid::HOST_IDENTIFIER => {
             if sqe.cdw11() & 1 == 0 {
@@ -72,10 +82,18 @@ pub(super) async fn get(
             answer(queue, slot, sqe, &host_id).await
         }
         fid::HOST_BEHAVIOR => {
-            let data = association.controller.lock().features.host_behavior(is_default);
+            let data = association
+                .controller
+                .lock()
+                .features
+                .host_behavior(is_default);
             answer(queue, slot, sqe, &data).await
         }
-        fid => association.controller.lock().features.get(fid, sqe.cdw11(), is_default),
+        fid => association
+            .controller
+            .lock()
+            .features
+            .get(fid, sqe.cdw11(), is_default),
     }
 }
 
@@ -104,7 +122,11 @@ pub(super) async fn set(
         fid::HOST_BEHAVIOR => {
             let payload = receive(queue, slot, sqe, 512).await?;
             let bytes = payload.as_buf().map_or(&[][..], |buffer| buffer.as_slice());
-            association.controller.lock().features.set_host_behavior(bytes)
+            association
+                .controller
+                .lock()
+                .features
+                .set_host_behavior(bytes)
         }
         fid => association.controller.lock().features.set(fid, sqe.cdw11()),
     }
@@ -117,7 +139,9 @@ fn set_write_cache(sqe: &Sqe, association: &Association) -> Result<u64, Status> 
     if !identify::has_volatile_cache(&subsystem.config(), &association.host_nqn) {
         return Err(invalid);
     }
-    association.controller.set_write_through(sqe.cdw11() & 1 == 0);
+    association
+        .controller
+        .set_write_through(sqe.cdw11() & 1 == 0);
     Ok(0)
 }
 
@@ -165,8 +189,13 @@ async fn set_write_protection(
         1 => WriteProtect::WriteProtect,
         _ => return Err(Status::INVALID_FIELD.with_dnr(true)),
     };
-    let subsystem = association.subsystem.as_ref().ok_or(Status::INVALID_FIELD.with_dnr(true))?;
-    let changed = subsystem.subsystem.set_write_protect_by_host(namespace.nsid, state);
+    let subsystem = association
+        .subsystem
+        .as_ref()
+        .ok_or(Status::INVALID_FIELD.with_dnr(true))?;
+    let changed = subsystem
+        .subsystem
+        .set_write_protect_by_host(namespace.nsid, state);
     let ticket = changed.map_err(|_| Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true))?;
     wait(queue, slot, || ticket.is_done()).await?;
     Ok(0)

@@ -17,13 +17,8 @@ use crate::controller::{ERROR_LOG_ENTRIES, EVENT_REQUESTS_MAX};
 use crate::limits;
 use crate::queue::{Association, Queue};
 
-
 /// The 4,096 bytes that an Identify asks for.
-pub(super) fn data(
-    queue: &Queue,
-    association: &Association,
-    sqe: &Sqe,
-) -> Result<Vec<u8>, Status> {
+pub(super) fn data(queue: &Queue, association: &Association, sqe: &Sqe) -> Result<Vec<u8>, Status> {
     let invalid = Status::INVALID_FIELD.with_dnr(true);
     if association.subsystem.is_none() && sqe.cns() != cns::CONTROLLER {
         return Err(invalid);
@@ -53,7 +48,9 @@ pub(super) fn data(
 /// The subsystem's configuration; a discovery controller never gets here.
 fn config(association: &Association) -> Result<std::sync::Arc<SubsystemConfig>, Status> {
     let subsystem = association.subsystem.as_ref();
-    subsystem.map(|subsystem| subsystem.config()).ok_or(Status::INVALID_FIELD.with_dnr(true))
+    subsystem
+        .map(|subsystem| subsystem.config())
+        .ok_or(Status::INVALID_FIELD.with_dnr(true))
 }
 
 fn controller(queue: &Queue, association: &Association) -> Vec<u8> {
@@ -72,7 +69,10 @@ fn controller(queue: &Queue, association: &Association) -> Vec<u8> {
     id.ctratt = ctratt::HOST_ID_128.into();
     id.crdt1 = options.crdt1_100ms.into();
     put_ascii(&mut id.fr, env!("CARGO_PKG_VERSION"));
-    put_nul_terminated(&mut id.subnqn, association.controller.subsystem_nqn().as_str());
+    put_nul_terminated(
+        &mut id.subnqn,
+        association.controller.subsystem_nqn().as_str(),
+    );
     match config(association) {
         Ok(config) => io_controller(&mut id, queue, &config, &association.host_nqn),
         Err(_) => {
@@ -85,12 +85,7 @@ fn controller(queue: &Queue, association: &Association) -> Vec<u8> {
     id.as_bytes().to_vec()
 }
 
-fn io_controller(
-    id: &mut IdentifyController,
-    queue: &Queue,
-    config: &SubsystemConfig,
-    host: &Nqn,
-) {
+fn io_controller(id: &mut IdentifyController, queue: &Queue, config: &SubsystemConfig, host: &Nqn) {
     let options = queue.group.target.options();
     put_ascii(&mut id.sn, &config.serial);
     put_ascii(&mut id.mn, &config.model);
@@ -216,7 +211,11 @@ fn attributes(namespace: &NamespaceConfig) -> u8 {
     let is_protected = namespace.write_protect != WriteProtect::None
         || namespace.bdev.is_write_protected()
         || namespace.bdev.geometry().read_only;
-    if is_protected { nsattr::WRITE_PROTECTED } else { 0 }
+    if is_protected {
+        nsattr::WRITE_PROTECTED
+    } else {
+        0
+    }
 }
 
 fn independent(namespace: &NamespaceConfig) -> Vec<u8> {

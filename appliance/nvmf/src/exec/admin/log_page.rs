@@ -5,12 +5,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use dma::Payload;
+use nvme_spec::identify::csi;
 use nvme_spec::log::{
     ANA_RETURN_GROUPS_ONLY, AnaGroupDescriptor, AnaHeader, ChangedNamespaces, CommandsEffects,
     ErrorEntry, FeatureEffects, FirmwareSlot, SmartLog, SupportedLogPages, effects,
     feature_effects, lid, supported,
 };
-use nvme_spec::identify::csi;
 use nvme_spec::opcode::{admin, nvm};
 use nvme_spec::{Nsid, Sqe, Status};
 use zerocopy::{FromZeros, IntoBytes};
@@ -54,7 +54,9 @@ pub(super) async fn get(
     if sqe.log_uses_index_offset() || offset % 4 != 0 {
         return Err(invalid);
     }
-    let len = u32::try_from(len).ok().filter(|len| *len <= queue.limits.max_io_size);
+    let len = u32::try_from(len)
+        .ok()
+        .filter(|len| *len <= queue.limits.max_io_size);
     let len = len.ok_or(invalid)?;
     if sgl_len_to_host(sqe)? < len {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
@@ -63,7 +65,9 @@ pub(super) async fn get(
     // Before the page is read: a change in between must not get lost while the host waits.
     let mut buffer = queue.reserved_buffer(slot, len).await?;
     let mut page = page(queue, sqe, association, false)?;
-    let offset = usize::try_from(offset).ok().filter(|offset| *offset <= page.len());
+    let offset = usize::try_from(offset)
+        .ok()
+        .filter(|offset| *offset <= page.len());
     let offset = offset.ok_or(invalid)?;
     if !sqe.rae() {
         acknowledge(&association.controller, sqe.log_id());
@@ -93,7 +97,11 @@ fn check(association: &Association, sqe: &Sqe) -> Result<(), Status> {
         lid::SMART => sqe.nsid() != Nsid::NONE && sqe.nsid() != Nsid::ALL,
         _ => false,
     };
-    if is_wrong { Err(Status::INVALID_FIELD.with_dnr(true)) } else { Ok(()) }
+    if is_wrong {
+        Err(Status::INVALID_FIELD.with_dnr(true))
+    } else {
+        Ok(())
+    }
 }
 
 /// The host sees the page: its event may be told again. To be called before that page is made, so
@@ -164,7 +172,11 @@ fn smart(queue: &Queue, controller: &Controller) -> Arc<[u8]> {
     log.set_host_read_commands(sum.reads.into());
     log.set_host_write_commands(sum.writes.into());
     log.set_error_log_entries(state.error_count.into());
-    let age = queue.group.now.get().saturating_duration_since(controller.made_at);
+    let age = queue
+        .group
+        .now
+        .get()
+        .saturating_duration_since(controller.made_at);
     log.set_power_on_hours(u128::from(age.as_secs() / 3600));
     log.set_power_cycles(1);
     log.set_media_errors(state.media_errors.into());
@@ -211,7 +223,12 @@ fn commands_effects(command_set: u8) -> Arc<[u8]> {
     for opcode in [nvm::READ, nvm::FLUSH, nvm::COMPARE, nvm::VERIFY] {
         log.io[usize::from(opcode)] = effects::CSUPP.into();
     }
-    for opcode in [nvm::WRITE, nvm::WRITE_ZEROES, nvm::DATASET_MANAGEMENT, nvm::COPY] {
+    for opcode in [
+        nvm::WRITE,
+        nvm::WRITE_ZEROES,
+        nvm::DATASET_MANAGEMENT,
+        nvm::COPY,
+    ] {
         log.io[usize::from(opcode)] = (effects::CSUPP | effects::LBCC).into();
     }
     log.as_bytes().into()
@@ -236,11 +253,16 @@ fn ana(queue: &Queue, sqe: &Sqe, association: &Association) -> Result<Arc<[u8]>,
     let config = association.subsystem.as_ref().ok_or(invalid)?.config();
     let mut groups = BTreeMap::<AnaGroupId, Vec<Nsid>>::new();
     for namespace in config.visible_namespaces(&association.host_nqn) {
-        groups.entry(namespace.ana_group).or_default().push(namespace.nsid);
+        groups
+            .entry(namespace.ana_group)
+            .or_default()
+            .push(namespace.nsid);
     }
     let listener = config.listener(&queue.peer.listener);
     let count = u16::try_from(groups.len()).unwrap_or(u16::MAX);
-    let mut log = AnaHeader::new(config.ana_change_count, count).as_bytes().to_vec();
+    let mut log = AnaHeader::new(config.ana_change_count, count)
+        .as_bytes()
+        .to_vec();
     let is_short = sqe.lsp() & ANA_RETURN_GROUPS_ONLY != 0;
     for (group, nsids) in &groups {
         let state = listener.map_or_else(Default::default, |listener| listener.ana_state(*group));
@@ -252,7 +274,9 @@ fn ana(queue: &Queue, sqe: &Sqe, association: &Association) -> Result<Arc<[u8]>,
             state as u8,
         );
         log.extend_from_slice(descriptor.as_bytes());
-        listed.iter().for_each(|nsid| log.extend(nsid.0.to_le_bytes()));
+        listed
+            .iter()
+            .for_each(|nsid| log.extend(nsid.0.to_le_bytes()));
     }
     Ok(log.into())
 }

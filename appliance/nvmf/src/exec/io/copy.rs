@@ -50,11 +50,7 @@ pub(super) async fn copy(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<()
     Ok(())
 }
 
-async fn read_ranges(
-    queue: &Rc<Queue>,
-    slot: &Slot,
-    sqe: &Sqe,
-) -> Result<(Ranges, usize), Status> {
+async fn read_ranges(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(Ranges, usize), Status> {
     let count = sqe.copy_range_count();
     if count > limits::COPY_RANGES_MAX {
         return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.with_dnr(true));
@@ -70,7 +66,10 @@ async fn read_ranges(
 
 /// Checks every range and the whole before anything is written.
 fn check(block_count: u64, sqe: &Sqe, ranges: &[(u64, u32)]) -> Result<(), Status> {
-    let fits = |lba: u64, blocks: u64| lba.checked_add(blocks).is_some_and(|end| end <= block_count);
+    let fits = |lba: u64, blocks: u64| {
+        lba.checked_add(blocks)
+            .is_some_and(|end| end <= block_count)
+    };
     let mut total = 0;
     for (lba, blocks) in ranges {
         if *blocks > limits::COPY_RANGE_BLOCKS_MAX {

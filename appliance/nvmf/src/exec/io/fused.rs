@@ -79,7 +79,11 @@ async fn first(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> 
     slot.fused.set(FirstHalf::Ended(ended));
     drop(slot.take_payload());
     wake_second(queue, slot);
-    if ended.is_success() { Ok(()) } else { Err(ended) }
+    if ended.is_success() {
+        Ok(())
+    } else {
+        Err(ended)
+    }
 }
 
 /// The second half may have come while the data of the first was on its way.
@@ -126,9 +130,17 @@ async fn second(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status>
     };
     if first.half() == FirstHalf::Waiting {
         first.slot.fused.set(FirstHalf::Ended(of_first));
-        queue.group.ready.borrow_mut().push_back((queue.id, first.slot.id));
+        queue
+            .group
+            .ready
+            .borrow_mut()
+            .push_back((queue.id, first.slot.id));
     }
-    if of_second.is_success() { Ok(()) } else { Err(of_second) }
+    if of_second.is_success() {
+        Ok(())
+    } else {
+        Err(of_second)
+    }
 }
 
 /// The first half as the second sees it.
@@ -140,7 +152,10 @@ struct First {
 
 impl First {
     fn new(slot: Rc<Slot>) -> Self {
-        Self { generation: slot.generation(), slot }
+        Self {
+            generation: slot.generation(),
+            slot,
+        }
     }
 
     fn half(&self) -> FirstHalf {
@@ -168,7 +183,9 @@ async fn pair(
     slot.until(|| first.half() != FirstHalf::Waiting || first.slot.is_parked())
         .await
         .map_err(of_second)?;
-    let entered = enter(queue, slot, &namespace, Access::Write).await.map_err(of_second)?;
+    let entered = enter(queue, slot, &namespace, Access::Write)
+        .await
+        .map_err(of_second)?;
     if let FirstHalf::Ended(status) = first.half() {
         return Err((status, FAILED));
     }
@@ -176,7 +193,9 @@ async fn pair(
     first.slot.hold();
     let both = join(first.slot.take_payload(), &data).map_err(of_second)?;
     drop(data);
-    let op = Op::CompareAndWrite { fua: sqe.fua() || super::is_write_through(queue) };
+    let op = Op::CompareAndWrite {
+        fua: sqe.fua() || super::is_write_through(queue),
+    };
     let extent = (block::Lba(sqe.slba().0), sqe.block_count());
     match device(queue, slot, &entered, op, extent, both).await {
         Ok(_) => Ok(()),
@@ -201,7 +220,9 @@ async fn prepare_second(
 /// The data to compare with and the data to write in one buffer, in this order.
 fn join(mut compare: Payload, data: &Payload) -> Result<Payload, Status> {
     let half = data.len();
-    let buffer = compare.as_buf_mut().filter(|buffer| buffer.capacity() >= 2 * half);
+    let buffer = compare
+        .as_buf_mut()
+        .filter(|buffer| buffer.capacity() >= 2 * half);
     let buffer = buffer.ok_or(Status::INTERNAL_ERROR)?;
     buffer.set_len(2 * half);
     buffer.as_mut_slice()[half..].copy_from_slice(bytes_of(data));

@@ -18,7 +18,11 @@ pub(super) async fn dataset_management(
     slot: &Slot,
     sqe: &Sqe,
 ) -> Result<(), Status> {
-    let access = if sqe.dsm_deallocate() { Access::Write } else { Access::Read };
+    let access = if sqe.dsm_deallocate() {
+        Access::Write
+    } else {
+        Access::Read
+    };
     let namespace = begin(queue, slot, sqe, access).await?;
     let count = sqe.dsm_range_count();
     let size = size_of::<DsmRange>();
@@ -46,7 +50,15 @@ pub(super) async fn dataset_management(
     for index in 0..count as usize {
         let (lba, blocks) = range(&payload, index)?;
         if blocks > 0 {
-            device(queue, slot, &entered, Op::Unmap, (Lba(lba), blocks), Payload::None).await?;
+            device(
+                queue,
+                slot,
+                &entered,
+                Op::Unmap,
+                (Lba(lba), blocks),
+                Payload::None,
+            )
+            .await?;
         }
     }
     Ok(())

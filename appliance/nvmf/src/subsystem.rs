@@ -1,11 +1,14 @@
 //! Subsystems: configuration snapshots, states, controllers and access.
 
+mod changes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use fabric_wire::{Nqn, TransportAddress};
 use nvme_spec::{Cntlid, Nsid};
 
+pub(crate) use self::changes::Changes;
 use crate::config::{
     AnaGroupId, AnaState, ListenerConfig, NamespaceConfig, SubsystemConfig, Visibility,
     WriteProtect,
@@ -766,36 +769,4 @@ fn check_ana_group(group: AnaGroupId) -> Result<(), TargetError> {
         group: group.0,
         max: ANA_GROUPS_MAX,
     })
-}
-
-/// What a configuration change touched.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Changes {
-    /// Namespaces added, removed or changed.
-    pub(crate) namespaces: Vec<Nsid>,
-    /// ANA states or groups of namespaces that are there.
-    pub(crate) ana: bool,
-    /// Namespaces came to ANA groups or left them: counted in the ANA log, and told to hosts by the
-    /// namespace event alone (NVMe Base 2.1, section 5.1.2, Asymmetric Namespace Access Change).
-    pub(crate) ana_members: bool,
-    /// What a discovery log shows.
-    pub(crate) discovery: bool,
-}
-
-impl Changes {
-    const DISCOVERY: Self = Self {
-        namespaces: Vec::new(),
-        ana: false,
-        ana_members: false,
-        discovery: true,
-    };
-
-    /// A namespace came or went.
-    fn member(nsid: Nsid) -> Self {
-        Self {
-            namespaces: vec![nsid],
-            ana_members: true,
-            ..Self::default()
-        }
-    }
 }

@@ -1,0 +1,99 @@
+//! What a poll group does with its messages.
+
+use super::*;
+
+impl PollGroup {
+    pub(super) fn read_mail(&mut self) {
+        self.core.shared.handle.receive(&mut self.mail);
+        while let Some(message) = self.mail.pop_front() {
+            self.core.busy += 1;
+            self.handle_message(message);
+        }
+    }
+
+    fn handle_message(&mut self, message: Message) {
+        let shared = Rc::clone(&self.core.shared);
+        match message {
+            Message::Adopt(connection) => self.adopt(connection),
+            Message::Accept(acceptor, address) => {
+                if let Some(fd) = acceptor.wake_fd() {
+                    shared.watch(fd);
+                }
+                self.acceptors.push((address, acceptor));
+            }
+            Message::StopAccepting(address, _part) => {
+                self.acceptors
+                    .retain(|(listening, _)| **listening != *address);
+            }
+            Message::Subsystem(uid, config, part) => {
+                self.core.update_subsystem(uid, config, &part);
+            }
+            Message::Pauses(uid, pauses, part) => {
+                let subsystem = shared.subsystems.borrow().get(&uid).cloned();
+                if let Some(subsystem) = subsystem {
+                    subsystem.set_pauses(pauses, part.as_ref(), &shared);
+                }
+            }
+            Message::Close(qpair, uid, reason, part) => {
+                self.core.close_qpair(qpair, uid, reason, part);
+            }
+            Message::Event(qpair, uid) => self.core.wake_event_waiters(qpair, uid),
+            Message::Abort(qpair, uid, cid, result) => self.core.abort(qpair, uid, cid, &result),
+            Message::CloseAll(reason, part) => {
+                self.acceptors.clear();
+                for index in 0..self.core.entries.len() {
+                    if let Some(entry) = &self.core.entries[index] {
+                        let (id, uid) = (entry.queue.id, entry.queue.uid);
+                        self.core
+                            .close_qpair(id, uid, reason, Some(Arc::clone(&part)));
+                    }
+                }
+            }
+        }
+    }
+
+    fn adopt(&mut self, connection: NewConnection) {
+        let index = usize::from(connection.transport.0);
+        if self.transports.len() <= index {
+            self.transports.resize_with(index + 1, || None);
+        }
+        if self.transports[index].is_none() {
+            match self.make_transport(connection.transport) {
+                Ok(group) => self.transports[index] = Some(group),
+                Err(error) => {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        peer = connection.peer.remote,
+                        "cannot take a connection"
+                    );
+                    add(&self.core.shared.handle.counters.refused_connections, 1);
+                    return;
+                }
+            }
+        }
+        let now = self.core.shared.now.get();
+        if let Some(transport) = &mut self.transports[index] {
+            transport.adopt(&mut self.core, connection, now);
+        }
+    }
+
+    fn make_transport(&mut self, id: TransportId) -> Result<Box<dyn TransportGroup>, TargetError> {
+        self.core.iobuf(id)?;
+        let shared = &self.core.shared;
+        let transport = shared.target.transport(id)?;
+        let context = GroupContext {
+            transport: id,
+            iobuf: &shared.iobuf_pool,
+        };
+        let group = transport
+            .group(&context)
+            .map_err(|source| TargetError::TransportGroup {
+                transport: transport.name(),
+                source,
+            })?;
+        if let Some(fd) = group.wake_fd() {
+            shared.watch(fd);
+        }
+        Ok(group)
+    }
+}

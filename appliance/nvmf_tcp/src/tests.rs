@@ -86,8 +86,8 @@ impl FakeCore {
     }
 
     fn range(sqe: &Sqe) -> std::ops::Range<usize> {
-        let start = sqe.slba().0 as usize * BLOCK;
-        start..start + sqe.block_count() as usize * BLOCK
+        let start = (sqe.slba().0 as usize).saturating_mul(BLOCK);
+        start..start.saturating_add(sqe.block_count() as usize * BLOCK)
     }
 
     fn end(&mut self, slot: usize, status: Status, payload: Payload) {

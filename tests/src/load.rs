@@ -36,7 +36,7 @@ fn block(lba: u64, version: u64) -> [u8; BLOCK_BYTES] {
         for (number, word) in bytes.chunks_exact_mut(8).enumerate() {
             let value = match number % 2 {
                 0 => lba ^ 0xadad_0000_0000_0000,
-                _ => version.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number as u64 / 2,
+                _ => version.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (number as u64 / 2),
             };
             word.copy_from_slice(&value.to_le_bytes());
         }

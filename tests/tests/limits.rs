@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use api::v1::ListBdevStatsRequest;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nvme_spec::Status;
 use program_tests::{
@@ -226,6 +227,38 @@ fn sigterm_drains_under_load() {
     }
 }
 
+/// Goal: one connection more than may be is refused, and harms nobody.
+#[test]
+fn more_connections_than_the_limit_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("aditd.toml");
+    fs::write(&config, "[limits]\nconnections_max = 2\n").unwrap();
+    let adit = Adit::builder()
+        .argument("--config")
+        .argument(&config.display().to_string())
+        .start()
+        .unwrap();
+    adit.ctl(&["bdev", "create", "malloc", "m0", "--size", "8MiB"])
+        .unwrap();
+    let port = adit.export(NQN, "m0").unwrap();
+    let options = |number| HostOptions {
+        number,
+        ..HostOptions::default()
+    };
+    // An admin queue and an I/O queue.
+    let mut first = Host::connect(port, NQN, &options(1)).unwrap();
+    assert!(Host::connect(port, NQN, &options(2)).is_err());
+    first.write(0, vec![7; 512]).unwrap();
+    assert!(adit.log().contains("limits.connections_max"));
+    drop(first);
+    let mut second = None;
+    until("the second host to be let in", || {
+        second = Host::connect(port, NQN, &options(2)).ok();
+        second.as_ref().map(|_| ())
+    });
+    assert_eq!(second.unwrap().read(0, 1).unwrap(), vec![7; 512]);
+}
+
 /// Goal: a drain does not wait for a device that never answers longer than its deadline.
 #[test]
 fn sigterm_ends_in_its_deadline_though_a_device_hangs() {
@@ -254,6 +287,21 @@ fn sigterm_ends_in_its_deadline_though_a_device_hangs() {
     let port = adit.export(NQN, "hung").unwrap();
     let mut host = connect(port);
     host.submit(1, Request::Read { lba: 0, blocks: 1 }).unwrap();
+    let grpc = adit.grpc();
+    let in_device = || {
+        let request = ListBdevStatsRequest {
+            name: "hung".to_owned(),
+            ..ListBdevStatsRequest::default()
+        };
+        let stats = grpc.wait(grpc.bdevs().list_bdev_stats(request)).unwrap();
+        stats.bdevs[0].queue_depth
+    };
+    let mut done = Vec::new();
+    until("the read to be in the device", || {
+        host.poll(Duration::ZERO, &mut done).unwrap();
+        (in_device() == 1).then_some(())
+    });
+    assert!(done.is_empty(), "the device answered: {done:?}");
     let start = Instant::now();
     // Whether 0 or an error is right is not this test's: that it ends is.
     let ended = adit.terminate();

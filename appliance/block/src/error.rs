@@ -1,9 +1,10 @@
 //! [`ErrorLayer`]: a device that fails, or lies, on request.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::task::Waker;
 use std::time::Instant;
 
 use dma::Payload;
@@ -26,6 +27,9 @@ pub enum Effect {
         /// The bits of it that are inverted; 0 changes nothing.
         mask: u8,
     },
+    /// It is held back: it never ends by itself. A change of the rules lets it go on to the device;
+    /// an abort or a reset of the device ends it with [`IoError::Aborted`].
+    Hold,
 }
 
 /// One injection rule.
@@ -115,6 +119,14 @@ struct Shared {
     generation: AtomicU64,
     rules: RwLock<Arc<[ActiveRule]>>,
     injected: AtomicU64,
+    /// Of the open channels, by number: a change of the rules lets held I/O go on.
+    wakers: Mutex<Vec<(u64, Waker)>>,
+}
+
+impl Shared {
+    fn wakers(&self) -> MutexGuard<'_, Vec<(u64, Waker)>> {
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug)]
@@ -189,6 +201,9 @@ impl ErrorLayer {
             .write()
             .unwrap_or_else(PoisonError::into_inner) = active;
         self.shared.generation.fetch_add(1, Ordering::Release);
+        for (_, waker) in self.shared.wakers().iter() {
+            waker.wake_by_ref();
+        }
         Ok(())
     }
 
@@ -225,15 +240,20 @@ impl BlockDevice for ErrorLayer {
     }
 
     fn open_channel(&self, ctx: &ChannelContext) -> Result<Box<dyn Channel>, BlockError> {
+        let inner = self.inner.open_channel(ctx)?;
         let number = self.channels.fetch_add(1, Ordering::Relaxed);
+        self.shared.wakers().push((number, ctx.waker.clone()));
         Ok(Box::new(ErrorChannel {
-            inner: self.inner.open_channel(ctx)?,
+            inner,
             shared: Arc::clone(&self.shared),
+            number,
             generation: 0,
             rules: Arc::default(),
             random: self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15),
             block_size: self.inner.geometry().block_size as usize,
             corrupted: HashMap::new(),
+            held: VecDeque::new(),
+            ended: Vec::new(),
         }))
     }
 
@@ -256,15 +276,31 @@ impl BlockDevice for ErrorLayer {
 struct ErrorChannel {
     inner: Box<dyn Channel>,
     shared: Arc<Shared>,
+    number: u64,
     generation: u64,
     rules: Arc<[ActiveRule]>,
     random: u64,
     block_size: usize,
     /// I/Os with the device whose data is or will be damaged: tag, byte of each block, its bits.
     corrupted: HashMap<u64, (u32, u8)>,
+    /// Held back, oldest first. The caller's bound of I/Os in flight bounds it.
+    held: VecDeque<Io>,
+    /// Held I/Os that were ended here.
+    ended: Vec<Completion>,
+}
+
+impl Drop for ErrorChannel {
+    fn drop(&mut self) {
+        let number = self.number;
+        self.shared.wakers().retain(|(other, _)| *other != number);
+    }
 }
 
 impl ErrorChannel {
+    fn has_new_rules(&self) -> bool {
+        self.shared.generation.load(Ordering::Acquire) != self.generation
+    }
+
     fn refresh(&mut self) {
         let generation = self.shared.generation.load(Ordering::Acquire);
         if generation != self.generation {
@@ -276,6 +312,21 @@ impl ErrorChannel {
                 .unwrap_or_else(PoisonError::into_inner);
             self.rules = Arc::clone(&rules);
         }
+    }
+
+    /// New rules: what the old ones held goes on to the device.
+    fn let_go(&mut self, now: Instant) {
+        self.refresh();
+        while let Some(io) = self.held.pop_front() {
+            if let Submit::Done(completion) = self.inner.submit(io, now) {
+                self.ended.push(completion);
+            }
+        }
+    }
+
+    fn end_held(&mut self) {
+        let aborted = |io: Io| io.complete(Err(IoError::Aborted));
+        self.ended.extend(self.held.drain(..).map(aborted));
     }
 
     /// The next number of a splitmix64 sequence.
@@ -343,8 +394,18 @@ impl ErrorChannel {
 
 impl Channel for ErrorChannel {
     fn submit(&mut self, mut io: Io, now: Instant) -> Submit {
+        if io.op == Op::Reset {
+            self.end_held();
+        }
+        if !self.held.is_empty() && self.has_new_rules() {
+            self.let_go(now);
+        }
         match self.hit(&io) {
             None => {}
+            Some(Effect::Hold) => {
+                self.held.push_back(io);
+                return Submit::Pending;
+            }
             Some(Effect::Fail(error)) => return Submit::Done(io.complete(Err(error))),
             Some(Effect::Corrupt {
                 offset_in_block,
@@ -368,6 +429,9 @@ impl Channel for ErrorChannel {
 
     fn poll(&mut self, now: Instant, done: &mut Vec<Completion>) -> usize {
         let before = done.len();
+        if !self.held.is_empty() && self.has_new_rules() {
+            self.let_go(now);
+        }
         self.inner.poll(now, done);
         if !self.corrupted.is_empty() {
             for slot in done.iter_mut().skip(before) {
@@ -375,6 +439,7 @@ impl Channel for ErrorChannel {
                 *slot = self.returned(ended);
             }
         }
+        done.append(&mut self.ended);
         done.len() - before
     }
 
@@ -392,11 +457,16 @@ impl Channel for ErrorChannel {
     }
 
     fn abort(&mut self, tag: u64) -> bool {
-        self.inner.abort(tag)
+        let Some(index) = self.held.iter().position(|io| io.tag == tag) else {
+            return self.inner.abort(tag);
+        };
+        let io = self.held.remove(index).expect("its index was just found");
+        self.ended.push(io.complete(Err(IoError::Aborted)));
+        true
     }
 
     fn in_flight(&self) -> usize {
-        self.inner.in_flight()
+        self.inner.in_flight() + self.held.len() + self.ended.len()
     }
 }
 

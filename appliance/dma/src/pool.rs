@@ -92,6 +92,8 @@ struct CentralClass {
     uncarved: VecDeque<Extent>,
     uncarved_count: usize,
     total: u64,
+    /// The fewest that ever were free.
+    free_min: u64,
     /// Buffers that the caches of open channels may hold.
     committed: u64,
     waiters: VecDeque<Waiter>,
@@ -131,6 +133,9 @@ impl IobufPool {
             pool.options.large_pool_count,
             pool.options.reserve_small,
         ])?;
+        for class in &mut lock(&pool.central).classes {
+            class.free_min = class.free_count();
+        }
         Ok(Arc::new(pool))
     }
 
@@ -237,6 +242,7 @@ impl IobufPool {
                 bufsize: self.bufsizes()[index],
                 total: class.total,
                 free: class.free_count(),
+                free_min: class.free_min,
                 cached,
                 cache_size: class.committed,
                 waiting: class.waiters.len() as u64,
@@ -560,7 +566,10 @@ impl Central {
         if self.classes[class].free.is_empty() {
             self.carve(class, pool.bufsizes()[class] as usize);
         }
-        self.classes[class].free.pop()
+        let of_class = &mut self.classes[class];
+        let buffer = of_class.free.pop()?;
+        of_class.free_min = of_class.free_min.min(of_class.free_count());
+        Some(buffer)
     }
 
     fn give_one(&mut self, class: usize, buffer: BufRef, wakes: &mut Vec<Arc<ChannelShared>>) {

@@ -27,6 +27,8 @@ pub struct ClassStats {
     pub total: u64,
     /// Buffers free in the central pool.
     pub free: u64,
+    /// The fewest that ever were free in the central pool.
+    pub free_min: u64,
     /// Buffers free in channels' caches.
     pub cached: u64,
     /// Buffers that the caches of open channels may hold together.

@@ -357,6 +357,18 @@ fn caches_are_refilled_and_relieved_in_batches() {
 }
 
 #[test]
+fn the_fewest_that_were_free_are_remembered() {
+    let pool = pool(4, 2, 0);
+    let channel = channel(&pool, 0, 0);
+    let free_min = || (pool.stats().small.free_min, pool.stats().large.free_min);
+    assert_eq!(free_min(), (4, 2));
+    let buffers: Vec<_> = (0..3).map(|_| channel.get(512).unwrap()).collect();
+    drop(buffers);
+    assert_eq!(pool.stats().small.free, 4);
+    assert_eq!(free_min(), (1, 2));
+}
+
+#[test]
 fn counters_tell_cache_main_and_retry_apart() {
     let pool = pool(2, 1, 0);
     let mut channel = channel(&pool, 1, 0);

@@ -146,13 +146,30 @@ impl GroupHandle {
     pub(crate) fn adopt(&self, connection: NewConnection) -> bool {
         if self.connections.fetch_add(1, Ordering::Relaxed) >= WAITING_CONNECTIONS_MAX {
             self.connections.fetch_sub(1, Ordering::Relaxed);
-            self.counters
-                .refused_connections
-                .fetch_add(1, Ordering::Relaxed);
+            self.refuse();
             return false;
         }
         self.send(Message::Adopt(connection));
         true
+    }
+
+    /// Counts a connection that was refused.
+    pub(crate) fn refuse(&self) {
+        self.counters
+            .refused_connections
+            .fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Connections that are up here, those in the inbox included. A few off while they come and go.
+    pub(crate) fn connection_count(&self) -> usize {
+        let counters = &self.counters;
+        let up = [
+            &counters.current_admin_qpairs,
+            &counters.current_io_qpairs,
+            &counters.current_unassociated_qpairs,
+        ];
+        let up: u64 = up.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+        usize::try_from(up).unwrap_or(usize::MAX) + self.connections.load(Ordering::Relaxed)
     }
 
     /// What has come; one load when nothing has.

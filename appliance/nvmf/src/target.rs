@@ -24,6 +24,9 @@ use crate::transport::{CloseReason, NewConnection, Transport, TransportId, Trans
 pub struct TargetOptions {
     /// Subsystems that may exist, 65,536 by default (SPDK: 1,024).
     pub max_subsystems: usize,
+    /// Connections that may be up at a time, all transports together, 65,536 by default. One more
+    /// is closed as soon as it is accepted.
+    pub max_connections: usize,
     /// Keep-alive timeout of a discovery controller that asks for none, 120,000 ms by default.
     pub discovery_kato_ms: u32,
     /// Discovery controllers that may exist at a time.
@@ -43,6 +46,7 @@ impl Default for TargetOptions {
     fn default() -> Self {
         Self {
             max_subsystems: 65_536,
+            max_connections: 65_536,
             discovery_kato_ms: 120_000,
             max_discovery_controllers: 1_024,
             iobuf_small_cache_size: 128,
@@ -199,6 +203,16 @@ impl Target {
     pub(crate) fn assign(&self, connection: NewConnection) {
         let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
         if groups.is_empty() {
+            return;
+        }
+        let up: usize = groups.iter().map(|group| group.connection_count()).sum();
+        if up >= self.options.max_connections {
+            groups[0].refuse();
+            tracing::warn!(
+                peer = connection.peer.remote,
+                max_connections = self.options.max_connections,
+                "as many connections are up as may be: one was closed; raise limits.connections_max"
+            );
             return;
         }
         let picker = self.picker.read().unwrap_or_else(PoisonError::into_inner);

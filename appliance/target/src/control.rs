@@ -31,6 +31,10 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// does not let go must not hold the caller.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 
+/// A change that takes longer to store is logged: the disk of the state directory is slow, and
+/// callers wait for it.
+const STORE_SLOW: Duration = Duration::from_secs(2);
+
 /// Why an object is not in place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pending {
@@ -339,7 +343,16 @@ impl Control {
             settled,
         } = flight;
         let landing = tokio::spawn(async move {
+            let queued = std::time::Instant::now();
             let result = stored.await.unwrap_or(Err(CommitError::Closed));
+            if queued.elapsed() >= STORE_SLOW {
+                let took_ms = queued.elapsed().as_millis() as u64;
+                tracing::warn!(
+                    revision,
+                    took_ms,
+                    "storing a change was slow: look at the disk"
+                );
+            }
             control.committed(revision, &result);
             result
         });

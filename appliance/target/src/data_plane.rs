@@ -62,7 +62,7 @@ pub enum DataPlaneError {
         reactor: String,
         /// Why.
         #[source]
-        source: TargetError,
+        source: Box<TargetError>,
     },
     /// A poll group's descriptor cannot be watched.
     #[error("cannot watch the poll group of {reactor}")]
@@ -204,7 +204,7 @@ fn make_poll_group(
         .poll_group(context.waker().clone(), iobuf_pool, None, context.now())
         .map_err(|source| DataPlaneError::PollGroup {
             reactor: reactor.clone(),
-            source,
+            source: Box::new(source),
         })?;
     let watched = context.register_wake_fd(group.wake_fd());
     watched.map_err(|source| DataPlaneError::Watch {

@@ -67,7 +67,7 @@ pub enum ProgramError {
     Restore(#[from] RecordError),
     /// Reactors or memory are missing.
     #[error("cannot start the data plane")]
-    DataPlane(#[from] DataPlaneError),
+    DataPlane(#[source] Box<DataPlaneError>),
     /// The control thread has no runtime.
     #[error("cannot start the control thread's runtime")]
     Runtime(#[source] std::io::Error),
@@ -119,7 +119,10 @@ pub fn run(flags: &Flags) -> Result<(), ProgramError> {
         started,
     };
     let model = Model::restore(config.limits, &contents)?;
-    let plane = Arc::new(DataPlane::start(plane_options(&config))?);
+    let plane = Arc::new(
+        DataPlane::start(plane_options(&config))
+            .map_err(|error| ProgramError::DataPlane(Box::new(error)))?,
+    );
     let tokio = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -294,7 +297,7 @@ fn plane_options(config: &Config) -> DataPlaneOptions {
         cores: match &config.reactors {
             None => Cores::Default,
             Some(Reactors::Count(count)) => Cores::Count(*count),
-            Some(Reactors::Mask(mask)) => Cores::Mask(mask.clone()),
+            Some(Reactors::Mask(mask)) => Cores::Mask(*mask),
         },
         sleep_policy: reactor::SleepPolicy::Adaptive,
         iobuf: dma::IobufOptions {
@@ -315,6 +318,7 @@ fn plane_options(config: &Config) -> DataPlaneOptions {
         },
         target: TargetOptions {
             max_subsystems: config.limits.subsystems_max,
+            max_connections: config.connections_max as usize,
             ..TargetOptions::default()
         },
     }

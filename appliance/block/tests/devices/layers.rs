@@ -37,6 +37,56 @@ fn a_rule_hits_its_operations_as_often_as_it_says() {
 }
 
 #[test]
+fn a_held_operation_goes_on_when_the_rules_change() {
+    let layer = ErrorLayer::new(malloc(), 1);
+    let bdev = rig::bdev(layer.clone());
+    let mut channel = bdev.open(&rig::context()).unwrap();
+    let hold = |count| Rule {
+        effect: Effect::Hold,
+        ..Rule::fail(OpSet::of(&[OpKind::Verify]), IoError::Aborted).times(count)
+    };
+    layer.set_rules(&[hold(3)]).unwrap();
+    let now = std::time::Instant::now();
+    for tag in 0..3 {
+        let io = Io::new(Op::Verify, tag, 1, tag);
+        assert!(matches!(channel.submit(io, now), Submit::Pending));
+    }
+    // A fourth is not hit, and passes them.
+    rig::run_ok(&mut channel, Io::new(Op::Verify, 0, 1, 9));
+    let mut done = Vec::new();
+    assert_eq!(channel.poll(now, &mut done), 0);
+    assert_eq!(bdev.statistics().queue_depth, 3);
+    assert!(channel.abort(1));
+    channel.poll(now, &mut done);
+    assert_eq!(done.len(), 1);
+    assert_eq!((done[0].io.tag, done[0].result), (1, Err(IoError::Aborted)));
+    done.clear();
+    layer.set_rules(&[]).unwrap();
+    channel.poll(now, &mut done);
+    let ended: Vec<_> = done.iter().map(|done| (done.io.tag, done.result)).collect();
+    assert_eq!(ended, [(0, Ok(())), (2, Ok(()))]);
+}
+
+#[test]
+fn a_reset_ends_what_is_held() {
+    let layer = ErrorLayer::new(malloc(), 1);
+    let mut channel = rig::bdev(layer.clone()).open(&rig::context()).unwrap();
+    let hold = Rule {
+        effect: Effect::Hold,
+        ..Rule::fail(OpSet::of(&[OpKind::Verify]), IoError::Aborted)
+    };
+    layer.set_rules(&[hold]).unwrap();
+    let now = std::time::Instant::now();
+    let io = Io::new(Op::Verify, 0, 1, 7);
+    assert!(matches!(channel.submit(io, now), Submit::Pending));
+    let _ = channel.submit(Io::new(Op::Reset, 0, 0, 8), now);
+    let mut done = Vec::new();
+    channel.poll(now, &mut done);
+    let held = done.iter().find(|done| done.io.tag == 7).unwrap();
+    assert_eq!(held.result, Err(IoError::Aborted));
+}
+
+#[test]
 fn an_nvme_status_is_passed_on_as_given() {
     let layer = ErrorLayer::new(malloc(), 1);
     let bdev = rig::bdev(layer.clone());

@@ -360,13 +360,17 @@ mod tests {
 
     #[test]
     fn hosts_are_looked_up() {
-        let mut subsystem = Subsystem::default();
-        subsystem.hosts = vec![Host {
-            spec: Some(HostSpec {
-                nqn: "nqn.2026-11.io.adit:h".into(),
-            }),
+        let spec = Some(HostSpec {
+            nqn: "nqn.2026-11.io.adit:h".into(),
+        });
+        let host = Host {
+            spec,
             ..Host::default()
-        }];
+        };
+        let mut subsystem = Subsystem {
+            hosts: vec![host],
+            ..Subsystem::default()
+        };
         assert!(hosts(NQN, &subsystem, Some("nqn.2026-11.io.adit:h")).is_ok());
         assert!(hosts(NQN, &subsystem, Some("nqn.2026-11.io.adit:i")).is_err());
         subsystem.spec = Some(SubsystemSpec {

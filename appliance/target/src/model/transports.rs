@@ -184,7 +184,7 @@ fn normalise(spec: &mut TransportSpec) -> Result<(), ControlError> {
         0..=1 << 20,
     );
     check.that(
-        icd % 16 == 0,
+        icd.is_multiple_of(16),
         "in_capsule_data_size",
         "must be a multiple of 16",
     );

@@ -557,7 +557,7 @@ fn tcp_options(spec: &TransportSpec) -> Result<TcpOptions, RuntimeError> {
     }
     let defaults = TcpOptions::default();
     let tcp = match &spec.options {
-        Some(transport_spec::Options::Tcp(tcp)) => tcp.clone(),
+        Some(transport_spec::Options::Tcp(tcp)) => *tcp,
         _ => api::v1::TcpOptions::default(),
     };
     Ok(TcpOptions {

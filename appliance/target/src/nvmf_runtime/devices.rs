@@ -212,10 +212,10 @@ fn rule(rule: &ErrorRule) -> Result<Rule, RuntimeError> {
             offset_in_block: u32::try_from(rule.corrupt_offset).unwrap_or(u32::MAX),
             mask: byte(rule.corrupt_value, u8::MAX),
         },
-        ErrorType::Pending | ErrorType::Unspecified => {
-            return Err(RuntimeError::Refused(
-                "error rules fail or corrupt I/O; use a delay device for I/O that hangs".into(),
-            ));
+        ErrorType::Pending => Effect::Hold,
+        ErrorType::Unspecified => {
+            let reason = "an error rule needs a type: failure, pending or corrupt_data";
+            return Err(RuntimeError::Refused(reason.into()));
         }
     };
     Ok(Rule {

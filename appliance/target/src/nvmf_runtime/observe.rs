@@ -229,7 +229,7 @@ impl NvmfRuntime {
             cached: class.cached,
             waiting: class.waiting,
             reserve,
-            free_min: 0,
+            free_min: class.free_min,
         };
         let counters = |cache: &CacheStats| v1::IobufCounters {
             cache: cache.cache,

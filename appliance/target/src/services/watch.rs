@@ -48,8 +48,7 @@ impl WatchService for Services {
         })?;
         let (sender, stream) = mpsc::channel(BUFFER);
         tokio::spawn(async move {
-            let is_wanted =
-                |event: &Event| kinds.is_empty() || kinds.iter().any(|kind| *kind == event.kind);
+            let is_wanted = |event: &Event| kinds.is_empty() || kinds.contains(&event.kind);
             let synced = mark(EventType::Synced, revision);
             for event in past.into_iter().filter(is_wanted).chain([synced]) {
                 if sender.send(Ok(event)).await.is_err() {

@@ -22,6 +22,7 @@
 //! Errors: [`OpenError`] and [`CommitError`]; each says what failed, on which file, and what to do.
 
 mod database;
+pub mod pool;
 mod writer;
 
 use std::path::Path;

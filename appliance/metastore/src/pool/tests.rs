@@ -19,6 +19,9 @@ pub(super) struct Extents {
 
 const CLUSTER: u64 = 64 << 10;
 
+/// Marks a new length in a recording.
+pub(super) const GREW: u64 = 1 << 63;
+
 impl Extents {
     /// On a device full of what somebody else has left.
     pub(super) fn new(max: u64) -> Rc<Self> {
@@ -65,6 +68,7 @@ impl MetadataDevice for Extents {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.len.set(len);
+        self.device.mark(len | GREW);
         Ok(())
     }
 
@@ -552,16 +556,14 @@ fn compaction_gives_room_back_when_it_pays() {
 fn opening_reads(keys: u64, clean: bool) -> u64 {
     let device = Extents::new(1 << 30);
     let store = create(&device);
-    let mut random = simulation::Random::new(keys);
-    let mut left = keys;
-    while left > 0 {
+    for first in (0..keys).step_by(20_000) {
         let mut transaction = store.transaction();
-        for _ in 0..left.min(50_000) {
-            let key = random.next_u64().to_le_bytes();
+        for key in first..keys.min(first + 20_000) {
+            // A layer and a piece of its map.
+            let key = [(key / 100).to_be_bytes(), (key % 100).to_be_bytes()].concat();
             transaction.put(Table::Map, &key, &[7; 40]).unwrap();
         }
         transaction.commit().unwrap();
-        left -= left.min(50_000);
     }
     put(&store, "last", "one").unwrap();
     let cut = after_cut(&device, 0);

@@ -264,7 +264,15 @@ impl PoolStore {
                 schema.check(database)
             }
         });
-        let counters = counters.map_err(|failure| failure.into_error())??;
+        let counters = match counters.map_err(Failure::into_error) {
+            Ok(Ok(counters)) => counters,
+            Ok(Err(error)) | Err(error) => {
+                // What this program may not use it does not write to.
+                open.backend.stop();
+                drop_quietly(open);
+                return Err(error);
+            }
+        };
         Ok(Self {
             device,
             options,
@@ -603,3 +611,5 @@ fn is_inverted(range: &(Bound<&[u8]>, Bound<&[u8]>)) -> bool {
 mod crash_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod version_tests;

@@ -15,7 +15,8 @@ const MIN_READER: &str = "min_reader_version";
 const COMMITS: &str = "commits";
 const LIVE_BYTES: &str = "live_bytes";
 
-/// Changes a store of one version into the next one, inside a transaction.
+/// Changes a store of one version into the next one, inside a transaction. One that makes records
+/// longer or shorter also corrects `live_bytes`.
 pub(super) type Migration = fn(&redb::WriteTransaction) -> Result<(), redb::Error>;
 
 /// What a program knows of versions.
@@ -90,21 +91,20 @@ impl Schema {
             Err(error) => return Err(error.into()),
         };
         let get = |key| Ok::<_, redb::Error>(meta.get(key)?.map(|value| value.value()));
-        let (version, min_reader) = (get(VERSION)?, get(MIN_READER)?);
-        let (commits, live_bytes) = (get(COMMITS)?, get(LIVE_BYTES)?);
-        let (Some(version), Some(needed)) = (version, min_reader) else {
+        let (Some(version), Some(needed)) = (get(VERSION)?, get(MIN_READER)?) else {
             return Ok(Err(damaged("it has no version")));
         };
         if needed > self.version {
             return Ok(Err(PoolStoreError::Newer { needed }));
         }
-        let (Some(commits), Some(live_bytes)) = (commits, live_bytes) else {
+        if version < self.version {
+            drop((meta, read));
+            self.migrate(database, version)?;
+            return self.check(database);
+        }
+        let (Some(commits), Some(live_bytes)) = (get(COMMITS)?, get(LIVE_BYTES)?) else {
             return Ok(Err(damaged("its counters are missing")));
         };
-        drop((meta, read));
-        if version < self.version {
-            self.migrate(database, version)?;
-        }
         Ok(Ok(Counters {
             commits,
             live_bytes,

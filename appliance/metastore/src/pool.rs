@@ -389,22 +389,43 @@ impl PoolStore {
         Ok(shorter)
     }
 
+    /// Reads the whole database and compares every page with its sum. True if all is well, false if
+    /// free pages were not in order and are now.
+    ///
+    /// # Errors
+    /// [`PoolStoreError::Damaged`] if something that lives does not match; else as a commit. It takes
+    /// as long as reading everything takes.
+    pub fn check(&self) -> Result<bool, PoolStoreError> {
+        self.alone(|database| Ok(database.check_integrity()?))
+    }
+
     fn compact(&self) -> Result<(), PoolStoreError> {
+        self.alone(|database| {
+            database.compact()?;
+            Ok(())
+        })
+    }
+
+    /// Runs work that redb does with nothing else under way, and that leaves its allocator's state
+    /// unstored: from here on opening is quick again.
+    fn alone<T>(
+        &self,
+        work: impl FnOnce(&mut redb::Database) -> Result<T, redb::Error>,
+    ) -> Result<T, PoolStoreError> {
         let mut slot = self.open.borrow_mut();
-        let Some(open) = &mut *slot else {
+        let Some(Open { database, backend }) = &mut *slot else {
             return Err(self.faulted());
         };
         let work = AssertUnwindSafe(|| {
-            open.database.compact()?;
-            // redb compacts without keeping its allocator's state: from here on opening is quick again.
-            let mut transaction = open.database.begin_write()?;
+            let result = work(database)?;
+            let mut transaction = database.begin_write()?;
             transaction.set_quick_repair(true);
             transaction.commit()?;
-            Ok(())
+            Ok(result)
         });
-        let result = Failure::of(catch_unwind(work), &open.backend);
+        let result = Failure::of(catch_unwind(work), backend);
         drop(slot);
-        // Nothing of ours was changed, so whichever way it ended it is the same to us.
+        // None of our records was changed, so whichever way it ended it is the same to us.
         result.map_err(|failure| self.met(failure))
     }
 

@@ -127,6 +127,10 @@ fn check(image: Image, progress: Progress, states: &[Content], place: &str) -> R
         .iter()
         .map(|((_, key), value)| key.len() + value.len());
     assert_eq!(stats.live_bytes, live.sum::<usize>() as u64, "{place}");
+    // No page is lost or used twice; slow, so not for each.
+    if place.ends_with('3') {
+        assert!(store.check().unwrap(), "{place}: pages are out of order");
+    }
     device
 }
 

@@ -452,6 +452,41 @@ fn no_store_and_damaged_stores_are_errors_that_say_what_to_do() {
 }
 
 #[test]
+fn check_finds_what_a_read_would_not() {
+    let device = Extents::new(64 << 20);
+    let store = create(&device);
+    for key in 0..300 {
+        put(&store, &format!("{key:06}"), &"v".repeat(100)).unwrap();
+    }
+    assert!(store.check().unwrap());
+    let cut = open(&after_cut(&device, 0)).unwrap();
+    assert!(
+        !cut.stats().repaired,
+        "a check leaves a store that opens quickly"
+    );
+    assert!(cut.check().unwrap());
+    store.close().unwrap();
+    // One bit of a value, on each page that holds values, those of old versions too.
+    let image = device.device.image();
+    let mut found = 0;
+    for offset in (0..device.len()).step_by(4096) {
+        let mut block = [0; 4096];
+        image.read_at(offset, &mut block);
+        let Some(at) = block.windows(50).position(|bytes| bytes == [b'v'; 50]) else {
+            continue;
+        };
+        let mut image = image.clone();
+        image.write_at(offset + at as u64, b"w");
+        let damaged = open(&Extents::on(image, device.len())).unwrap();
+        if let Err(error) = damaged.check() {
+            assert!(matches!(error, PoolStoreError::Damaged { .. }), "{error:?}");
+            found += 1;
+        }
+    }
+    assert!(found > 0);
+}
+
+#[test]
 fn damage_anywhere_never_panics() {
     let device = Extents::new(64 << 20);
     let store = create(&device);
@@ -480,6 +515,7 @@ fn damage_anywhere_never_panics() {
                 opened += 1;
                 let _ = store.scan(Table::Map, .., usize::MAX);
                 let _ = put(&store, "more", "value");
+                let _ = store.check();
                 let _ = store.compact_if_it_pays();
                 let _ = store.close();
             }

@@ -20,8 +20,8 @@
 //!
 //! Threading: a store stays on the thread that opened it. It is neither `Send` nor `Sync`.
 //!
-//! Errors: [`PoolStoreError`]. A full device or an unreadable block costs the call that met it. After
-//! a failed write or flush nobody knows what the device holds: the store is faulted and answers
+//! Errors: [`PoolStoreError`]. A full device, an unreadable block or a damaged page costs the call that
+//! met it. After a failed write or flush nobody knows what the device holds: the store is faulted and answers
 //! nothing more until it is opened again. No panic of redb leaves this module.
 
 mod backend;
@@ -492,8 +492,8 @@ impl PoolStore {
         result.map_err(|failure| self.met(failure))
     }
 
-    /// What a failure means for the store: faulted, or opened again, as redb refuses everything after
-    /// an I/O error until then.
+    /// What a failure means for the store: faulted, or opened again. redb refuses everything after an
+    /// I/O error until then, and after a panic in the middle of something it is not to be trusted.
     fn met(&self, failure: Failure) -> PoolStoreError {
         // The old one first, and without its last words: they would not be in order with what it has
         // failed to do, and two at a time would write to the same place.
@@ -539,11 +539,10 @@ impl fmt::Debug for PoolStore {
     }
 }
 
-/// A failed piece of redb work.
+/// A failed piece of redb work: an error or a panic.
 #[derive(Debug)]
 struct Failure {
     detail: String,
-    panicked: bool,
     fault: Option<Fault>,
 }
 
@@ -552,21 +551,18 @@ impl Failure {
         result: std::thread::Result<Result<T, redb::Error>>,
         backend: &Backend,
     ) -> Result<T, Self> {
-        let (detail, panicked) = match result {
+        let detail = match result {
             Ok(Ok(value)) => return Ok(value),
-            Ok(Err(error)) => (error.to_string(), false),
-            Err(panic) => (crate::database::panic_text(&*panic), true),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => crate::database::panic_text(&*panic),
         };
-        Err(Self {
-            detail,
-            panicked,
-            fault: backend.take_fault(),
-        })
+        let fault = backend.take_fault();
+        Err(Self { detail, fault })
     }
 
-    /// No write is lost and redb is in order, so what the device holds is what redb committed.
+    /// No write is lost, so opening the device again shows what redb committed, and flushes it.
     fn leaves_device_known(&self) -> bool {
-        !self.panicked && !self.fault.as_ref().is_some_and(Fault::is_write)
+        !self.fault.as_ref().is_some_and(Fault::is_write)
     }
 
     fn into_error(self) -> PoolStoreError {

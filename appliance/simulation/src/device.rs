@@ -28,7 +28,7 @@ pub struct SimOptions {
 }
 
 impl SimOptions {
-    /// A device with a cache, blocks of 512 bytes if not otherwise said, torn at 512 bytes.
+    /// A device with a cache, torn at 512 bytes, whose completions take up to 4 polls.
     #[must_use]
     pub fn new(block_size: u32, block_count: u64, seed: u64) -> Self {
         Self {

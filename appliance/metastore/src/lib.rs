@@ -1,12 +1,15 @@
-//! Durable records of a node.
+//! Durable records: of a node, and of a storage pool. This is the only crate that names redb.
 //!
-//! What it is: a small store of records `(kind, name) -> bytes` in one redb database, with a
-//! generation that grows by one with every batch. [`StateStore::open`] gives everything that is in it;
-//! [`StateStore::commit`] adds a [`Batch`] and calls back when it is durable. This is the only crate
-//! that names redb.
+//! What it is: two stores, each one redb database.
+//! - [`StateStore`]: the state of a node in a file. Records `(kind, name) -> bytes`, with a generation
+//!   that grows by one with every batch. [`StateStore::open`] gives everything that is in it;
+//!   [`StateStore::commit`] adds a [`Batch`] and calls back when it is durable.
+//! - [`pool::PoolStore`]: the metadata of a pool on the pool's own device. See [`pool`].
 //!
-//! What it is not: it does not know what the bytes mean, and it is never asked while the program
-//! runs: the owner keeps the truth in memory and writes through.
+//! What it is not: it does not know what the bytes mean.
+//!
+//! The rest is about `StateStore`. It is never asked while the program runs: the owner keeps the truth
+//! in memory and writes through.
 //!
 //! Durability: a batch is one transaction, wholly in or wholly out. When the callback says `Ok`, the
 //! batch survives a power cut (on a disk that honours flushes). Batches that wait while another is
@@ -22,6 +25,7 @@
 //! Errors: [`OpenError`] and [`CommitError`]; each says what failed, on which file, and what to do.
 
 mod database;
+pub mod pool;
 mod writer;
 
 use std::path::Path;

@@ -89,6 +89,24 @@ pub enum ControlError {
         /// Why, and what to do.
         reason: String,
     },
+    /// A pool could not do what was asked.
+    #[error("{what} failed: {reason}")]
+    Failed {
+        /// What was asked, of what.
+        what: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A pool has no space for it.
+    #[error("{what} needs more space than pool {pool:?} has: {reason}")]
+    NoSpace {
+        /// What was asked.
+        what: String,
+        /// The pool.
+        pool: String,
+        /// How much is missing, and what to do.
+        reason: String,
+    },
     /// The state could not be stored; nothing was changed.
     #[error("nothing was changed: {0}")]
     Store(#[from] metastore::CommitError),

@@ -23,11 +23,14 @@ pub mod logging;
 pub mod metrics;
 pub mod model;
 pub mod nvmf_runtime;
+pub mod pool;
 pub mod program;
 pub mod runtime;
 pub mod serve;
 pub mod services;
 mod status;
 
+#[cfg(test)]
+mod fake_pool;
 #[cfg(test)]
 mod fake_runtime;

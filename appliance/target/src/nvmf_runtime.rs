@@ -10,13 +10,15 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use api::v1::{self, BdevSpec};
+use api::v1::{self, BdevSpec, PoolSpec};
 use block::Claim;
 use fabric_wire::Nqn;
 use nvmf::{Subsystem, Ticket};
 
 use crate::data_plane::DataPlane;
+use crate::error::ControlError;
 use crate::model::{Edit, Key};
+use crate::pool::{Attach, Pool, Work};
 use crate::runtime::{Facts, Prepared, Preparing, Runtime, RuntimeError, Settled};
 
 /// How long a removed host's I/O may take when nobody says.
@@ -124,6 +126,25 @@ impl Runtime for NvmfRuntime {
 
     fn apply(&self, edit: &Edit, prepared: Option<Prepared>) -> Result<Settled, RuntimeError> {
         self.apply_edit(edit, prepared)
+    }
+
+    fn prepare_pool(&self, _: &PoolSpec, _: Attach) -> Preparing {
+        prepared_now(Err(RuntimeError::Refused("pools are not built in".into())))
+    }
+
+    fn probe_pool(&self, _: &str) -> Work<Option<String>> {
+        Box::pin(std::future::ready(Err(ControlError::Failed {
+            what: "looking for a pool".to_owned(),
+            reason: "pools are not built in".to_owned(),
+        })))
+    }
+
+    fn close_pool(&self, _: &str, _: bool) -> Work<()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn pool(&self, _: &str) -> Option<Arc<dyn Pool>> {
+        None
     }
 
     fn set_host_deadline(&self, deadline: Duration) {

@@ -1,12 +1,18 @@
 //! A pool that only remembers: for tests of the control plane.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use api::v1::{self, OperationKind, OperationState};
+use block::Bdev;
+use block::malloc::{Malloc, MallocOptions};
+use uuid::Uuid;
 
 use crate::error::ControlError;
-use crate::pool::{Pool, VolumePage, VolumeQuery, Work};
+use crate::pool::{
+    Attach, Engine, Opening, Pool, PoolDriver, VolumeDevice, VolumePage, VolumeQuery, Work,
+};
+use crate::runtime::RuntimeError;
 
 #[derive(Debug)]
 pub(crate) struct FakePool {
@@ -19,6 +25,8 @@ pub(crate) struct FakePool {
 pub(crate) struct Inner {
     /// By the name within the pool.
     pub(crate) volumes: BTreeMap<String, v1::Volume>,
+    /// Likewise; made when somebody asks.
+    devices: BTreeMap<String, VolumeDevice>,
     pub(crate) operations: Vec<v1::Operation>,
     /// What was asked of the pool, in order.
     pub(crate) calls: Vec<String>,
@@ -149,7 +157,11 @@ impl Pool for FakePool {
     }
 
     fn resize_volume(&self, name: &str, size_bytes: u64) -> Work<()> {
-        self.inner().volumes.get_mut(name).unwrap().size_bytes = size_bytes;
+        let mut inner = self.inner();
+        inner.volumes.get_mut(name).unwrap().size_bytes = size_bytes;
+        if let Some(volume) = inner.devices.get(name) {
+            volume.device.resize(size_bytes / 4096).unwrap();
+        }
         ready(Ok(()))
     }
 
@@ -158,10 +170,19 @@ impl Pool for FakePool {
         let mut volume = inner.volumes.remove(name).unwrap();
         volume.name = format!("{}/{new_name}", self.name);
         inner.volumes.insert(new_name.to_owned(), volume);
+        if let Some(device) = inner.devices.remove(name) {
+            inner.devices.insert(new_name.to_owned(), device);
+        }
         ready(Ok(()))
     }
 
     fn delete_volume(&self, name: &str) -> Work<Option<u64>> {
+        if self.inner().calls.contains(&"refuse".to_owned()) {
+            return ready(Err(ControlError::Failed {
+                what: "deleting".to_owned(),
+                reason: "the test says so".to_owned(),
+            }));
+        }
         assert!(self.inner().volumes.remove(name).is_some());
         ready(Ok(Some(self.operation(OperationKind::Delete, name))))
     }
@@ -215,5 +236,73 @@ impl Pool for FakePool {
         let index = usize::try_from(id).unwrap() - 1;
         self.inner().operations[index].state = OperationState::Cancelled.into();
         ready(Ok(()))
+    }
+}
+
+impl Engine for FakePool {
+    fn device(&self, name: &str) -> Work<Option<VolumeDevice>> {
+        let mut inner = self.inner();
+        let Some(volume) = inner.volumes.get(name) else {
+            return ready(Ok(None));
+        };
+        let block_count = volume.size_bytes / 4096;
+        let make = || VolumeDevice {
+            name: name.to_owned(),
+            uuid: Uuid::new_v4(),
+            nguid: *Uuid::new_v4().as_bytes(),
+            device: Malloc::new(MallocOptions::new(4096, block_count)).unwrap(),
+        };
+        let device = inner
+            .devices
+            .entry(name.to_owned())
+            .or_insert_with(make)
+            .clone();
+        let name = name.to_owned();
+        ready(Ok(Some(VolumeDevice { name, ..device })))
+    }
+
+    fn devices(&self) -> Work<Vec<VolumeDevice>> {
+        let names: Vec<_> = self.inner().volumes.keys().cloned().collect();
+        let all: Vec<_> = names.iter().map(|name| self.device(name)).collect();
+        Box::pin(async move {
+            let mut devices = Vec::new();
+            for device in all {
+                devices.extend(device.await?);
+            }
+            Ok(devices)
+        })
+    }
+
+    fn close(&self, wipe: bool) -> Work<()> {
+        self.inner().calls.push(format!("close {wipe}"));
+        ready(Ok(()))
+    }
+}
+
+/// Opens the pools it is given, by the name of their device.
+#[derive(Debug, Default)]
+pub(crate) struct FakeDriver {
+    pub(crate) on_device: Mutex<BTreeMap<String, Arc<FakePool>>>,
+}
+
+impl PoolDriver for FakeDriver {
+    fn probe(&self, base: Arc<Bdev>) -> Work<Option<String>> {
+        let on_device = self.on_device.lock().unwrap();
+        ready(Ok(on_device.get(base.name()).map(|pool| pool.name())))
+    }
+
+    fn open(&self, base: Arc<Bdev>, name: &str, attach: Attach) -> Opening {
+        let mut on_device = self.on_device.lock().unwrap();
+        if let Attach::Create { cluster_size, .. } = attach {
+            let pool = Arc::new(FakePool::new(name, cluster_size));
+            on_device.insert(base.name().to_owned(), pool);
+        }
+        let pool = on_device.get(base.name()).cloned();
+        Box::pin(async move {
+            match pool {
+                Some(pool) => Ok(pool as Arc<dyn Engine>),
+                None => Err(RuntimeError::Refused("no pool".to_owned())),
+            }
+        })
     }
 }

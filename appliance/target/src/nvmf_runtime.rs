@@ -4,6 +4,7 @@ mod apply;
 mod describe;
 mod devices;
 mod observe;
+mod pools;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -15,19 +16,23 @@ use block::Claim;
 use fabric_wire::Nqn;
 use nvmf::{Subsystem, Ticket};
 
+use self::pools::{Handle, Pools};
 use crate::data_plane::DataPlane;
-use crate::error::ControlError;
 use crate::model::{Edit, Key};
-use crate::pool::{Attach, Pool, Work};
+use crate::pool::{Attach, Pool, PoolDriver, Work};
 use crate::runtime::{Facts, Prepared, Preparing, Runtime, RuntimeError, Settled};
 
 /// How long a removed host's I/O may take when nobody says.
 const HOST_DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
 
+/// The time that pools have to close, however long the hosts' I/O took.
+const POOLS_CLOSE_MIN: Duration = Duration::from_secs(2);
+
 /// Drives a [`DataPlane`] as the control plane says.
 pub struct NvmfRuntime {
     plane: Arc<DataPlane>,
     connections_max: u32,
+    pools: Pools,
     state: Mutex<State>,
 }
 
@@ -43,9 +48,9 @@ struct State {
 }
 
 impl NvmfRuntime {
-    /// Over a data plane that runs.
+    /// Over a data plane that runs. `pools` makes and opens pools.
     #[must_use]
-    pub fn new(plane: Arc<DataPlane>, connections_max: u32) -> Self {
+    pub fn new(plane: Arc<DataPlane>, connections_max: u32, pools: Arc<dyn PoolDriver>) -> Self {
         let state = State {
             claims: HashMap::new(),
             notices: HashMap::new(),
@@ -54,6 +59,7 @@ impl NvmfRuntime {
             host_deadline: HOST_DEADLINE_DEFAULT,
         };
         Self {
+            pools: Pools::new(Arc::clone(&plane), pools),
             plane,
             connections_max,
             state: Mutex::new(state),
@@ -128,23 +134,20 @@ impl Runtime for NvmfRuntime {
         self.apply_edit(edit, prepared)
     }
 
-    fn prepare_pool(&self, _: &PoolSpec, _: Attach) -> Preparing {
-        prepared_now(Err(RuntimeError::Refused("pools are not built in".into())))
+    fn prepare_pool(&self, spec: &PoolSpec, attach: Attach) -> Preparing {
+        self.pools.prepare(spec, attach)
     }
 
-    fn probe_pool(&self, _: &str) -> Work<Option<String>> {
-        Box::pin(std::future::ready(Err(ControlError::Failed {
-            what: "looking for a pool".to_owned(),
-            reason: "pools are not built in".to_owned(),
-        })))
+    fn probe_pool(&self, bdev_name: &str) -> Work<Option<String>> {
+        self.pools.probe(bdev_name)
     }
 
-    fn close_pool(&self, _: &str, _: bool) -> Work<()> {
-        Box::pin(std::future::ready(Ok(())))
+    fn close_pool(&self, name: &str, wipe: bool) -> Work<()> {
+        self.pools.close(name, wipe)
     }
 
-    fn pool(&self, _: &str) -> Option<Arc<dyn Pool>> {
-        None
+    fn pool(&self, name: &str) -> Option<Arc<dyn Pool>> {
+        Some(Arc::new(Handle(self.pools.get(name)?)))
     }
 
     fn set_host_deadline(&self, deadline: Duration) {
@@ -228,12 +231,22 @@ impl Runtime for NvmfRuntime {
 
     fn drain(&self, deadline: Duration) -> Settled {
         let (closed, plane) = (self.plane.target().shut_down(), Arc::clone(&self.plane));
+        let pools = self.pools.clone();
         Box::pin(async move {
-            if tokio::time::timeout(deadline, closed).await.is_err() {
+            let until = tokio::time::Instant::now() + deadline;
+            if tokio::time::timeout_at(until, closed).await.is_err() {
                 tracing::warn!(
                     "drain: I/O has not ended within {} ms",
                     deadline.as_millis()
                 );
+            }
+            // A pool that has no time left to close is opened as after a power cut: nothing is lost.
+            let until = until.max(tokio::time::Instant::now() + POOLS_CLOSE_MIN);
+            if tokio::time::timeout_at(until, pools.close_all())
+                .await
+                .is_err()
+            {
+                tracing::warn!("drain: not every pool has closed cleanly in time");
             }
             let flushed = tokio::task::spawn_blocking(move || devices::flush_all(&plane)).await;
             if let Err(error) = flushed {

@@ -1,4 +1,5 @@
-//! The seam to pools: what the control plane wants of one that is open.
+//! The seams to pools: [`Pool`], what the control plane wants of one that is open; [`Engine`] and
+//! [`PoolDriver`], what the data plane wants of the library that knows how to make pools.
 //!
 //! Names here are those within the pool: `NAME` of a volume, `NAME@SNAP` of a snapshot. Calls give a
 //! future ([`Work`]) and none blocks; a future that was begun must be driven to its end, or a volume
@@ -7,10 +8,14 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
-use api::v1;
+use api::v1::{self, EventType};
+use block::{Bdev, BlockDevice};
+use uuid::Uuid;
 
 use crate::error::ControlError;
+use crate::runtime::RuntimeError;
 
 /// A call on its way.
 pub type Work<T> = Pin<Box<dyn Future<Output = Result<T, ControlError>> + Send>>;
@@ -92,4 +97,57 @@ pub trait Pool: Send + Sync + fmt::Debug {
     fn operations(&self) -> Work<Vec<v1::Operation>>;
     /// Asks an operation to stop.
     fn cancel(&self, id: u64) -> Work<()>;
+}
+
+/// A volume or a snapshot as a block device.
+#[derive(Debug, Clone)]
+pub struct VolumeDevice {
+    /// Its name within the pool.
+    pub name: String,
+    /// Its UUID, for ever.
+    pub uuid: Uuid,
+    /// Its NGUID, for ever.
+    pub nguid: [u8; 16],
+    /// The device.
+    pub device: Arc<dyn BlockDevice>,
+}
+
+/// A pool that is open, as the library below has it: [`Pool`] without the names of block devices.
+///
+/// Its calls change the pool and know nothing of who uses a volume. A device whose volume was resized
+/// tells its new size at once, and takes [`BlockDevice::resize`] to that size as no change. Dropped
+/// without [`Engine::close`], it closes in the background.
+pub trait Engine: Pool {
+    /// The device of a volume or a snapshot.
+    fn device(&self, name: &str) -> Work<Option<VolumeDevice>>;
+    /// The devices of all volumes and snapshots.
+    fn devices(&self) -> Work<Vec<VolumeDevice>>;
+    /// Closes the pool cleanly, or wipes its superblocks when `wipe`. I/O that comes later fails. The
+    /// pool is closed afterwards even when this fails: it has let go of its device.
+    fn close(&self, wipe: bool) -> Work<()>;
+}
+
+/// Ends with an open pool; pending when what is missing may come.
+pub type Opening = Pin<Box<dyn Future<Output = Result<Arc<dyn Engine>, RuntimeError>> + Send>>;
+
+/// Makes and opens pools.
+pub trait PoolDriver: Send + Sync {
+    /// The name of the pool on a device.
+    fn probe(&self, base: Arc<Bdev>) -> Work<Option<String>>;
+    /// Opens the pool on a device, or makes it. The caller holds a claim on the device until the pool
+    /// is closed.
+    fn open(&self, base: Arc<Bdev>, name: &str, attach: Attach) -> Opening;
+}
+
+/// Something that happened in a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolEvent {
+    /// [`EventType::Space`], [`EventType::Fault`] or [`EventType::Operation`].
+    pub event_type: EventType,
+    /// "pool", "volume" or "operation".
+    pub kind: &'static str,
+    /// `POOL`, `POOL/NAME` or `POOL/ID`.
+    pub name: String,
+    /// One sentence.
+    pub text: String,
 }

@@ -22,8 +22,10 @@ use crate::control::{About, Control};
 use crate::data_plane::{Cores, DataPlane, DataPlaneError, DataPlaneOptions};
 use crate::events::now_unix_ms;
 use crate::logging::{Log, LogError};
+use crate::lvol_driver::LvolDriver;
 use crate::model::{Model, RecordError};
 use crate::nvmf_runtime::NvmfRuntime;
+use crate::pool::PoolEvent;
 use crate::serve::{Bound, ServeError, bind};
 use crate::services::Services;
 use crate::{config, metrics};
@@ -32,6 +34,8 @@ use crate::{config, metrics};
 const STORE: &str = "state.redb";
 /// Name of the file that holds the node's identity.
 const NODE_ID: &str = "node-id";
+/// Events of pools that wait to be told; more are lost, and the log says so.
+const POOL_EVENTS_MAX: usize = 1024;
 /// How long calls in progress may take at the end, when everything is drained.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -127,9 +131,15 @@ pub fn run(flags: &Flags) -> Result<(), ProgramError> {
         .enable_all()
         .build()
         .map_err(ProgramError::Runtime)?;
-    let runtime = Arc::new(NvmfRuntime::new(plane.clone(), config.connections_max));
+    let (pool_events, pool_events_in) = mpsc::channel(POOL_EVENTS_MAX);
+    let pools = Arc::new(LvolDriver::new(pool_events));
+    let runtime = Arc::new(NvmfRuntime::new(
+        plane.clone(),
+        config.connections_max,
+        pools,
+    ));
     let control = Control::new(model, store, runtime.clone(), about);
-    let result = tokio.block_on(serve(&config, control, runtime));
+    let result = tokio.block_on(serve(&config, control, runtime, pool_events_in));
     // Tasks hold the store; with them it closes, after it has written what was queued.
     drop(tokio);
     if let Err(error) = plane.stop(GOODBYE) {
@@ -143,6 +153,7 @@ async fn serve(
     config: &Config,
     control: Control,
     runtime: Arc<NvmfRuntime>,
+    pool_events: mpsc::Receiver<PoolEvent>,
 ) -> Result<(), ProgramError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ProgramError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ProgramError::Signals)?;
@@ -169,6 +180,7 @@ async fn serve(
     let retrying = control.clone();
     others.spawn(async move { retrying.run().await });
     others.spawn(tell_target_events(control.clone(), runtime));
+    others.spawn(tell_pool_events(control.clone(), pool_events));
     let (metrics_failed, mut metrics_failure) = mpsc::channel(1);
     if let Some(address) = config.metrics {
         let control = control.clone();
@@ -272,6 +284,24 @@ async fn tell_target_events(control: Control, runtime: Arc<NvmfRuntime>) {
             }
         }
         wake.0.notified().await;
+    }
+}
+
+/// What happens in pools becomes events.
+async fn tell_pool_events(control: Control, mut events: mpsc::Receiver<PoolEvent>) {
+    while let Some(event) = events.recv().await {
+        let PoolEvent {
+            event_type,
+            kind,
+            name,
+            text,
+        } = event;
+        match event_type {
+            EventType::Fault => tracing::error!(kind, name, text, "fault in a pool"),
+            EventType::Space => tracing::warn!(kind, name, text, "space of a pool"),
+            _ => tracing::info!(kind, name, text, "event of a pool"),
+        }
+        control.tell(event_type, kind, name, text);
     }
 }
 

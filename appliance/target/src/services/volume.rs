@@ -26,6 +26,9 @@ const SNAPSHOTS_MAX: usize = 256;
 const EXTENTS_DEFAULT: usize = 1000;
 const EXTENTS_MAX: usize = 10_000;
 
+/// Open pools in the order of their names.
+type NamedPools = Vec<(String, Arc<dyn Pool>)>;
+
 fn not_found(kind: &'static str, name: &str) -> ControlError {
     ControlError::NotFound {
         kind,
@@ -68,10 +71,7 @@ fn difference(
 
 impl Services {
     /// The pool of this name, or all that are open when it is empty, in the order of their names.
-    pub(super) fn open_pools(
-        &self,
-        name: &str,
-    ) -> Result<Vec<(String, Arc<dyn Pool>)>, ControlError> {
+    pub(super) fn open_pools(&self, name: &str) -> Result<NamedPools, ControlError> {
         if !name.is_empty() {
             return Ok(vec![(name.to_owned(), self.open_pool(name)?)]);
         }
@@ -128,7 +128,7 @@ impl Services {
     /// One page of volumes or snapshots of the pools. A token is the last name of a page.
     async fn page_of_volumes(
         &self,
-        pools: Vec<(String, Arc<dyn Pool>)>,
+        pools: NamedPools,
         query: VolumeQuery,
         page_size: u32,
         token: &str,

@@ -156,7 +156,7 @@ impl Services {
             match from {
                 // One more than fits tells whether there are more.
                 Some(after) => {
-                    query.limit = size + 1 - volumes.len();
+                    query.limit = (size + 1).saturating_sub(volumes.len());
                     query.after = after.to_owned();
                 }
                 None => query.limit = 0,

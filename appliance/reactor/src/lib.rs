@@ -40,9 +40,9 @@
 //!
 //! # Sleep
 //!
-//! A reactor that has found no work for [`ReactorSetBuilder::idle_time_before_sleep`] announces
-//! that it will sleep, polls everything once more, and waits in `epoll_wait` until the first of: a
-//! message, a [`std::task::Waker`] of it, a registered descriptor that is readable, the next timed
+//! A reactor that has found no work for [`ReactorSetBuilder::idle_time_before_sleep`], a time that
+//! adapts to how long its sleeps last, announces that it will sleep, polls everything once more, and
+//! waits in `epoll_wait` until the first of: a message, a [`std::task::Waker`] of it, a registered descriptor that is readable, the next timed
 //! poller, the earliest [`PollContext::wake_at`]. An active poller that waits for something that is
 //! none of these calls [`ThreadContext::keep_awake`] in each run. The work of timed pollers does
 //! not restart the idle time: after it the reactor sleeps at once. [`sleep`] tells why no wake-up

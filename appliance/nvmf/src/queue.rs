@@ -18,6 +18,7 @@ use crate::controller::Controller;
 use crate::exec;
 use crate::group_namespace::{GroupNamespace, GroupSubsystem};
 use crate::poll_group::GroupShared;
+use crate::share::{Class, Holder, Share};
 use crate::slot::{Outcome, Slot, SlotState};
 use crate::status;
 use crate::transport::{
@@ -81,6 +82,10 @@ pub(crate) struct Queue {
     pub(crate) digests: Digests,
     pub(crate) association: OnceCell<Association>,
     pub(crate) iobuf: Rc<RefCell<IobufChannel>>,
+    /// Whom buffers are charged to: the peer's address, from Connect on its host.
+    share: RefCell<Rc<Share>>,
+    /// Commands whose data comes outside of capsules, from their wait for a buffer on.
+    receives: Cell<u32>,
     pub(crate) counters: Arc<QpairCounters>,
     pub(crate) slots: RefCell<Vec<Rc<Slot>>>,
     pub(crate) free_slots: RefCell<Vec<u16>>,
@@ -144,7 +149,10 @@ pub(crate) struct QueueParts {
 impl Queue {
     pub(crate) fn new(parts: QueueParts) -> Rc<Self> {
         let now = parts.group.now.get();
+        let holder = Holder::of_remote(&parts.peer.remote);
+        let share = RefCell::new(parts.group.ledger.share(holder));
         Rc::new(Self {
+            share,
             group: parts.group,
             id: parts.id,
             uid: parts.uid,
@@ -170,6 +178,7 @@ impl Queue {
             last_command: Cell::new(now),
             has_connect: Cell::new(false),
             aborts: Cell::new(0),
+            receives: Cell::new(0),
             cids: RefCell::default(),
         })
     }
@@ -280,8 +289,52 @@ impl Queue {
         subsystem.namespace(nsid, &association.host_nqn, &self.group)
     }
 
-    /// Waits for a data buffer: from the cache, from the pool, or in the order of asking.
+    /// The host is known: what its commands hold from now on is charged to it.
+    pub(crate) fn set_host(&self, host: &Nqn) {
+        let share = self.group.ledger.share(Holder::Host(host.clone()));
+        self.share.replace(share);
+    }
+
+    /// What a buffer counts as: `small`, unless it must be a large one.
+    fn class(&self, len: u32, small: Class) -> Class {
+        if len > self.group.iobuf_pool.options().small_bufsize {
+            Class::Large
+        } else {
+            small
+        }
+    }
+
+    /// Charges the command's buffer to its host; waits while the host holds too many. A command
+    /// holds one buffer: what was charged for an earlier one has gone back.
+    async fn charge(&self, slot: &Slot, len: u32, class: Class) -> Result<(), Status> {
+        slot.discharge();
+        let class = self.class(len, class);
+        let share = Rc::clone(&self.share.borrow());
+        if let Some(charge) = share.take(class) {
+            slot.charge(charge);
+            return Ok(());
+        }
+        self.group
+            .buffer_waits
+            .set(self.group.buffer_waits.get() + 1);
+        share.wait(class, self.id, slot.id);
+        let waiting = Waiting {
+            share: &share,
+            key: (self.id, slot.id),
+        };
+        let waited = slot.until(|| slot.is_charged()).await;
+        drop(waiting);
+        waited
+    }
+
+    /// Waits for a data buffer: for the host's share, then from the cache, from the pool, or in the
+    /// order of asking.
     pub(crate) async fn buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
+        self.charge(slot, len, Class::Small).await?;
+        self.pool_buffer(slot, len).await
+    }
+
+    async fn pool_buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
         let token = token(self.id, slot.id);
         // Refused only when the pool's queue of waiters is full, or no buffer is ever that large.
         let ready = self
@@ -302,8 +355,16 @@ impl Queue {
         buffer.ok_or(Status::COMMAND_ABORT_REQUESTED)
     }
 
+    /// As [`Queue::buffer`] for commands that must not wait: charged whatever the host holds, and
+    /// an error if there is no buffer now.
+    pub(crate) fn buffer_now(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
+        let charge = self.share.borrow().must_take(self.class(len, Class::Small));
+        slot.charge(charge);
+        self.pool_buffer_now(len)
+    }
+
     /// A data buffer if there is one now; from the reserve if need be.
-    pub(crate) fn buffer_now(&self, len: u32) -> Result<IoBuf, Status> {
+    fn pool_buffer_now(&self, len: u32) -> Result<IoBuf, Status> {
         let iobuf = self.iobuf.borrow();
         let buffer = iobuf
             .get(len as usize)
@@ -313,22 +374,65 @@ impl Queue {
 
     /// Receives the host's data of a command into a buffer of exactly `len` bytes.
     pub(crate) async fn receive(&self, slot: &Slot, len: u32) -> Result<Payload, Status> {
-        let buffer = self.buffer(slot, len).await?;
+        self.receive_with_room(slot, len, len).await
+    }
+
+    /// As [`Queue::receive`], into a buffer of at least `room` bytes.
+    pub(crate) async fn receive_with_room(
+        &self,
+        slot: &Slot,
+        len: u32,
+        room: u32,
+    ) -> Result<Payload, Status> {
+        let _pending = self.charge_receive(slot, room, Class::Small).await?;
+        let mut buffer = self.pool_buffer(slot, room).await?;
+        buffer.set_len(len as usize);
         slot.receive(Payload::Buf(buffer), len).await
+    }
+
+    /// Charges the buffer of a command that takes data of the host.
+    ///
+    /// While a command waits for the buffer of its in-capsule data, nothing behind it is read. Data
+    /// that other commands of this connection wait for may lie there, and their charges may be
+    /// what it waits for: then it does not wait.
+    async fn charge_receive(
+        &self,
+        slot: &Slot,
+        len: u32,
+        class: Class,
+    ) -> Result<Option<PendingReceive<'_>>, Status> {
+        if !slot.sqe().sgl().is_in_capsule() {
+            let pending = PendingReceive::new(&self.receives);
+            self.charge(slot, len, class).await?;
+            return Ok(Some(pending));
+        }
+        if self.receives.get() == 0 {
+            self.charge(slot, len, class).await?;
+        } else {
+            slot.discharge();
+            slot.charge(self.share.borrow().must_take(self.class(len, class)));
+        }
+        Ok(None)
     }
 
     /// As [`Queue::receive`], for admin and fabrics commands: their buffers have a reserve, so
     /// that a host can connect and manage while I/O holds every other buffer.
     pub(crate) async fn receive_reserved(&self, slot: &Slot, len: u32) -> Result<Payload, Status> {
-        let buffer = self.reserved_buffer(slot, len).await?;
+        let _pending = self.charge_receive(slot, len, Class::Reserve).await?;
+        let buffer = self.charged_reserved_buffer(slot, len).await?;
         slot.receive(Payload::Buf(buffer), len).await
     }
 
     /// A buffer for an admin or fabrics command.
     pub(crate) async fn reserved_buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
-        match self.buffer_now(len) {
+        self.charge(slot, len, Class::Reserve).await?;
+        self.charged_reserved_buffer(slot, len).await
+    }
+
+    async fn charged_reserved_buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
+        match self.pool_buffer_now(len) {
             Ok(buffer) => Ok(buffer),
-            Err(_) => self.buffer(slot, len).await,
+            Err(_) => self.pool_buffer(slot, len).await,
         }
     }
 
@@ -360,6 +464,34 @@ impl Queue {
                 ) && slot.sqe().cid() == cid
             })
             .cloned()
+    }
+}
+
+/// Counts a command whose data comes outside of its capsule.
+struct PendingReceive<'a>(&'a Cell<u32>);
+
+impl<'a> PendingReceive<'a> {
+    fn new(count: &'a Cell<u32>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for PendingReceive<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// A command that waits until its host may take another buffer.
+struct Waiting<'a> {
+    share: &'a Share,
+    key: (QpairId, SlotId),
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.share.forget(self.key.0, self.key.1);
     }
 }
 

@@ -504,7 +504,7 @@ impl Subsystem {
         write_protect: WriteProtect,
     ) -> Result<Ticket, TargetError> {
         self.change_namespace(nsid, false, |namespace| {
-            namespace.write_protect = write_protect
+            namespace.write_protect = write_protect;
         })
     }
 

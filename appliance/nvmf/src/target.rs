@@ -181,6 +181,11 @@ impl Target {
         groups.retain(|group| group.id != id);
     }
 
+    pub(crate) fn poll_group_count(&self) -> usize {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        groups.len()
+    }
+
     /// The poll groups.
     pub fn poll_groups(&self) -> Vec<Arc<GroupHandle>> {
         self.groups

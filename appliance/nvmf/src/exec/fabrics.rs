@@ -388,6 +388,7 @@ fn associate(
     add(total, 1);
     add(current, 1);
     add(&counters.current_unassociated_qpairs, u64::MAX);
+    queue.set_host(&request.data.hostnqn);
     let association = Association {
         qid: request.command.qid,
         controller,

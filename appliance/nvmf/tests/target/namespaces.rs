@@ -293,13 +293,14 @@ fn commands_wait_for_buffers_in_their_order_and_hosts_still_connect() {
     for cid in 0..12 {
         rig.send(&served.io, read(cid, u64::from(cid), 1), &[]);
     }
-    assert_eq!(served.device.state().held, 4);
+    // Half of what there is: the rest is for other hosts.
+    assert_eq!(served.device.state().held, 2);
     let waits = rig.groups[0]
         .handle()
         .counters
         .buffer_waits
         .load(Ordering::Relaxed);
-    assert_eq!(waits, 8);
+    assert_eq!(waits, 10);
     // The reserve: another host comes in, and asks.
     let other = rig.host(NQN);
     let io = rig.io(&other, 1);

@@ -99,9 +99,7 @@ async fn prepare_first(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<Payl
         return Err(Status::INVALID_FIELD.with_dnr(true));
     }
     let (_, bytes) = prepare(queue, slot, sqe, Access::Read).await?;
-    let mut buffer = queue.buffer(slot, 2 * bytes).await?;
-    buffer.set_len(bytes as usize);
-    slot.receive(Payload::Buf(buffer), bytes).await
+    queue.receive_with_room(slot, bytes, 2 * bytes).await
 }
 
 async fn second(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
@@ -212,7 +210,7 @@ async fn prepare_second(
     sqe: &Sqe,
 ) -> Result<(Rc<GroupNamespace>, Payload), Status> {
     let (namespace, bytes) = prepare(queue, slot, sqe, Access::Write).await?;
-    let buffer = queue.buffer_now(bytes)?;
+    let buffer = queue.buffer_now(slot, bytes)?;
     let data = slot.receive(Payload::Buf(buffer), bytes).await?;
     Ok((namespace, data))
 }

@@ -327,6 +327,16 @@ impl Queue {
         waited
     }
 
+    /// The data length of a command with data of the host, or either way.
+    pub(crate) fn sgl_len(&self, sqe: &Sqe, slot: &Slot) -> Result<u32, Status> {
+        sgl_len(sqe, slot.in_capsule_len(), self.limits.keyed_sgl)
+    }
+
+    /// The data length of a command whose data goes to the host.
+    pub(crate) fn sgl_len_to_host(&self, sqe: &Sqe) -> Result<u32, Status> {
+        sgl_len_to_host(sqe, self.limits.keyed_sgl)
+    }
+
     /// Waits for a data buffer: for the host's share, then from the cache, from the pool, or in the
     /// order of asking.
     pub(crate) async fn buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
@@ -505,15 +515,15 @@ pub(crate) fn from_token(token: u64) -> (QpairId, SlotId) {
 }
 
 /// The length of a command's data that goes to the host: never in the command's capsule.
-pub(crate) fn sgl_len_to_host(sqe: &Sqe) -> Result<u32, Status> {
+fn sgl_len_to_host(sqe: &Sqe, is_keyed: bool) -> Result<u32, Status> {
     if sqe.sgl().is_in_capsule() {
         return Err(Status::SGL_DESCRIPTOR_TYPE_INVALID.with_dnr(true));
     }
-    sgl_len(sqe, 0)
+    sgl_len(sqe, 0, is_keyed)
 }
 
-/// The data length that a command's SGL gives, checked for the forms that this target takes.
-pub(crate) fn sgl_len(sqe: &Sqe, in_capsule_len: u32) -> Result<u32, Status> {
+/// The data length that a command's SGL gives, checked for the forms that the transport takes.
+fn sgl_len(sqe: &Sqe, in_capsule_len: u32, is_keyed: bool) -> Result<u32, Status> {
     if sqe.psdt() != Sqe::PSDT_SGL {
         // Fabrics have no PRPs, and no namespace has metadata.
         return Err(Status::INVALID_FIELD.with_dnr(true));
@@ -528,7 +538,12 @@ pub(crate) fn sgl_len(sqe: &Sqe, in_capsule_len: u32) -> Result<u32, Status> {
         }
         return Ok(sgl.len());
     }
-    if sgl.is_transport_data() || sgl.is_keyed() {
+    let is_taken = if is_keyed {
+        sgl.is_keyed()
+    } else {
+        sgl.is_transport_data()
+    };
+    if is_taken {
         return Ok(sgl.len());
     }
     Err(Status::SGL_DESCRIPTOR_TYPE_INVALID.with_dnr(true))
@@ -602,14 +617,27 @@ mod tests {
     fn lengths_come_from_the_forms_of_sgl_that_are_taken() {
         let with = |sgl| Sqe::default().with_sgl(sgl);
         let in_capsule = with(SglDescriptor::in_capsule(0, 512));
-        assert_eq!(sgl_len(&in_capsule, 512), Ok(512));
-        assert!(sgl_len(&in_capsule, 511).is_err());
-        assert!(sgl_len_to_host(&in_capsule).is_err());
-        let transport = with(SglDescriptor::transport_data(u32::MAX));
-        assert_eq!(sgl_len(&transport, 0), Ok(u32::MAX));
-        assert_eq!(sgl_len_to_host(&transport), Ok(u32::MAX));
-        assert!(sgl_len(&transport.with_psdt(Sqe::PSDT_PRP), 0).is_err());
-        assert!(sgl_len(&with(SglDescriptor::in_capsule(8, 512)), 512).is_err());
-        assert!(sgl_len(&with(SglDescriptor::data_block(0, 512)), 0).is_err());
+        let wrong_type = Err(Status::SGL_DESCRIPTOR_TYPE_INVALID.with_dnr(true));
+        let transport = with(SglDescriptor::transport_data(4096));
+        let keyed = with(SglDescriptor::keyed(0x1000, 4096, 7, false));
+        for is_keyed in [false, true] {
+            assert_eq!(sgl_len(&in_capsule, 512, is_keyed), Ok(512));
+            assert!(sgl_len(&in_capsule, 511, is_keyed).is_err());
+            assert_eq!(sgl_len_to_host(&in_capsule, is_keyed), wrong_type);
+            let (right, wrong) = if is_keyed {
+                (keyed, transport)
+            } else {
+                (transport, keyed)
+            };
+            assert_eq!(sgl_len(&right, 0, is_keyed), Ok(4096));
+            assert_eq!(sgl_len_to_host(&right, is_keyed), Ok(4096));
+            assert_eq!(sgl_len(&wrong, 0, is_keyed), wrong_type);
+            assert_eq!(sgl_len_to_host(&wrong, is_keyed), wrong_type);
+            let prp = right.with_psdt(Sqe::PSDT_PRP);
+            assert!(sgl_len(&prp, 0, is_keyed).is_err());
+        }
+        assert!(sgl_len(&with(SglDescriptor::in_capsule(8, 512)), 512, false).is_err());
+        let block = with(SglDescriptor::data_block(0, 512));
+        assert_eq!(sgl_len(&block, 0, false), wrong_type);
     }
 }

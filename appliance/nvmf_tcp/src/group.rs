@@ -553,6 +553,12 @@ impl TransportGroup for TcpGroup {
         self.close_with(core, connection, reason);
     }
 
+    fn close_all(&mut self, core: &mut Core, reason: CloseReason) {
+        for id in self.slab.ids() {
+            self.close_with(core, id, reason);
+        }
+    }
+
     fn close_after_flush(&mut self, connection: ConnectionId, reason: CloseReason) {
         if let Some(connection) = self.slab.get_mut(connection) {
             connection.close_when_sent = Some(reason);

@@ -201,6 +201,7 @@ impl TcpOptions {
             max_io_qpairs_per_ctrlr: self.max_io_qpairs_per_ctrlr,
             max_io_size: self.max_io_size,
             in_capsule_data_size: self.in_capsule_data_size,
+            keyed_sgl: false,
             kas_100ms: self.kas,
             min_kato_ms: self.min_kato_ms,
             iobuf_small_cache_size: self.iobuf_small_cache_size,

@@ -9,7 +9,7 @@ use nvme_spec::{Fuse, Nsid, Sqe, Status, opcode::nvm};
 use crate::config::AnaState;
 use crate::group_namespace::{Entered, GroupNamespace};
 use crate::limits;
-use crate::queue::{Queue, add, sgl_len, sgl_len_to_host};
+use crate::queue::{Queue, add};
 use crate::slot::{Outcome, Slot};
 use crate::status;
 
@@ -203,7 +203,7 @@ async fn device(
 async fn read(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
     let namespace = begin(queue, slot, sqe, Access::Read).await?;
     let extent = Extent::of_transfer(queue, &namespace, sqe)?;
-    if sgl_len_to_host(sqe)? < extent.bytes {
+    if queue.sgl_len_to_host(sqe)? < extent.bytes {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
     let payload = if namespace.lends && queue.may_borrow_data {
@@ -221,7 +221,7 @@ async fn read(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
 
 /// Receives the host's data of a command that writes or compares blocks.
 async fn receive(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe, bytes: u32) -> Result<Payload, Status> {
-    if sgl_len(sqe, slot.in_capsule_len())? != bytes {
+    if queue.sgl_len(sqe, slot)? != bytes {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
     queue.receive(slot, bytes).await

@@ -443,9 +443,16 @@ fn shutting_down_closes_every_queue_pair() {
     let io = rig.io_in(1, &served.host, 2);
     served.device.state().holds = true;
     rig.send(&io, read(1, 0, 1), &[]);
+    // They have sent nothing yet: one is in its group, one on its way there.
+    let half_open = rig.dial_in(1);
+    let late = rig.transport.dial(&address(4420));
+    rig.groups[0].poll(rig.now);
     let ticket = rig.target.shut_down();
     rig.poll();
     assert_eq!(closed(&served.io), Some(CloseReason::Shutdown));
+    assert_eq!(closed(&half_open), Some(CloseReason::Shutdown));
+    assert!(closed(&late).is_some() || late.is_dropped());
+    assert_eq!(rig.groups[1].connection_count(), 0);
     assert!(closed(&io).is_some());
     assert!(!ticket.is_done());
     served.device.state().holds = false;

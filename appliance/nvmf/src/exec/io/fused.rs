@@ -13,7 +13,7 @@ use nvme_spec::{Fuse, Sqe, Status, opcode::nvm};
 use super::{Access, Extent, begin, bytes_of, device, enter};
 use crate::group_namespace::GroupNamespace;
 use crate::limits;
-use crate::queue::{Queue, sgl_len};
+use crate::queue::Queue;
 use crate::slot::Slot;
 
 /// How the first half ended, as the second half decides it.
@@ -239,7 +239,7 @@ async fn prepare(
     if sqe.block_count() > limits::COMPARE_AND_WRITE_BLOCKS_MAX {
         return Err(Status::INVALID_FIELD.with_dnr(true));
     }
-    if sgl_len(sqe, slot.in_capsule_len())? != extent.bytes {
+    if queue.sgl_len(sqe, slot)? != extent.bytes {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
     Ok((namespace, extent.bytes))

@@ -10,8 +10,7 @@ use block::Op;
 use dma::Payload;
 use nvme_spec::{Fuse, Sqe, Status, opcode::nvm};
 
-use super::{Access, Extent, begin, bytes_of, device, enter};
-use crate::group_namespace::GroupNamespace;
+use super::{Access, Begun, Extent, begin, bytes_of, device, enter};
 use crate::limits;
 use crate::queue::Queue;
 use crate::slot::Slot;
@@ -181,9 +180,7 @@ async fn pair(
     slot.until(|| first.half() != FirstHalf::Waiting || first.slot.is_parked())
         .await
         .map_err(of_second)?;
-    let entered = enter(queue, slot, &namespace, Access::Write)
-        .await
-        .map_err(of_second)?;
+    let entered = enter(queue, slot, &namespace).await.map_err(of_second)?;
     if let FirstHalf::Ended(status) = first.half() {
         return Err((status, FAILED));
     }
@@ -208,7 +205,7 @@ async fn prepare_second(
     queue: &Rc<Queue>,
     slot: &Slot,
     sqe: &Sqe,
-) -> Result<(Rc<GroupNamespace>, Payload), Status> {
+) -> Result<(Begun, Payload), Status> {
     let (namespace, bytes) = prepare(queue, slot, sqe, Access::Write).await?;
     let buffer = queue.buffer_now(slot, bytes)?;
     let data = slot.receive(Payload::Buf(buffer), bytes).await?;
@@ -233,7 +230,7 @@ async fn prepare(
     slot: &Slot,
     sqe: &Sqe,
     access: Access,
-) -> Result<(Rc<GroupNamespace>, u32), Status> {
+) -> Result<(Begun, u32), Status> {
     let namespace = begin(queue, slot, sqe, access).await?;
     let extent = Extent::of_transfer(queue, &namespace, sqe)?;
     if sqe.block_count() > limits::COMPARE_AND_WRITE_BLOCKS_MAX {

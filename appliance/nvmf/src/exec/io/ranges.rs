@@ -46,7 +46,7 @@ pub(super) async fn dataset_management(
             return Err(Status::LBA_OUT_OF_RANGE.with_dnr(true));
         }
     }
-    let entered = enter(queue, slot, &namespace, access).await?;
+    let entered = enter(queue, slot, &namespace).await?;
     for index in 0..count as usize {
         let (lba, blocks) = range(&payload, index)?;
         if blocks > 0 {

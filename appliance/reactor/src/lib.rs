@@ -27,7 +27,8 @@
 //!     registered.expect("a new thread has room for a poller");
 //! })?;
 //! assert_eq!(ticks.iter().take(3).collect::<Vec<_>>(), [1, 2, 3]);
-//! assert!(thread.pollers()[0].run_count >= 3);
+//! // A run is counted when it ends: the third may not have.
+//! assert!(thread.pollers()[0].run_count >= 2);
 //! set.stop(Duration::from_secs(5))?;
 //! # Ok::<(), reactor::ReactorError>(())
 //! ```

@@ -149,6 +149,9 @@ pub struct LoadOptions {
     pub fua_every: u64,
     /// Commands in flight.
     pub queue_depth: usize,
+    /// Rest after each answer. A load without one keeps a core busy for itself; several of them beside
+    /// polling reactors leave the rest of a small machine, its kernel threads included, without any.
+    pub rest: Duration,
     /// Seed of the random choices.
     pub seed: u64,
 }
@@ -163,6 +166,7 @@ impl LoadOptions {
             flush_every: 0,
             fua_every: 0,
             queue_depth: 8,
+            rest: Duration::ZERO,
             seed: 1,
         }
     }
@@ -378,7 +382,7 @@ fn run(
     completed: &AtomicU64,
 ) -> LoadReport {
     let dice = Dice::new(options.seed);
-    let depth = options.queue_depth;
+    let pace = (options.queue_depth, options.rest);
     let mut work = Work {
         options,
         dice,
@@ -391,7 +395,7 @@ fn run(
     let mut longest_gap = Duration::ZERO;
     let gap = &mut longest_gap;
     let result =
-        connect().and_then(|mut host| drive(&mut host, &mut work, depth, stop, completed, gap));
+        connect().and_then(|mut host| drive(&mut host, &mut work, pace, stop, completed, gap));
     LoadReport {
         completed: completed.load(Ordering::Relaxed),
         longest_gap,
@@ -403,7 +407,7 @@ fn run(
 fn drive(
     host: &mut Host,
     work: &mut Work,
-    depth: usize,
+    (depth, rest): (usize, Duration),
     stop: &AtomicBool,
     completed: &AtomicU64,
     longest_gap: &mut Duration,
@@ -442,5 +446,8 @@ fn drive(
             return Err(error);
         }
         polled?;
+        if !rest.is_zero() {
+            std::thread::sleep(rest);
+        }
     }
 }

@@ -4,11 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
-use program_tests::{Adit, Host, HostOptions, KilledChild, free_port, patience, program};
+use api::v1::ListBdevStatsRequest;
+use program_tests::{Adit, Host, HostOptions, KilledChild, free_port, patience, program, until};
 use serde_json::Value;
 
 const NQN: &str = "nqn.2026-11.io.adit.test:grammar";
@@ -643,4 +644,86 @@ fn completion_and_manual_pages_are_made_without_a_server() {
     let page = fs::read_to_string(folder.path().join("aditctl.1")).unwrap();
     assert!(page.contains(".TH"), "{page}");
     assert!(fs::exists(folder.path().join("aditctl-bdev.1")).unwrap());
+}
+
+#[test]
+fn check_says_which_rung_fails() {
+    let adit = Adit::builder().start().unwrap();
+    let missing = adit.ctl(&["check", NQN]).unwrap_err().to_string();
+    assert!(missing.contains("subsystem create"), "{missing}");
+    adit.ctl(&["bdev", "create", "malloc", "m0", "--size", "8MiB"])
+        .unwrap();
+    adit.export(NQN, "m0").unwrap();
+    let ladder = adit.ctl_json(&["check", NQN]).unwrap();
+    let rungs = names(&ladder, "rungs", &["rung"]);
+    assert_eq!(
+        rungs,
+        [
+            "node",
+            "transport",
+            "subsystem",
+            "listener",
+            "namespace",
+            "host",
+            "connection"
+        ]
+    );
+    let rungs = ladder["rungs"].as_array().unwrap();
+    assert!(rungs.iter().all(|rung| rung["ok"] == true), "{ladder}");
+}
+
+#[test]
+fn perf_verifies_what_it_wrote_under_every_workload() {
+    let adit = Adit::builder().start().unwrap();
+    adit.ctl(&["bdev", "create", "malloc", "m0", "--size", "8MiB"])
+        .unwrap();
+    let port = adit.export(NQN, "m0").unwrap();
+    let url = format!("tcp://127.0.0.1:{port}/{NQN}");
+    for workload in ["randread", "randwrite", "read", "write", "randrw"] {
+        let mut words = vec!["perf", &url, "--workload", workload, "--time", "100ms"];
+        words.extend(["--io-size", "4KiB", "--queue-depth", "4", "--verify"]);
+        words.extend(["--connections", "2", "--header-digest", "--data-digest"]);
+        if workload == "randrw" {
+            words.extend(["--read-percent", "70"]);
+        }
+        let report = adit.ctl_json(&words).unwrap();
+        assert_eq!(report["errors"], 0, "{report}");
+        assert!(report["total"]["ios"].as_u64().unwrap() > 0, "{report}");
+        assert!(report["total"]["latency_ns"]["p99"].as_u64().unwrap() > 0);
+        let is_reading = matches!(workload, "read" | "randread" | "randrw");
+        assert_eq!(report["reads"]["ios"].as_u64().unwrap_or(0) > 0, is_reading);
+    }
+}
+
+#[test]
+fn perf_that_is_interrupted_reports_what_it_measured() {
+    let adit = Adit::builder().start().unwrap();
+    adit.ctl(&["bdev", "create", "malloc", "m0", "--size", "8MiB"])
+        .unwrap();
+    let port = adit.export(NQN, "m0").unwrap();
+    let url = format!("tcp://127.0.0.1:{port}/{NQN}");
+    let mut perf = Command::new(program("aditctl"))
+        .args(["-o", "json", "perf", &url, "--workload", "randread"])
+        .args(["--time", "60s"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let grpc = adit.grpc();
+    until("the workload to run", || {
+        let request = ListBdevStatsRequest::default();
+        let stats = grpc.wait(grpc.bdevs().list_bdev_stats(request)).unwrap();
+        let ops: u64 = stats.bdevs[0].io.iter().map(|io| io.num_ops).sum();
+        (ops > 100).then_some(())
+    });
+    let pid = nix::unistd::Pid::from_raw(perf.id().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let mut report = String::new();
+    perf.stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut report)
+        .unwrap();
+    assert!(perf.wait().unwrap().success());
+    let report: Value = serde_json::from_str(&report).unwrap();
+    assert!(report["total"]["ios"].as_u64().unwrap() > 100, "{report}");
 }

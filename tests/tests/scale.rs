@@ -234,6 +234,7 @@ fn a_thousand_subsystems_come_and_go_and_no_host_notices() {
             let load = LoadOptions {
                 seed,
                 queue_depth: 2,
+                rest: Duration::from_millis(1),
                 ..LoadOptions::new(start..start + 4096)
             };
             Load::start(port, NQN, &options(number + 1), load)

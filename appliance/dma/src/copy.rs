@@ -19,6 +19,42 @@ mod imp {
         }
     }
 
+    /// Copies past the caches: what is written is not read again soon, and a line that will be
+    /// overwritten as a whole need not be fetched from memory first.
+    ///
+    /// # Safety
+    /// As `copy`; `to` and `len` must be multiples of 64, `len` not 0.
+    pub(super) unsafe fn stream(from: *const u8, to: *mut u8, len: usize) {
+        // SAFETY: the caller vouches for both ranges, and for the alignment that movntdq needs.
+        // SSE2 is part of x86_64. The fence orders these stores before later ones.
+        unsafe {
+            asm!(
+                "2:",
+                "movdqu {a}, [{from}]",
+                "movdqu {b}, [{from} + 16]",
+                "movdqu {c}, [{from} + 32]",
+                "movdqu {d}, [{from} + 48]",
+                "movntdq [{to}], {a}",
+                "movntdq [{to} + 16], {b}",
+                "movntdq [{to} + 32], {c}",
+                "movntdq [{to} + 48], {d}",
+                "add {from}, 64",
+                "add {to}, 64",
+                "sub {len}, 64",
+                "jnz 2b",
+                "sfence",
+                from = inout(reg) from => _,
+                to = inout(reg) to => _,
+                len = inout(reg) len => _,
+                a = out(xmm_reg) _,
+                b = out(xmm_reg) _,
+                c = out(xmm_reg) _,
+                d = out(xmm_reg) _,
+                options(nostack),
+            );
+        }
+    }
+
     /// # Safety
     /// `len` bytes must be mapped writable at `to`.
     pub(super) unsafe fn zero(to: *mut u8, len: usize) {
@@ -56,6 +92,13 @@ mod imp {
     }
 
     /// # Safety
+    /// As `copy`.
+    pub(super) unsafe fn stream(from: *const u8, to: *mut u8, len: usize) {
+        // SAFETY: the same demands.
+        unsafe { copy(from, to, len) }
+    }
+
+    /// # Safety
     /// `len` bytes must be mapped writable at `to`.
     pub(super) unsafe fn zero(to: *mut u8, len: usize) {
         let mut at = 0;
@@ -75,6 +118,10 @@ mod imp {
     }
 }
 
+/// Copies into shared memory of this length and more go past the caches. A RAM disk is larger than
+/// they are, and what is written to it pushes out what the next command needs.
+const STREAM_MIN: usize = 2048;
+
 /// Copies out of shared memory.
 ///
 /// # Safety
@@ -89,8 +136,16 @@ pub(crate) unsafe fn read_shared(from: *const u8, to: &mut [u8]) {
 /// # Safety
 /// `from.len()` bytes must be mapped writable at `to`, and no Rust reference may exist to them.
 pub(crate) unsafe fn write_shared(to: *mut u8, from: &[u8]) {
+    let is_streamed =
+        from.len() >= STREAM_MIN && from.len().is_multiple_of(64) && to.addr().is_multiple_of(64);
     // SAFETY: the caller vouches for `to`; `from` is a live slice of other memory.
-    unsafe { imp::copy(from.as_ptr(), to, from.len()) }
+    unsafe {
+        if is_streamed {
+            imp::stream(from.as_ptr(), to, from.len());
+        } else {
+            imp::copy(from.as_ptr(), to, from.len());
+        }
+    }
 }
 
 /// Zeroes shared memory.

@@ -101,7 +101,28 @@ impl Status {
 impl fmt::Display for Status {
     /// The name if there is one, SCT/SC in hexadecimal, and those of DNR, M and CRD that are set.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name().unwrap_or(match self.sct() {
+        self.write(self.name(), f)
+    }
+}
+
+/// The status of a Fabrics command in words: see [`Status::fabrics_name`].
+struct OfFabrics(Status);
+
+impl fmt::Display for OfFabrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write(self.0.fabrics_name(), f)
+    }
+}
+
+impl Status {
+    /// As [`fmt::Display`] of the status, with the name that it has when a Fabrics command ended
+    /// with it.
+    pub fn of_fabrics(self) -> impl fmt::Display {
+        OfFabrics(self)
+    }
+
+    fn write(self, name: Option<&str>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(name.unwrap_or(match self.sct() {
             Self::SCT_VENDOR => "vendor specific status",
             _ => "unknown status",
         }))?;

@@ -112,6 +112,19 @@ pub enum TargetError {
         /// Its name.
         name: String,
     },
+    /// A transport moves more in one command than a buffer holds.
+    #[error(
+        "transport {transport} has max_io_size {max_io_size}, and the buffers of the pool hold \
+         large_bufsize {large_bufsize} bytes: make the one smaller or the other larger"
+    )]
+    IoSize {
+        /// The transport.
+        transport: &'static str,
+        /// Its option.
+        max_io_size: u32,
+        /// The pool's option.
+        large_bufsize: u32,
+    },
     /// A transport could not make its part of a poll group.
     #[error("transport {transport} cannot work in this poll group")]
     TransportGroup {

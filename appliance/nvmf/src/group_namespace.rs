@@ -192,6 +192,8 @@ pub(crate) struct GroupNamespace {
     /// How many pauses are in force; 0 runs.
     pauses: Cell<u32>,
     is_retired: Cell<bool>,
+    /// Counts the changes of what commands are checked against.
+    version: Cell<u32>,
     /// Held by pauses until nothing is in flight.
     pause_parts: RefCell<Vec<Arc<Part>>>,
     /// Held by the removal until the channel is closed.
@@ -232,6 +234,7 @@ impl GroupNamespace {
             entered: Cell::new(0),
             pauses: Cell::new(pauses),
             is_retired: Cell::new(false),
+            version: Cell::new(0),
             pause_parts: RefCell::default(),
             removal: RefCell::default(),
             waiting: RefCell::default(),
@@ -241,7 +244,18 @@ impl GroupNamespace {
         namespace
     }
 
+    /// Counts the changes of what commands are checked against: a command that was checked under
+    /// the present number need not be checked again.
+    pub(crate) fn version(&self) -> u32 {
+        self.version.get()
+    }
+
+    fn touch(&self) {
+        self.version.set(self.version.get().wrapping_add(1));
+    }
+
     fn refresh(&self) {
+        self.touch();
         let config = self.config.borrow();
         let geometry = config.bdev.geometry();
         self.geometry.set(geometry);

@@ -77,6 +77,8 @@ pub struct GroupHandle {
     pub name: String,
     /// The NUMA node of its thread, where known.
     pub numa_node: Option<u32>,
+    /// Bytes of its pool's large buffers.
+    pub(crate) large_bufsize: u32,
     /// Its counters.
     pub counters: GroupCounters,
     inbox: Mutex<VecDeque<Message>>,
@@ -113,11 +115,17 @@ impl std::fmt::Debug for Message {
 }
 
 impl GroupHandle {
-    pub(crate) fn new(id: PollGroupId, numa_node: Option<u32>, waker: Waker) -> Self {
+    pub(crate) fn new(
+        id: PollGroupId,
+        numa_node: Option<u32>,
+        large_bufsize: u32,
+        waker: Waker,
+    ) -> Self {
         Self {
             id,
             name: format!("nvmf_tgt_poll_group_{:03}", id.0),
             numa_node,
+            large_bufsize,
             counters: GroupCounters::default(),
             inbox: Mutex::default(),
             has_mail: AtomicBool::new(false),

@@ -19,6 +19,14 @@
 //! A queue pair owns request slots. A slot's logic is one `async fn`, stored once and polled
 //! directly when what it waits for arrives: no executor, no waker, no allocation per command.
 //!
+//! # Hosts that are slow, silent or greedy
+//! Every data buffer is charged to the host whose command holds it, from before it is taken until
+//! the command has been answered. A host may take one more only while it holds less than half as
+//! many as are free in its poll group: whatever it withholds or does not read, the others find
+//! buffers. A
+//! transport bounds the time: a connection whose host owes data, or does not read what it asked
+//! for, without progress is closed, and its buffers come back.
+//!
 //! # Errors
 //! [`TargetError`] for calls of the control side; hosts get NVMe status values. A device's error
 //! becomes a status in one place, `status.rs`.
@@ -35,6 +43,7 @@ mod limits;
 mod poll_group;
 mod queue;
 mod registers;
+mod share;
 mod slot;
 mod status;
 mod subsystem;

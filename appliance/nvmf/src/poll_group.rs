@@ -22,6 +22,7 @@ use crate::error::TargetError;
 use crate::group_namespace::{GroupNamespace, GroupSubsystem};
 use crate::inbox::{AbortResult, GroupHandle, Message};
 use crate::queue::{self, Queue, QueueParts, SlotFuture, add};
+use crate::share::Ledger;
 use crate::subsystem::SubsystemUid;
 use crate::target::Target;
 use crate::ticket::Part;
@@ -37,6 +38,8 @@ pub(crate) struct GroupShared {
     /// The time that the caller passed to this poll.
     pub(crate) now: Cell<Instant>,
     pub(crate) iobuf_pool: Arc<IobufPool>,
+    /// Whose commands hold how many buffers.
+    pub(crate) ledger: Rc<Ledger>,
     channel_context: ChannelContext,
     pub(crate) subsystems: RefCell<HashMap<SubsystemUid, Rc<GroupSubsystem>>>,
     /// Namespaces whose device holds I/O of this group.
@@ -176,6 +179,8 @@ impl Core {
     pub fn open(&mut self, open: OpenQpair) -> Result<QpairId, TargetError> {
         let iobuf = self.iobuf(open.transport)?;
         let limits = self.shared.target.transport_limits(open.transport)?;
+        let groups = self.shared.target.poll_group_count();
+        self.shared.ledger.measure(&self.shared.iobuf_pool, groups);
         let id = QpairId(self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
             u32::try_from(self.entries.len() - 1).expect("fewer than 2^32 queue pairs")
@@ -435,6 +440,17 @@ impl Core {
         self.completions = completions;
     }
 
+    /// Lets commands go on whose host may take another buffer.
+    fn poll_shares(&mut self) {
+        let ledger = Rc::clone(&self.shared.ledger);
+        while let Some((qpair, slot, charge)) = ledger.next() {
+            if let Some(entry) = self.entry(qpair) {
+                entry.queue.slot(slot).charge(charge);
+                self.resume(qpair, slot);
+            }
+        }
+    }
+
     /// Hands buffers to the commands that waited for them, in the order of asking.
     fn poll_buffers(&mut self) {
         let mut served = std::mem::take(&mut self.served);
@@ -631,6 +647,7 @@ impl PollGroup {
             handle,
             now: Cell::new(now),
             iobuf_pool,
+            ledger: Rc::default(),
             channel_context,
             subsystems: RefCell::default(),
             active: RefCell::default(),
@@ -662,6 +679,7 @@ impl PollGroup {
             work += transport.poll(&mut self.core, now);
         }
         self.core.poll_devices(now);
+        self.core.poll_shares();
         self.core.poll_buffers();
         self.core.poll_ready(now);
         self.core.expect_keep_alive();
@@ -702,7 +720,8 @@ impl PollGroup {
 
     /// Whether the group may sleep: nothing waits to be polled in the next turn.
     pub fn may_sleep(&self) -> bool {
-        !self.core.shared.handle.has_mail() && self.core.shared.ready.borrow().is_empty()
+        let shared = &self.core.shared;
+        !shared.handle.has_mail() && shared.ready.borrow().is_empty() && !shared.ledger.has_news()
     }
 
     /// Connections of all transports in this group.

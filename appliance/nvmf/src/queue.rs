@@ -18,6 +18,7 @@ use crate::controller::Controller;
 use crate::exec;
 use crate::group_namespace::{GroupNamespace, GroupSubsystem};
 use crate::poll_group::GroupShared;
+use crate::share::{Class, Holder, Share};
 use crate::slot::{Outcome, Slot, SlotState};
 use crate::status;
 use crate::transport::{
@@ -81,6 +82,10 @@ pub(crate) struct Queue {
     pub(crate) digests: Digests,
     pub(crate) association: OnceCell<Association>,
     pub(crate) iobuf: Rc<RefCell<IobufChannel>>,
+    /// Whom buffers are charged to: the peer's address, from Connect on its host.
+    share: RefCell<Rc<Share>>,
+    /// Commands whose data comes outside of capsules, from their wait for a buffer on.
+    receives: Cell<u32>,
     pub(crate) counters: Arc<QpairCounters>,
     pub(crate) slots: RefCell<Vec<Rc<Slot>>>,
     pub(crate) free_slots: RefCell<Vec<u16>>,
@@ -144,7 +149,10 @@ pub(crate) struct QueueParts {
 impl Queue {
     pub(crate) fn new(parts: QueueParts) -> Rc<Self> {
         let now = parts.group.now.get();
+        let holder = Holder::of_remote(&parts.peer.remote);
+        let share = RefCell::new(parts.group.ledger.share(holder));
         Rc::new(Self {
+            share,
             group: parts.group,
             id: parts.id,
             uid: parts.uid,
@@ -170,6 +178,7 @@ impl Queue {
             last_command: Cell::new(now),
             has_connect: Cell::new(false),
             aborts: Cell::new(0),
+            receives: Cell::new(0),
             cids: RefCell::default(),
         })
     }
@@ -280,8 +289,62 @@ impl Queue {
         subsystem.namespace(nsid, &association.host_nqn, &self.group)
     }
 
-    /// Waits for a data buffer: from the cache, from the pool, or in the order of asking.
+    /// The host is known: what its commands hold from now on is charged to it.
+    pub(crate) fn set_host(&self, host: &Nqn) {
+        let share = self.group.ledger.share(Holder::Host(host.clone()));
+        self.share.replace(share);
+    }
+
+    /// What a buffer counts as: `small`, unless it must be a large one.
+    fn class(&self, len: u32, small: Class) -> Class {
+        if len > self.group.iobuf_pool.options().small_bufsize {
+            Class::Large
+        } else {
+            small
+        }
+    }
+
+    /// Charges the command's buffer to its host; waits while the host holds too many. A command
+    /// holds one buffer: what was charged for an earlier one has gone back.
+    async fn charge(&self, slot: &Slot, len: u32, class: Class) -> Result<(), Status> {
+        slot.discharge();
+        let class = self.class(len, class);
+        let share = Rc::clone(&self.share.borrow());
+        if let Some(charge) = share.take(class) {
+            slot.charge(charge);
+            return Ok(());
+        }
+        self.group
+            .buffer_waits
+            .set(self.group.buffer_waits.get() + 1);
+        share.wait(class, self.id, slot.id);
+        let waiting = Waiting {
+            share: &share,
+            key: (self.id, slot.id),
+        };
+        let waited = slot.until(|| slot.is_charged()).await;
+        drop(waiting);
+        waited
+    }
+
+    /// The data length of a command with data of the host, or either way.
+    pub(crate) fn sgl_len(&self, sqe: &Sqe, slot: &Slot) -> Result<u32, Status> {
+        sgl_len(sqe, slot.in_capsule_len(), self.limits.keyed_sgl)
+    }
+
+    /// The data length of a command whose data goes to the host.
+    pub(crate) fn sgl_len_to_host(&self, sqe: &Sqe) -> Result<u32, Status> {
+        sgl_len_to_host(sqe, self.limits.keyed_sgl)
+    }
+
+    /// Waits for a data buffer: for the host's share, then from the cache, from the pool, or in the
+    /// order of asking.
     pub(crate) async fn buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
+        self.charge(slot, len, Class::Small).await?;
+        self.pool_buffer(slot, len).await
+    }
+
+    async fn pool_buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
         let token = token(self.id, slot.id);
         // Refused only when the pool's queue of waiters is full, or no buffer is ever that large.
         let ready = self
@@ -302,8 +365,16 @@ impl Queue {
         buffer.ok_or(Status::COMMAND_ABORT_REQUESTED)
     }
 
+    /// As [`Queue::buffer`] for commands that must not wait: charged whatever the host holds, and
+    /// an error if there is no buffer now.
+    pub(crate) fn buffer_now(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
+        let charge = self.share.borrow().must_take(self.class(len, Class::Small));
+        slot.charge(charge);
+        self.pool_buffer_now(len)
+    }
+
     /// A data buffer if there is one now; from the reserve if need be.
-    pub(crate) fn buffer_now(&self, len: u32) -> Result<IoBuf, Status> {
+    fn pool_buffer_now(&self, len: u32) -> Result<IoBuf, Status> {
         let iobuf = self.iobuf.borrow();
         let buffer = iobuf
             .get(len as usize)
@@ -313,22 +384,65 @@ impl Queue {
 
     /// Receives the host's data of a command into a buffer of exactly `len` bytes.
     pub(crate) async fn receive(&self, slot: &Slot, len: u32) -> Result<Payload, Status> {
-        let buffer = self.buffer(slot, len).await?;
+        self.receive_with_room(slot, len, len).await
+    }
+
+    /// As [`Queue::receive`], into a buffer of at least `room` bytes.
+    pub(crate) async fn receive_with_room(
+        &self,
+        slot: &Slot,
+        len: u32,
+        room: u32,
+    ) -> Result<Payload, Status> {
+        let _pending = self.charge_receive(slot, room, Class::Small).await?;
+        let mut buffer = self.pool_buffer(slot, room).await?;
+        buffer.set_len(len as usize);
         slot.receive(Payload::Buf(buffer), len).await
+    }
+
+    /// Charges the buffer of a command that takes data of the host.
+    ///
+    /// While a command waits for the buffer of its in-capsule data, nothing behind it is read. Data
+    /// that other commands of this connection wait for may lie there, and their charges may be
+    /// what it waits for: then it does not wait.
+    async fn charge_receive(
+        &self,
+        slot: &Slot,
+        len: u32,
+        class: Class,
+    ) -> Result<Option<PendingReceive<'_>>, Status> {
+        if !slot.sqe().sgl().is_in_capsule() {
+            let pending = PendingReceive::new(&self.receives);
+            self.charge(slot, len, class).await?;
+            return Ok(Some(pending));
+        }
+        if self.receives.get() == 0 {
+            self.charge(slot, len, class).await?;
+        } else {
+            slot.discharge();
+            slot.charge(self.share.borrow().must_take(self.class(len, class)));
+        }
+        Ok(None)
     }
 
     /// As [`Queue::receive`], for admin and fabrics commands: their buffers have a reserve, so
     /// that a host can connect and manage while I/O holds every other buffer.
     pub(crate) async fn receive_reserved(&self, slot: &Slot, len: u32) -> Result<Payload, Status> {
-        let buffer = self.reserved_buffer(slot, len).await?;
+        let _pending = self.charge_receive(slot, len, Class::Reserve).await?;
+        let buffer = self.charged_reserved_buffer(slot, len).await?;
         slot.receive(Payload::Buf(buffer), len).await
     }
 
     /// A buffer for an admin or fabrics command.
     pub(crate) async fn reserved_buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
-        match self.buffer_now(len) {
+        self.charge(slot, len, Class::Reserve).await?;
+        self.charged_reserved_buffer(slot, len).await
+    }
+
+    async fn charged_reserved_buffer(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
+        match self.pool_buffer_now(len) {
             Ok(buffer) => Ok(buffer),
-            Err(_) => self.buffer(slot, len).await,
+            Err(_) => self.pool_buffer(slot, len).await,
         }
     }
 
@@ -363,6 +477,34 @@ impl Queue {
     }
 }
 
+/// Counts a command whose data comes outside of its capsule.
+struct PendingReceive<'a>(&'a Cell<u32>);
+
+impl<'a> PendingReceive<'a> {
+    fn new(count: &'a Cell<u32>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for PendingReceive<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// A command that waits until its host may take another buffer.
+struct Waiting<'a> {
+    share: &'a Share,
+    key: (QpairId, SlotId),
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.share.forget(self.key.0, self.key.1);
+    }
+}
+
 /// The tag under which devices and buffer pools know a slot's request.
 pub(crate) fn token(qpair: QpairId, slot: SlotId) -> u64 {
     u64::from(qpair.0) << 16 | u64::from(slot.0)
@@ -373,15 +515,15 @@ pub(crate) fn from_token(token: u64) -> (QpairId, SlotId) {
 }
 
 /// The length of a command's data that goes to the host: never in the command's capsule.
-pub(crate) fn sgl_len_to_host(sqe: &Sqe) -> Result<u32, Status> {
+fn sgl_len_to_host(sqe: &Sqe, is_keyed: bool) -> Result<u32, Status> {
     if sqe.sgl().is_in_capsule() {
         return Err(Status::SGL_DESCRIPTOR_TYPE_INVALID.with_dnr(true));
     }
-    sgl_len(sqe, 0)
+    sgl_len(sqe, 0, is_keyed)
 }
 
-/// The data length that a command's SGL gives, checked for the forms that this target takes.
-pub(crate) fn sgl_len(sqe: &Sqe, in_capsule_len: u32) -> Result<u32, Status> {
+/// The data length that a command's SGL gives, checked for the forms that the transport takes.
+fn sgl_len(sqe: &Sqe, in_capsule_len: u32, is_keyed: bool) -> Result<u32, Status> {
     if sqe.psdt() != Sqe::PSDT_SGL {
         // Fabrics have no PRPs, and no namespace has metadata.
         return Err(Status::INVALID_FIELD.with_dnr(true));
@@ -396,7 +538,12 @@ pub(crate) fn sgl_len(sqe: &Sqe, in_capsule_len: u32) -> Result<u32, Status> {
         }
         return Ok(sgl.len());
     }
-    if sgl.is_transport_data() || sgl.is_keyed() {
+    let is_taken = if is_keyed {
+        sgl.is_keyed()
+    } else {
+        sgl.is_transport_data()
+    };
+    if is_taken {
         return Ok(sgl.len());
     }
     Err(Status::SGL_DESCRIPTOR_TYPE_INVALID.with_dnr(true))
@@ -470,14 +617,27 @@ mod tests {
     fn lengths_come_from_the_forms_of_sgl_that_are_taken() {
         let with = |sgl| Sqe::default().with_sgl(sgl);
         let in_capsule = with(SglDescriptor::in_capsule(0, 512));
-        assert_eq!(sgl_len(&in_capsule, 512), Ok(512));
-        assert!(sgl_len(&in_capsule, 511).is_err());
-        assert!(sgl_len_to_host(&in_capsule).is_err());
-        let transport = with(SglDescriptor::transport_data(u32::MAX));
-        assert_eq!(sgl_len(&transport, 0), Ok(u32::MAX));
-        assert_eq!(sgl_len_to_host(&transport), Ok(u32::MAX));
-        assert!(sgl_len(&transport.with_psdt(Sqe::PSDT_PRP), 0).is_err());
-        assert!(sgl_len(&with(SglDescriptor::in_capsule(8, 512)), 512).is_err());
-        assert!(sgl_len(&with(SglDescriptor::data_block(0, 512)), 0).is_err());
+        let wrong_type = Err(Status::SGL_DESCRIPTOR_TYPE_INVALID.with_dnr(true));
+        let transport = with(SglDescriptor::transport_data(4096));
+        let keyed = with(SglDescriptor::keyed(0x1000, 4096, 7, false));
+        for is_keyed in [false, true] {
+            assert_eq!(sgl_len(&in_capsule, 512, is_keyed), Ok(512));
+            assert!(sgl_len(&in_capsule, 511, is_keyed).is_err());
+            assert_eq!(sgl_len_to_host(&in_capsule, is_keyed), wrong_type);
+            let (right, wrong) = if is_keyed {
+                (keyed, transport)
+            } else {
+                (transport, keyed)
+            };
+            assert_eq!(sgl_len(&right, 0, is_keyed), Ok(4096));
+            assert_eq!(sgl_len_to_host(&right, is_keyed), Ok(4096));
+            assert_eq!(sgl_len(&wrong, 0, is_keyed), wrong_type);
+            assert_eq!(sgl_len_to_host(&wrong, is_keyed), wrong_type);
+            let prp = right.with_psdt(Sqe::PSDT_PRP);
+            assert!(sgl_len(&prp, 0, is_keyed).is_err());
+        }
+        assert!(sgl_len(&with(SglDescriptor::in_capsule(8, 512)), 512, false).is_err());
+        let block = with(SglDescriptor::data_block(0, 512));
+        assert_eq!(sgl_len(&block, 0, false), wrong_type);
     }
 }

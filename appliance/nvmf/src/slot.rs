@@ -14,6 +14,7 @@ use dma::{IoBuf, Payload};
 use nvme_spec::{Cqe, Sqe, Status};
 
 use crate::exec::io::FirstHalf;
+use crate::share::Charge;
 use crate::transport::{SlotId, Step};
 
 /// How far a slot's command has come.
@@ -82,6 +83,8 @@ pub(crate) struct Slot {
     data_len: Cell<u32>,
     completion: Cell<Option<Completion>>,
     buffer: Cell<Option<IoBuf>>,
+    /// For the buffer that the command holds.
+    charge: Cell<Option<Charge>>,
     cqe: Cell<Cqe>,
     /// Bytes of data that came within the capsule.
     in_capsule_len: Cell<u32>,
@@ -112,6 +115,7 @@ impl Slot {
             data_len: Cell::new(0),
             completion: Cell::new(None),
             buffer: Cell::new(None),
+            charge: Cell::new(None),
             cqe: Cell::new(Cqe::default()),
             in_capsule_len: Cell::new(0),
             aborted: Cell::new(false),
@@ -187,6 +191,7 @@ impl Slot {
 
     pub(crate) fn response_sent(&self) {
         debug_assert_eq!(self.state.get(), SlotState::Responding);
+        self.discharge();
         self.state.set(SlotState::Free);
     }
 
@@ -196,6 +201,23 @@ impl Slot {
 
     pub(crate) fn deliver_buffer(&self, buffer: IoBuf) {
         self.buffer.set(Some(buffer));
+    }
+
+    /// The command's buffer is charged to its host.
+    pub(crate) fn charge(&self, charge: Charge) {
+        self.charge.set(Some(charge));
+    }
+
+    pub(crate) fn is_charged(&self) -> bool {
+        let charge = self.charge.take();
+        let is_charged = charge.is_some();
+        self.charge.set(charge);
+        is_charged
+    }
+
+    /// The command holds no buffer any more.
+    pub(crate) fn discharge(&self) {
+        self.charge.take();
     }
 
     pub(crate) fn can_give_up(&self) -> bool {
@@ -233,10 +255,12 @@ impl Slot {
     /// A forgotten command's future has ended: the slot may serve another command.
     pub(crate) fn forgotten(&self) {
         self.payload.take();
+        self.discharge();
         self.state.set(SlotState::Free);
     }
 
-    /// Drops what the slot holds; for a queue pair that is closed.
+    /// Drops what the slot holds; for a queue pair that is closed. Its charge stays while a device
+    /// has the buffer: it goes with the slot.
     pub(crate) fn clear(&self) {
         self.payload.take();
         self.completion.take();
@@ -333,9 +357,10 @@ impl Slot {
     /// Gives the response to the transport and waits until it has been sent.
     pub(crate) async fn respond(&self, cqe: Cqe) {
         self.cqe.set(cqe);
-        if !cqe.status().is_success() {
+        if !cqe.status().is_success() || self.data_len.get() == 0 {
             self.payload.take();
             self.data_len.set(0);
+            self.discharge();
         }
         self.state.set(SlotState::Respond);
         poll_fn(|_| match self.state.get() {

@@ -1,7 +1,8 @@
 //! The target: subsystems, transports, listeners and poll groups.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::task::Waker;
 use std::time::Instant;
@@ -75,6 +76,8 @@ struct Listening {
     port_id: u16,
     local: String,
     users: usize,
+    /// The socket, where there is one: for a transport that replaces the one that listens.
+    socket: Option<OwnedFd>,
 }
 
 #[derive(Debug, Default)]
@@ -114,6 +117,7 @@ pub struct Target {
     pub(crate) discovery: Discovery,
     next_subsystem_uid: AtomicU64,
     keep_alive_changes: AtomicU64,
+    is_shut_down: AtomicBool,
     events: Mutex<Events>,
 }
 
@@ -147,6 +151,7 @@ impl Target {
             discovery: Discovery::default(),
             next_subsystem_uid: AtomicU64::new(0),
             keep_alive_changes: AtomicU64::new(0),
+            is_shut_down: AtomicBool::new(false),
             events: Mutex::default(),
         })
     }
@@ -162,7 +167,7 @@ impl Target {
     /// thread's, where known.
     ///
     /// # Errors
-    /// No descriptor for its epoll.
+    /// No descriptor for its epoll, or buffers too small for a transport's `max_io_size`.
     pub fn poll_group(
         &self,
         waker: Waker,
@@ -172,7 +177,11 @@ impl Target {
     ) -> Result<PollGroup, TargetError> {
         let me = self.me.upgrade().expect("called on a live target");
         let id = PollGroupId(self.next_group_id.fetch_add(1, Ordering::Relaxed));
-        let handle = Arc::new(GroupHandle::new(id, numa_node, waker));
+        let large_bufsize = iobuf_pool.options().large_bufsize;
+        for transport in self.transports() {
+            check_io_size(transport.as_ref(), large_bufsize)?;
+        }
+        let handle = Arc::new(GroupHandle::new(id, numa_node, large_bufsize, waker));
         let group = PollGroup::new(me, Arc::clone(&handle), Arc::clone(iobuf_pool), now)?;
         let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         groups.push(handle);
@@ -183,6 +192,11 @@ impl Target {
     pub(crate) fn remove_group(&self, id: PollGroupId) {
         let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         groups.retain(|group| group.id != id);
+    }
+
+    pub(crate) fn poll_group_count(&self) -> usize {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        groups.len()
     }
 
     /// The poll groups.
@@ -246,11 +260,19 @@ impl Target {
 
     // Transports and listeners.
 
+    /// Whether a command of this transport fits into a buffer of every poll group.
+    fn check_transport(&self, transport: &dyn Transport) -> Result<(), TargetError> {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = groups.iter();
+        groups.try_for_each(|group| check_io_size(transport, group.large_bufsize))
+    }
+
     /// Adds a transport.
     ///
     /// # Errors
-    /// One of this name is there.
+    /// One of this name is there, or its `max_io_size` is more than a buffer holds.
     pub fn add_transport(&self, transport: Arc<dyn Transport>) -> Result<TransportId, TargetError> {
+        self.check_transport(transport.as_ref())?;
         let mut transports = self
             .transports
             .write()
@@ -271,11 +293,18 @@ impl Target {
     }
 
     /// Puts a transport in the place of the one of the same name, or adds it. Connections that are
-    /// up keep the old one's options. Listeners are opened anew; those that fail are returned, and
-    /// are gone.
-    pub fn put_transport(&self, transport: Arc<dyn Transport>) -> Vec<TargetError> {
+    /// up keep the old one's options. Listeners go over to the new one with their sockets; where
+    /// there are none they are opened anew. Those that fail are returned, and are gone.
+    ///
+    /// # Errors
+    /// Its `max_io_size` is more than a buffer holds; nothing has changed then.
+    pub fn put_transport(
+        &self,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Vec<TargetError>, TargetError> {
+        self.check_transport(transport.as_ref())?;
         let name = transport.name();
-        {
+        let id = {
             let mut transports = self
                 .transports
                 .write()
@@ -285,25 +314,21 @@ impl Target {
                 .iter_mut()
                 .filter(|entry| entry.2 && entry.0.name() == name)
                 .for_each(|entry| entry.2 = false);
-            transports.push((transport, limits, true));
-        }
-        let reopened: Vec<_> = {
-            let mut listening = lock(&self.listening);
-            let of_transport =
-                |entry: &mut Listening| entry.address.trtype.as_str().eq_ignore_ascii_case(name);
-            listening.extract_if(.., of_transport).collect()
+            transports.push((Arc::clone(&transport), limits, true));
+            TransportId(u16::try_from(transports.len() - 1).expect("few transports exist"))
         };
         let mut failed = Vec::new();
-        for entry in reopened {
-            let (_ticket, part) = Ticket::new();
-            entry
-                .group
-                .send(Message::StopAccepting(Arc::clone(&entry.address), part));
-            for _ in 0..entry.users {
-                failed.extend(self.listen(&entry.address).err());
+        lock(&self.listening).retain_mut(|entry| {
+            if !entry.address.trtype.as_str().eq_ignore_ascii_case(name) {
+                return true;
             }
+            let result = entry.hand_over(id, transport.as_ref());
+            result.map_err(|error| failed.push(error)).is_ok()
+        });
+        if !failed.is_empty() {
+            self.discovery_changed();
         }
-        failed
+        Ok(failed)
     }
 
     /// Takes a transport away: nobody can listen with it any more. Connections end by themselves.
@@ -401,7 +426,8 @@ impl Target {
                 address: address.to_string(),
                 source,
             })?;
-        let local = acceptor.local_address();
+        let (local, socket) = (acceptor.local_address(), acceptor.socket());
+        self.is_shut_down.store(false, Ordering::Release);
         group.send(Message::Accept(acceptor, Arc::clone(&address)));
         let port_id = self.next_port_id.fetch_add(1, Ordering::Relaxed) as u16;
         listening.push(Listening {
@@ -410,6 +436,7 @@ impl Target {
             port_id,
             local: local.clone(),
             users: 1,
+            socket,
         });
         drop(listening);
         self.discovery_changed();
@@ -443,7 +470,9 @@ impl Target {
         {
             listening[index].users -= 1;
             if listening[index].users == 0 {
-                let entry = listening.swap_remove(index);
+                let mut entry = listening.swap_remove(index);
+                // Before the acceptor's: the address is free when that is closed.
+                drop(entry.socket.take());
                 entry
                     .group
                     .send(Message::StopAccepting(entry.address, part));
@@ -627,13 +656,60 @@ impl Target {
         self.keep_alive_changes.load(Ordering::Acquire)
     }
 
-    /// Closes every listener and connection. The ticket is done when the last I/O has ended.
+    /// Nobody comes in: since [`Target::shut_down`] nothing listens.
+    pub(crate) fn is_shut_down(&self) -> bool {
+        self.is_shut_down.load(Ordering::Acquire)
+    }
+
+    /// Closes every listener and connection, also those that have not sent Connect. The ticket is done when the last I/O has ended.
     pub fn shut_down(&self) -> Ticket {
         let (ticket, part) = Ticket::new();
+        self.is_shut_down.store(true, Ordering::Release);
         lock(&self.listening).clear();
         for group in self.poll_groups() {
             group.send(Message::CloseAll(CloseReason::Shutdown, Arc::clone(&part)));
         }
         ticket
     }
+}
+
+impl Listening {
+    /// Has another transport listen in the place of the one that does.
+    fn hand_over(&mut self, id: TransportId, to: &dyn Transport) -> Result<(), TargetError> {
+        let of_listen = |address: &TransportAddress, source| TargetError::Listen {
+            address: address.to_string(),
+            source,
+        };
+        let (_ticket, part) = Ticket::new();
+        let stop = Message::StopAccepting(Arc::clone(&self.address), part);
+        let acceptor = match self.socket.take() {
+            Some(socket) => {
+                let acceptor = to.listen_on(id, &self.address, socket);
+                self.group.send(stop);
+                acceptor
+            }
+            None => {
+                self.group.send(stop);
+                to.listen(id, &self.address)
+            }
+        };
+        let acceptor = acceptor.map_err(|source| of_listen(&self.address, source))?;
+        self.local = acceptor.local_address();
+        self.socket = acceptor.socket();
+        self.group
+            .send(Message::Accept(acceptor, Arc::clone(&self.address)));
+        Ok(())
+    }
+}
+
+fn check_io_size(transport: &dyn Transport, large_bufsize: u32) -> Result<(), TargetError> {
+    let max_io_size = transport.limits().max_io_size;
+    if max_io_size <= large_bufsize {
+        return Ok(());
+    }
+    Err(TargetError::IoSize {
+        transport: transport.name(),
+        max_io_size,
+        large_bufsize,
+    })
 }

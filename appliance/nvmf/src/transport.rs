@@ -7,7 +7,7 @@
 
 use std::any::Any;
 use std::fmt::Debug;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,6 +31,9 @@ pub struct TransportLimits {
     pub max_io_size: u32,
     /// In-capsule data of an I/O queue in bytes, a multiple of 16. IOCCSZ follows.
     pub in_capsule_data_size: u32,
+    /// Whether data outside of capsules is named by keyed SGL descriptors (RDMA), and not by
+    /// transport SGL descriptors.
+    pub keyed_sgl: bool,
     /// Keep-alive granularity in units of 100 ms (Identify KAS).
     pub kas_100ms: u16,
     /// Shortest keep-alive timeout granted, in milliseconds.
@@ -151,6 +154,21 @@ pub trait Transport: Send + Sync + Debug {
         id: TransportId,
         address: &Arc<TransportAddress>,
     ) -> std::io::Result<Box<dyn Acceptor>>;
+    /// Listens on with the socket of a transport that this one replaces ([`Acceptor::socket`]):
+    /// the address is never free meanwhile, and who waits in the backlog is kept. To be given by
+    /// transports whose acceptors have a socket.
+    ///
+    /// # Errors
+    /// As [`Transport::listen`].
+    fn listen_on(
+        &self,
+        id: TransportId,
+        address: &Arc<TransportAddress>,
+        socket: OwnedFd,
+    ) -> std::io::Result<Box<dyn Acceptor>> {
+        drop(socket);
+        self.listen(id, address)
+    }
     /// Makes the part that lives in one poll group; called on that group's thread.
     ///
     /// # Errors
@@ -170,6 +188,10 @@ pub trait Acceptor: Send {
     fn wake_fd(&self) -> Option<BorrowedFd<'_>>;
     /// The address bound, with port 0 resolved.
     fn local_address(&self) -> String;
+    /// Another descriptor of the listening socket, for [`Transport::listen_on`].
+    fn socket(&self) -> Option<OwnedFd> {
+        None
+    }
 }
 
 /// The connections of one transport in one poll group. Never blocks.
@@ -184,6 +206,8 @@ pub trait TransportGroup {
     fn flush(&mut self, core: &mut Core, now: Instant) -> usize;
     /// Closes a connection; the group calls [`Core::closed`] for its queue pair, if it has one.
     fn close(&mut self, core: &mut Core, connection: ConnectionId, reason: CloseReason);
+    /// Closes every connection, also those that have no queue pair yet.
+    fn close_all(&mut self, core: &mut Core, reason: CloseReason);
     /// Closes after the response that is on its way has been sent (Disconnect, refused Connect).
     fn close_after_flush(&mut self, connection: ConnectionId, reason: CloseReason);
     /// Connections, also those that have not sent Connect yet.

@@ -302,6 +302,10 @@ impl TransportGroup for TreadmillGroup {
         panic!("nothing is closed here: {reason:?}");
     }
 
+    fn close_all(&mut self, _: &mut Core, reason: CloseReason) {
+        panic!("nothing is closed here: {reason:?}");
+    }
+
     fn close_after_flush(&mut self, _: ConnectionId, reason: CloseReason) {
         panic!("nothing is closed here: {reason:?}");
     }
@@ -337,6 +341,7 @@ fn allocations_of(device: Arc<dyn BlockDevice>, copies: bool, per_poll: usize) -
         max_io_qpairs_per_ctrlr: 4,
         max_io_size: 131_072,
         in_capsule_data_size: 8192,
+        keyed_sgl: false,
         kas_100ms: 100,
         min_kato_ms: 10_000,
         iobuf_small_cache_size: None,

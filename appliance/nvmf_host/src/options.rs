@@ -62,7 +62,7 @@ pub struct HostOptions {
     pub disable_sq_flow_control: bool,
     /// How often an admin queue that waits for nothing but events is looked at by
     /// [`crate::Controller::poll`]. A readable socket is the better reason: see
-    /// [`crate::Controller::wake_fd`].
+    /// [`crate::Controller::with_wake_fd`].
     pub admin_poll_interval: Duration,
     /// Type of service of the sockets (IP_TOS, IPV6_TCLASS), if any.
     pub tos: Option<u8>,

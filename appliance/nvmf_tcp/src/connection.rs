@@ -19,6 +19,7 @@ use nvmf::transport::{CloseReason, ConnectionId, Digests, Peer, QpairId, Respons
 use crate::commands::Commands;
 use crate::group_io::GroupIo;
 use crate::listener::{Accepted, ConnectionTicket};
+use crate::progress::Progress;
 use crate::receive::{Expect, Held, STASH_LEN};
 use crate::send::SendQueue;
 use crate::transfer::Transfer;
@@ -114,6 +115,7 @@ pub(crate) struct Connection {
     pub(crate) awaited_bytes: u64,
 
     pub(crate) send: SendQueue,
+    pub(crate) progress: Progress,
 
     // The group's notes.
     pub(crate) is_hot: bool,
@@ -156,6 +158,7 @@ impl Connection {
             transfers: Vec::new(),
             awaited_bytes: 0,
             send: SendQueue::default(),
+            progress: Progress::default(),
             is_hot: false,
             empty_polls: 0,
             is_dirty: false,
@@ -305,7 +308,7 @@ impl Connection {
                 }
             }
             match sent {
-                Ok(_) => {}
+                Ok(sent) => self.progress.sent += sent as u64,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.is_send_blocked = true;
                     return Ok(false);
@@ -347,6 +350,8 @@ impl Connection {
             return;
         }
         self.begin_close(core, io);
+        // Who broke the protocol is owed nothing but the end of the PDU that has begun.
+        self.send.cancel();
         self.send
             .push_term_req(fatal.fes, fatal.fei, &fatal.header[..fatal.header_len]);
     }

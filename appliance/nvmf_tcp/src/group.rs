@@ -82,6 +82,8 @@ pub(crate) struct TcpGroup {
     ic_req: DeadlineQueue<Timed>,
     half_open: DeadlineQueue<Timed>,
     ending: DeadlineQueue<Timed>,
+    /// Connections whose peer is to send or to take something.
+    progress: DeadlineQueue<Timed>,
 }
 
 impl TcpGroup {
@@ -105,6 +107,7 @@ impl TcpGroup {
             ic_req: DeadlineQueue::new(options.icreq_timeout_ms),
             half_open: DeadlineQueue::new(options.half_open_timeout_ms),
             ending: DeadlineQueue::new(options.linger_timeout_ms),
+            progress: DeadlineQueue::new(options.progress_timeout_ms),
             io: GroupIo::new(transport, options, stats),
         })
     }
@@ -146,6 +149,7 @@ impl TcpGroup {
     pub(crate) fn poll_with<C: Commands>(&mut self, core: &mut C, now: Instant) -> usize {
         self.io.now = Some(now);
         let mut work = self.expire(core, now);
+        work += self.check_progress(core, now);
         self.polls = self.polls.wrapping_add(1);
         if self.hot.is_empty()
             || self.blocked_sends > 0
@@ -160,6 +164,7 @@ impl TcpGroup {
         while let Some(id) = self.hot.get(at).copied() {
             match self.turn(core, id, patience) {
                 Turn::Worked => {
+                    self.watch_progress(id);
                     work += 1;
                     at += 1;
                 }
@@ -197,6 +202,48 @@ impl TcpGroup {
         if !connection.watches_send {
             connection.watches_send = true;
             rewatch(&self.epoll, connection);
+        }
+        self.watch_progress(id);
+    }
+
+    /// If the peer is to send or to take something: it has a bounded time for that.
+    fn watch_progress(&mut self, id: ConnectionId) {
+        let now = self.io.now();
+        let Some(connection) = self.slab.get_mut(id) else {
+            return;
+        };
+        if !connection.wants_watching() {
+            return;
+        }
+        connection.begin_period();
+        let timed = (id, connection.serial);
+        let slab = &self.slab;
+        self.progress
+            .push(now, timed, |timed| is_watched(slab, timed));
+    }
+
+    /// Looks at connections whose period ends: closes those whose peer does not move on.
+    fn check_progress<C: Commands>(&mut self, core: &mut C, now: Instant) -> usize {
+        let mut work = 0;
+        loop {
+            let slab = &self.slab;
+            let due = self.progress.pop_due(now, |timed| is_watched(slab, timed));
+            let Some((id, _)) = due else { return work };
+            work += 1;
+            let Some(connection) = self.slab.get_mut(id) else {
+                continue;
+            };
+            connection.progress.is_watched = false;
+            if !connection.has_stalled() {
+                self.watch_progress(id);
+                continue;
+            }
+            count(&self.io.stats.stalled);
+            if self.io.may_warn() {
+                let peer = &connection.peer.remote;
+                tracing::warn!(%peer, "closed: the host neither sends what it owes nor reads");
+            }
+            self.remove(core, id);
         }
     }
 
@@ -369,6 +416,7 @@ impl TcpGroup {
         if was_stopped {
             heat(connection, &mut self.hot);
         }
+        self.watch_progress(id);
     }
 
     pub(crate) fn flush_with<C: Commands>(&mut self, core: &mut C) -> usize {
@@ -447,6 +495,10 @@ fn is_half_open(slab: &Slab, timed: Timed) -> bool {
     })
 }
 
+fn is_watched(slab: &Slab, timed: Timed) -> bool {
+    has(slab, timed, |connection| connection.progress.is_watched)
+}
+
 fn is_ending(slab: &Slab, timed: Timed) -> bool {
     has(slab, timed, Connection::is_ending)
 }
@@ -501,6 +553,12 @@ impl TransportGroup for TcpGroup {
         self.close_with(core, connection, reason);
     }
 
+    fn close_all(&mut self, core: &mut Core, reason: CloseReason) {
+        for id in self.slab.ids() {
+            self.close_with(core, id, reason);
+        }
+    }
+
     fn close_after_flush(&mut self, connection: ConnectionId, reason: CloseReason) {
         if let Some(connection) = self.slab.get_mut(connection) {
             connection.close_when_sent = Some(reason);
@@ -517,6 +575,7 @@ impl TransportGroup for TcpGroup {
             self.ic_req.next(),
             self.half_open.next(),
             self.ending.next(),
+            self.progress.next(),
         ]
         .into_iter()
         .flatten()

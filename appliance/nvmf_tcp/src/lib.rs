@@ -19,6 +19,13 @@
 //! sent from where it lies. A command waits for its buffer before its data is read, so a target
 //! without free buffers slows its hosts down and fails nothing.
 //!
+//! # Slow and hostile peers
+//! How many buffers a host may hold is `nvmf`'s affair. For how long is decided here: a host that
+//! owes data and does not send it, or does not read what it asked for, is disconnected when it has
+//! made no progress for [`TcpOptions::progress_timeout_ms`]. It gets no C2HTermReq: that is for
+//! PDUs that are wrong. Of a connection that broke the protocol only the PDU that is on its way
+//! keeps its buffer until the peer has read it, or until [`TcpOptions::linger_timeout_ms`].
+//!
 //! # Errors
 //! [`TcpError`] for options. A host that breaks the protocol gets a C2HTermReq and is disconnected;
 //! one that is slow, silent or gone costs its own connection only, see [`TcpOptions`] for the
@@ -32,6 +39,7 @@ mod group_io;
 mod listener;
 mod options;
 mod pace;
+mod progress;
 mod receive;
 mod send;
 mod slab;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -88,6 +88,17 @@ impl TcpAcceptor {
             .socket_addr()
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let listener = socket::listener(socket_address, &options)?;
+        Self::on(id, address, listener, options, stats)
+    }
+
+    /// Accepts on a listener that is there.
+    pub(crate) fn on(
+        id: TransportId,
+        address: Arc<TransportAddress>,
+        listener: TcpListener,
+        options: Arc<TcpOptions>,
+        stats: Arc<TcpStats>,
+    ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
         Ok(Self {
@@ -247,5 +258,9 @@ impl Acceptor for TcpAcceptor {
 
     fn local_address(&self) -> String {
         self.local.to_string()
+    }
+
+    fn socket(&self) -> Option<OwnedFd> {
+        self.listener.try_clone().ok().map(OwnedFd::from)
     }
 }

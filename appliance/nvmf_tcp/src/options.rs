@@ -77,6 +77,13 @@ pub struct TcpOptions {
     /// Time for a connection that is being closed to take what was still to be sent and to
     /// close its end: 1 to 3600000 ms, 2000 by default. Then it is reset.
     pub linger_timeout_ms: u32,
+    /// Time in which a host must move something on: 1 to 3600000 ms, 15000 by default.
+    ///
+    /// While it owes data that it was asked for, or the rest of a PDU, it must send all of that
+    /// or 64 KiB in each such period; while it does not take what it asked for, it must take 64
+    /// KiB. Else the connection is closed, and the buffers that it held come back: after twice
+    /// this time at the latest.
+    pub progress_timeout_ms: u32,
 }
 
 impl Default for TcpOptions {
@@ -104,6 +111,7 @@ impl Default for TcpOptions {
             icreq_timeout_ms: 10_000,
             half_open_timeout_ms: 30_000,
             linger_timeout_ms: 2_000,
+            progress_timeout_ms: 15_000,
         }
     }
 }
@@ -176,6 +184,12 @@ impl TcpOptions {
             self.linger_timeout_ms,
             1,
             TIMEOUT_MS_MAX,
+        )?;
+        range(
+            "progress_timeout_ms",
+            self.progress_timeout_ms,
+            1,
+            TIMEOUT_MS_MAX,
         )
     }
 
@@ -187,6 +201,7 @@ impl TcpOptions {
             max_io_qpairs_per_ctrlr: self.max_io_qpairs_per_ctrlr,
             max_io_size: self.max_io_size,
             in_capsule_data_size: self.in_capsule_data_size,
+            keyed_sgl: false,
             kas_100ms: self.kas,
             min_kato_ms: self.min_kato_ms,
             iobuf_small_cache_size: self.iobuf_small_cache_size,
@@ -236,7 +251,7 @@ mod tests {
     #[test]
     fn a_wrong_option_is_named_with_what_would_be_right() {
         let default = TcpOptions::default;
-        let cases: [(TcpOptions, &str); 13] = [
+        let cases: [(TcpOptions, &str); 14] = [
             (
                 TcpOptions {
                     max_io_size: 100_000,
@@ -327,6 +342,13 @@ mod tests {
                     ..default()
                 },
                 "icreq_timeout_ms",
+            ),
+            (
+                TcpOptions {
+                    progress_timeout_ms: 0,
+                    ..default()
+                },
+                "progress_timeout_ms",
             ),
         ];
         for (options, name) in cases {

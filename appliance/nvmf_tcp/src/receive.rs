@@ -105,6 +105,7 @@ impl Connection {
             io.scratch = scratch;
             return Err(End::Peer);
         }
+        self.progress.received += count as u64;
         let direct = count.min(in_place);
         let end = self.stash_len + count - direct;
         self.stash_len = 0;
@@ -396,6 +397,7 @@ impl Connection {
         if data_len == 0 {
             self.advance(core, io, slot, step);
         } else if step == Step::Pending && sqe.sgl().is_in_capsule() && goes_to_controller(&sqe) {
+            self.progress.was_stopped = true;
             self.expect = Expect::Buffer {
                 slot,
                 len: data_len,

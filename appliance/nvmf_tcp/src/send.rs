@@ -34,6 +34,10 @@ struct Chunk {
     payload_len: usize,
     /// The slot whose response has been sent with this chunk's last byte.
     slot: Option<SlotId>,
+    /// Some of it has been sent.
+    has_begun: bool,
+    /// It ends the PDU of the chunk before it.
+    is_digest: bool,
 }
 
 /// The send queue of a connection.
@@ -75,6 +79,8 @@ impl SendQueue {
             payload_sent: 0,
             payload_len: len,
             slot,
+            has_begun: false,
+            is_digest: false,
         });
     }
 
@@ -119,19 +125,33 @@ impl SendQueue {
         self.push(header_len, payload, len, None);
         self.arena.extend_from_slice(&digest);
         self.push(DIGEST_LEN, Payload::None, 0, ends);
+        self.chunks.back_mut().expect("just pushed").is_digest = true;
     }
 
-    /// Sends what the socket takes in one call; `Ok(true)`: everything. Slots that are free now
-    /// are appended to `released`.
+    /// Sends what the socket takes in one call; the bytes that it took. Slots that are free now are
+    /// appended to `released`.
     pub(crate) fn send(
         &mut self,
         fd: BorrowedFd<'_>,
         list: &mut SegmentList,
         released: &mut Vec<SlotId>,
-    ) -> io::Result<bool> {
+    ) -> io::Result<usize> {
         let sent = self.gather(list).send(fd)?;
         self.advance(sent, released);
-        Ok(self.chunks.is_empty())
+        Ok(sent)
+    }
+
+    /// Takes back the PDUs that have not begun. Their slots are not told: for a connection that has
+    /// given up its queue pair.
+    pub(crate) fn cancel(&mut self) {
+        let is_under_way = |chunk: &Chunk| chunk.has_begun || chunk.is_digest;
+        let mut kept = usize::from(self.chunks.front().is_some_and(is_under_way));
+        if kept == 1 && self.chunks.get(1).is_some_and(|chunk| chunk.is_digest) {
+            kept = 2;
+        }
+        self.chunks.truncate(kept);
+        let bytes: usize = self.chunks.iter().map(|chunk| chunk.header_left).sum();
+        self.arena.truncate(self.arena_sent + bytes);
     }
 
     fn gather<'list, 'a>(&'a self, list: &'list mut SegmentList) -> Gather<'list, 'a> {
@@ -163,6 +183,7 @@ impl SendQueue {
             let payload = sent.min(chunk.payload_len - chunk.payload_sent);
             chunk.payload_sent += payload;
             sent -= payload;
+            chunk.has_begun |= header + payload > 0;
             if chunk.header_left > 0 || chunk.payload_sent < chunk.payload_len {
                 break;
             }

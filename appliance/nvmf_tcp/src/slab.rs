@@ -52,6 +52,15 @@ impl Slab {
         Some(id)
     }
 
+    /// The connections that are there now.
+    pub(crate) fn ids(&self) -> Vec<ConnectionId> {
+        let entries = self.entries.iter();
+        entries
+            .filter(|entry| entry.connection.is_some())
+            .map(|entry| ConnectionId(entry.id))
+            .collect()
+    }
+
     pub(crate) fn get(&self, id: ConnectionId) -> Option<&Connection> {
         let entry = self.entries.get((id.0 & INDEX_MASK) as usize)?;
         entry.connection.as_deref().filter(|_| entry.id == id.0)

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::sockopt::{
     Ipv4Tos, Ipv6TClass, Ipv6V6Only, KeepAlive, Priority, ReuseAddr, TcpKeepIdle,
@@ -34,6 +34,12 @@ pub(crate) fn listener(address: SocketAddr, options: &TcpOptions) -> io::Result<
         setsockopt(&fd, Ipv6V6Only, &true)?;
     }
     bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+    listen(&fd, Backlog::new(i32::from(options.backlog))?)?;
+    Ok(TcpListener::from(fd))
+}
+
+/// A listener's socket with the options of another transport.
+pub(crate) fn relisten(fd: OwnedFd, options: &TcpOptions) -> io::Result<TcpListener> {
     listen(&fd, Backlog::new(i32::from(options.backlog))?)?;
     Ok(TcpListener::from(fd))
 }

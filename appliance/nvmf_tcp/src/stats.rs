@@ -11,6 +11,7 @@ pub struct TcpStats {
     pub(crate) refused_at_limit: AtomicU64,
     pub(crate) accept_errors: AtomicU64,
     pub(crate) timed_out: AtomicU64,
+    pub(crate) stalled: AtomicU64,
     pub(crate) terminated: AtomicU64,
     pub(crate) term_reqs_received: AtomicU64,
     pub(crate) data_digest_errors: AtomicU64,
@@ -29,6 +30,8 @@ pub struct TcpStatsSnapshot {
     pub accept_errors: u64,
     /// Connections closed because they sent no ICReq or no valid Connect in time.
     pub timed_out: u64,
+    /// Connections closed because the host neither sent what it owed nor took what it asked for.
+    pub stalled: u64,
     /// Connections ended by a C2HTermReq: the host broke the protocol.
     pub terminated: u64,
     /// H2CTermReq PDUs received: the host found the target to break the protocol.
@@ -51,6 +54,7 @@ impl TcpStats {
             refused_at_limit: load(&self.refused_at_limit),
             accept_errors: load(&self.accept_errors),
             timed_out: load(&self.timed_out),
+            stalled: load(&self.stalled),
             terminated: load(&self.terminated),
             term_reqs_received: load(&self.term_reqs_received),
             data_digest_errors: load(&self.data_digest_errors),

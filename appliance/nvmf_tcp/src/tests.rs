@@ -909,6 +909,143 @@ fn a_host_that_never_reads_holds_its_slots_and_no_more() {
     assert_eq!(stuck.run(&mut bench, read(1, 0, 512), &[]).data.len(), 512);
 }
 
+/// An R2T for a write of `len` bytes.
+fn r2t(bench: &mut Bench, client: &mut Client, cid: u16, len: usize) -> (Cid, u16) {
+    let sqe = write(cid, 0, &vec![0; len]).with_sgl(SglDescriptor::transport_data(len as u32));
+    let capsule = client.capsule(&sqe, &[]);
+    client.write(bench, &capsule);
+    let (Pdu::R2T { ttag, cccid, .. }, _) = client.pdu(bench) else {
+        panic!()
+    };
+    (cccid, ttag)
+}
+
+/// Lets time go by in steps, as a poll group that is woken by its deadlines sees it.
+fn pass(bench: &mut Bench, time: Duration) {
+    for _ in 0..10 {
+        bench.now += time / 10;
+        bench.poll();
+    }
+}
+
+#[test]
+fn a_host_that_withholds_asked_data_is_closed_in_time() {
+    let mut bench = Bench::new(TcpOptions::default());
+    let mut silent = bench.connected((false, false));
+    let mut trickling = bench.connected((false, false));
+    let free = |bench: &Bench| {
+        let large = bench.core.iobuf.pool().stats().large;
+        large.free + large.cached
+    };
+    let all = free(&bench);
+    r2t(&mut bench, &mut silent, 1, 131_072);
+    let (cid, tag) = r2t(&mut bench, &mut trickling, 1, 131_072);
+    assert_eq!(free(&bench), all - 2);
+    // A few bytes now and then are no progress.
+    let pdu = trickling.h2c(cid, tag, 0, &[0; 65_536], false);
+    for bytes in pdu[..40].chunks(4) {
+        trickling.write(&mut bench, bytes);
+        pass(&mut bench, Duration::from_millis(1_400));
+    }
+    pass(&mut bench, Duration::from_millis(1_500));
+    assert_eq!((bench.group.slab.len(), bench.stats().stalled), (0, 2));
+    assert!(silent.pdu_or_end(&mut bench).is_none());
+    assert_eq!((bench.core.closed, free(&bench)), (2, all));
+}
+
+#[test]
+fn a_host_that_is_slow_but_moves_on_is_served() {
+    let mut bench = Bench::new(TcpOptions::default());
+    let mut client = bench.connected((false, true));
+    let (cid, tag) = r2t(&mut bench, &mut client, 1, 131_072);
+    let data = pattern(131_072, 9);
+    for half in 0..2 {
+        pass(&mut bench, Duration::from_secs(14));
+        let part = &data[half * 65_536..][..65_536];
+        let pdu = client.h2c(cid, tag, half as u32 * 65_536, part, half == 1);
+        client.write(&mut bench, &pdu);
+        bench.settle();
+    }
+    assert_eq!(client.response(&mut bench).status(), Status::SUCCESS);
+    // An idle connection owes nothing.
+    pass(&mut bench, Duration::from_secs(3_600));
+    use nvmf::transport::TransportGroup;
+    assert_eq!(bench.group.next_deadline(), None);
+    assert_eq!(bench.stats().stalled, 0);
+    let done = client.run(&mut bench, read(2, 0, 512), &[]);
+    assert_eq!(done.data, data[..512]);
+}
+
+#[test]
+fn a_host_that_waits_for_a_buffer_is_not_blamed_for_it() {
+    let mut bench = Bench::new(TcpOptions::default());
+    let mut client = bench.connected((false, false));
+    bench.core.is_out_of_buffers = true;
+    let data = pattern(4096, 1);
+    let capsule = client.capsule(&write(1, 0, &data), &data);
+    client.write(&mut bench, &capsule);
+    for _ in 0..5 {
+        pass(&mut bench, Duration::from_secs(15));
+    }
+    let (id, slot, step) = bench.core.serve_one().unwrap();
+    bench.group.step_with(&mut bench.core, id, slot, step);
+    assert_eq!(client.response(&mut bench).status(), Status::SUCCESS);
+}
+
+#[test]
+fn a_host_that_never_reads_is_closed_in_time() {
+    let mut bench = Bench::new(TcpOptions::default());
+    let mut stuck = bench.client();
+    stuck.initialize(&mut bench, 0, (false, false));
+    stuck.connect_queue(&mut bench, 1, 127, 1);
+    let capsules: Vec<u8> = (0..100)
+        .flat_map(|cid| stuck.capsule(&read(cid, 0, 131_072), &[]))
+        .collect();
+    stuck.write(&mut bench, &capsules);
+    bench.settle();
+    assert_eq!(bench.group.blocked_sends, 1);
+    let before = bench.core.iobuf.pool().stats().large.free;
+    // The first period may begin with the socket still taking some.
+    pass(&mut bench, Duration::from_secs(31));
+    assert_eq!((bench.group.slab.len(), bench.stats().stalled), (0, 1));
+    assert_eq!(bench.group.blocked_sends, 0);
+    assert!(bench.core.iobuf.pool().stats().large.free >= before + 40);
+}
+
+#[test]
+fn who_breaks_the_protocol_holds_one_pdu_while_it_lingers() {
+    for digest in [false, true] {
+        let mut bench = Bench::new(TcpOptions::default());
+        let mut stuck = bench.client();
+        stuck.initialize(&mut bench, 0, (false, digest));
+        stuck.connect_queue(&mut bench, 1, 127, 1);
+        let free = |bench: &Bench| {
+            let large = bench.core.iobuf.pool().stats().large;
+            large.free + large.cached
+        };
+        let all = free(&bench);
+        let mut bytes: Vec<u8> = (0..100)
+            .flat_map(|cid| stuck.capsule(&read(cid, 0, 131_072), &[]))
+            .collect();
+        bytes.extend([0xff; 24]);
+        stuck.write(&mut bench, &bytes);
+        bench.settle();
+        assert_eq!(bench.stats().terminated, 1);
+        assert_eq!(free(&bench), all - 1, "the PDU that is on its way");
+        // What was on its way is whole, and the reason comes behind it.
+        let mut whole = 0;
+        let fes = loop {
+            match stuck.pdu(&mut bench).0 {
+                Pdu::C2HData { .. } => whole += 1,
+                Pdu::TermReq { fes, .. } => break fes,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(whole > 0 && fes > 0);
+        assert_eq!(free(&bench), all);
+    }
+}
+
 #[test]
 fn one_connection_more_than_allowed_is_closed() {
     let mut bench = Bench::new(TcpOptions {

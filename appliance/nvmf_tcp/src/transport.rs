@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use fabric_wire::TransportAddress;
@@ -71,18 +72,21 @@ impl Transport for TcpTransport {
         )?))
     }
 
+    fn listen_on(
+        &self,
+        id: TransportId,
+        address: &Arc<TransportAddress>,
+        socket: OwnedFd,
+    ) -> io::Result<Box<dyn Acceptor>> {
+        let (options, stats) = (Arc::clone(&self.options), Arc::clone(&self.stats));
+        let listener = crate::socket::relisten(socket, &options)?;
+        let address = Arc::clone(address);
+        Ok(Box::new(TcpAcceptor::on(
+            id, address, listener, options, stats,
+        )?))
+    }
+
     fn group(&self, context: &GroupContext<'_>) -> io::Result<Box<dyn TransportGroup>> {
-        let large = context.iobuf.options().large_bufsize;
-        if large < self.options.max_io_size {
-            let max_io_size = self.options.max_io_size;
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!(
-                    "max_io_size {max_io_size} is larger than large_bufsize {large}: make the one \
-                     smaller or the other larger"
-                ),
-            ));
-        }
         let (options, stats) = (Arc::clone(&self.options), Arc::clone(&self.stats));
         Ok(Box::new(TcpGroup::new(context.transport, options, stats)?))
     }

@@ -5,11 +5,13 @@
 mod client;
 mod served;
 
+use std::sync::Arc;
+
 use client::{Client, Pump};
 use fabric_wire::fabrics;
 use fabric_wire::tcp::{FES_INVALID_HEADER_FIELD, FES_SEQUENCE_ERROR, Pdu};
 use nvme_spec::{Cid, Lba, Nsid, SglDescriptor, Sqe, Status};
-use nvmf_tcp::TcpOptions;
+use nvmf_tcp::{TcpOptions, TcpTransport};
 use served::{Served, iobuf_options, ram_disk};
 
 const DIGESTS: [(bool, bool); 4] = [(false, false), (true, false), (false, true), (true, true)];
@@ -135,14 +137,8 @@ fn hosts_without_buffers_wait_and_all_are_served() {
             }
         }
     }
-    assert!(
-        served
-            .iobuf
-            .stats()
-            .modules
-            .iter()
-            .any(|module| module.large.retry > 0)
-    );
+    let waits = &served.group.handle().counters.buffer_waits;
+    assert!(waits.load(std::sync::atomic::Ordering::Relaxed) > 0);
 }
 
 #[test]
@@ -152,6 +148,86 @@ fn a_first_command_other_than_connect_is_answered_and_the_connection_closed() {
     let done = client.run(&mut served, read(1, 0, 512), &[]);
     assert_eq!(done.status.sc(), Status::COMMAND_SEQUENCE_ERROR.sc());
     assert!(client.pdu_or_end(&mut served).is_none());
+}
+
+#[test]
+fn a_keyed_sgl_is_of_the_wrong_type() {
+    let mut served = Served::ram();
+    let (_admin, mut io) = served.connected((false, false), 31);
+    for sqe in [write(1, 0, 4096), read(1, 0, 4096)] {
+        let keyed = sqe.with_sgl(SglDescriptor::keyed(0x1000, 4096, 7, false));
+        let done = io.run(&mut served, keyed, &[]);
+        let wrong = Status::SGL_DESCRIPTOR_TYPE_INVALID.with_dnr(true);
+        assert_eq!((done.status, done.r2ts), (wrong, 0));
+    }
+}
+
+#[test]
+fn another_transport_takes_the_listeners_over() {
+    let mut served = Served::ram();
+    let (_admin, mut old) = served.connected((false, false), 31);
+    // It waits in the backlog while the transports change.
+    let mut waiting = Client::connect(&served.address);
+    let options = TcpOptions {
+        maxh2cdata: 4096,
+        ..TcpOptions::default()
+    };
+    let transport = Arc::new(TcpTransport::new(options).unwrap());
+    let failed = served.target.put_transport(transport).unwrap();
+    assert!(failed.is_empty(), "{failed:?}");
+    let ic_req = Client::ic_req(0, false, false);
+    waiting.write(&mut served, &ic_req);
+    let (pdu, _) = waiting.pdu(&mut served);
+    let Pdu::IcResp { maxh2cdata, .. } = pdu else {
+        panic!("{pdu:?}")
+    };
+    assert_eq!(maxh2cdata, 4096);
+    assert!(
+        old.run(&mut served, read(1, 0, 4096), &[])
+            .status
+            .is_success()
+    );
+    // The old acceptor's socket is closed too: the address is free when listening ends.
+    let address = "tcp://127.0.0.1:0".parse().unwrap();
+    let ticket = served.target.stop_listening(&address);
+    served.settle();
+    assert!(ticket.is_done());
+    std::net::TcpListener::bind(&served.address).unwrap();
+}
+
+#[test]
+fn transfers_larger_than_a_buffer_are_refused_at_configuration() {
+    let served = Served::ram();
+    let iobuf = dma::IobufOptions {
+        large_bufsize: 65_536,
+        ..iobuf_options()
+    };
+    let small = dma::IobufPool::new(iobuf).unwrap();
+    let now = std::time::Instant::now();
+    let waker = std::task::Waker::noop().clone();
+    let Err(error) = served.target.poll_group(waker.clone(), &small, None, now) else {
+        panic!("the transport is there already")
+    };
+    let names_both = |error: &nvmf::TargetError| {
+        let text = error.to_string();
+        text.contains("max_io_size 131072") && text.contains("large_bufsize 65536")
+    };
+    assert!(names_both(&error), "{error}");
+    let target = nvmf::Target::new(nvmf::TargetOptions::default());
+    let _group = target.poll_group(waker, &small, None, now).unwrap();
+    let transport = |max_io_size| {
+        let options = TcpOptions {
+            max_io_size,
+            ..TcpOptions::default()
+        };
+        Arc::new(TcpTransport::new(options).unwrap())
+    };
+    let added = target.add_transport(transport(131_072));
+    assert!(names_both(&added.unwrap_err()));
+    let put = target.put_transport(transport(131_072));
+    assert!(names_both(&put.unwrap_err()));
+    assert!(target.transports().is_empty());
+    target.add_transport(transport(65_536)).unwrap();
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -87,9 +88,11 @@ pub(crate) struct EventLoop {
     due: VecDeque<TimerToken>,
     sleep_policy: SleepPolicy,
     idle_turns_before_sleep: u32,
-    idle_ns_before_sleep: u64,
+    idle_ns_before_sleep: RangeInclusive<u64>,
     idle_turns: u32,
     last_work_ns: u64,
+    /// What holds now of that range.
+    idle_ns_now: u64,
     last_turn_was_busy: bool,
     /// The thread whose time since `billed_until_ns` is its busy time.
     billed_thread: Option<Arc<ThreadShared>>,
@@ -119,9 +122,11 @@ impl EventLoop {
             due: VecDeque::new(),
             sleep_policy: options.sleep_policy,
             idle_turns_before_sleep: options.idle_turns_before_sleep,
-            idle_ns_before_sleep: duration_ns(options.idle_time_before_sleep),
+            idle_ns_before_sleep: duration_ns(*options.idle_time_before_sleep.start())
+                ..=duration_ns(*options.idle_time_before_sleep.end()),
             idle_turns: 0,
             last_work_ns: now_ns,
+            idle_ns_now: duration_ns(*options.idle_time_before_sleep.start()),
             last_turn_was_busy: false,
             billed_thread: None,
             billed_until_ns: now_ns,
@@ -168,8 +173,21 @@ impl EventLoop {
     #[inline]
     fn has_idled_long_enough(&self) -> bool {
         self.idle_turns >= self.idle_turns_before_sleep
-            && self.core.now_ns.saturating_sub(self.last_work_ns) >= self.idle_ns_before_sleep
+            && self.core.now_ns.saturating_sub(self.last_work_ns) >= self.idle_ns_now
             && self.sleep_policy == SleepPolicy::Adaptive
+    }
+
+    /// After a sleep: polling on would have been better if it was short.
+    fn adapted(&self, slept_ns: u64) -> u64 {
+        let (least, most) = (
+            *self.idle_ns_before_sleep.start(),
+            *self.idle_ns_before_sleep.end(),
+        );
+        if slept_ns < most {
+            self.idle_ns_now.saturating_mul(2).clamp(least, most)
+        } else {
+            least
+        }
     }
 
     fn turn(&mut self) -> Turn {
@@ -358,6 +376,7 @@ impl EventLoop {
         let woken = epoll_wait(&self.core.epoll, &mut events, timeout);
         let ended_ns = counters.leave_sleep(began_ns, || self.core.to_ns(Instant::now()));
         self.core.now_ns = ended_ns;
+        self.idle_ns_now = self.adapted(ended_ns.saturating_sub(began_ns));
         self.billed_until_ns = ended_ns;
         match woken {
             Ok(0) => counters.woken_by_deadline.add(1),

@@ -27,7 +27,8 @@
 //!     registered.expect("a new thread has room for a poller");
 //! })?;
 //! assert_eq!(ticks.iter().take(3).collect::<Vec<_>>(), [1, 2, 3]);
-//! assert!(thread.pollers()[0].run_count >= 3);
+//! // A run is counted when it ends: the third may not have.
+//! assert!(thread.pollers()[0].run_count >= 2);
 //! set.stop(Duration::from_secs(5))?;
 //! # Ok::<(), reactor::ReactorError>(())
 //! ```
@@ -40,9 +41,9 @@
 //!
 //! # Sleep
 //!
-//! A reactor that has found no work for [`ReactorSetBuilder::idle_time_before_sleep`] announces
-//! that it will sleep, polls everything once more, and waits in `epoll_wait` until the first of: a
-//! message, a [`std::task::Waker`] of it, a registered descriptor that is readable, the next timed
+//! A reactor that has found no work for [`ReactorSetBuilder::idle_time_before_sleep`], a time that
+//! adapts to how long its sleeps last, announces that it will sleep, polls everything once more, and
+//! waits in `epoll_wait` until the first of: a message, a [`std::task::Waker`] of it, a registered descriptor that is readable, the next timed
 //! poller, the earliest [`PollContext::wake_at`]. An active poller that waits for something that is
 //! none of these calls [`ThreadContext::keep_awake`] in each run. The work of timed pollers does
 //! not restart the idle time: after it the reactor sleeps at once. [`sleep`] tells why no wake-up

@@ -1,6 +1,7 @@
 //! Starting and stopping a set of reactors.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -64,7 +65,7 @@ type OnFailure = Box<dyn Fn(&Failure) + Send + Sync>;
 pub(crate) struct Options {
     pub(crate) sleep_policy: SleepPolicy,
     pub(crate) idle_turns_before_sleep: u32,
-    pub(crate) idle_time_before_sleep: Duration,
+    pub(crate) idle_time_before_sleep: RangeInclusive<Duration>,
     pub(crate) mailbox_capacity: usize,
     on_failure: Option<OnFailure>,
 }
@@ -121,7 +122,7 @@ impl Default for ReactorSetBuilder {
             options: Options {
                 sleep_policy: SleepPolicy::Adaptive,
                 idle_turns_before_sleep: 16,
-                idle_time_before_sleep: Duration::from_micros(50),
+                idle_time_before_sleep: Duration::from_micros(50)..=Duration::from_millis(1),
                 mailbox_capacity: 1024,
                 on_failure: None,
             },
@@ -162,9 +163,12 @@ impl ReactorSetBuilder {
         self
     }
 
-    /// Time without work before a reactor sleeps. Default: 50 us, about what a sleep and a wake-up
-    /// cost.
-    pub fn idle_time_before_sleep(mut self, time: Duration) -> ReactorSetBuilder {
+    /// Time without work before a reactor sleeps, least and most. It starts at the least, doubles
+    /// with each sleep that work ended sooner than the most, and falls back to the least after a
+    /// longer one: under load a reactor polls through the pauses between bursts, and one that is
+    /// woken now and then soon sleeps again. Default: 50 us, about what a sleep and a wake-up
+    /// cost, to 1 ms.
+    pub fn idle_time_before_sleep(mut self, time: RangeInclusive<Duration>) -> ReactorSetBuilder {
         self.options.idle_time_before_sleep = time;
         self
     }

@@ -588,7 +588,7 @@ fn a_hundred_thousand_sleeps_and_wake_ups_between_two_reactors_lose_nothing() {
     let set = ReactorSet::builder()
         .count(2)
         .idle_turns_before_sleep(0)
-        .idle_time_before_sleep(Duration::ZERO)
+        .idle_time_before_sleep(Duration::ZERO..=Duration::ZERO)
         .start()
         .unwrap();
     let mask = CpuMask::all();

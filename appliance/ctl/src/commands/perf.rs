@@ -4,7 +4,10 @@
 use std::time::{Duration, Instant};
 
 use fabric_wire::TransportAddress;
+use nix::errno::Errno;
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeValLike as _;
 use nvmf_host::perf::{LatencySummary, OpReport, PerfEngine, PerfOptions, PerfPhase, PerfReport};
 use nvmf_host::{HostIdentity, HostOptions};
@@ -21,8 +24,17 @@ pub(crate) fn run(format: Format, arguments: &Perf) -> Result<(), Failure> {
         PerfEngine::new(options, Instant::now()).map_err(|error| Failure::Usage(chain(&error)))?;
     let mut cpu_before = Duration::ZERO;
     let mut is_counting = false;
+    let interrupt = Interrupt::catch()?;
+    let mut look_at = Instant::now();
     while !engine.finished() {
-        let worked = engine.poll(Instant::now());
+        let now = Instant::now();
+        let worked = engine.poll(now);
+        if now >= look_at {
+            look_at = now + LOOK_INTERVAL;
+            if interrupt.has_come() {
+                engine.stop(now);
+            }
+        }
         if !is_counting && engine.phase() == PerfPhase::Running {
             is_counting = true;
             cpu_before = cpu_time();
@@ -49,6 +61,31 @@ pub(crate) fn run(format: Format, arguments: &Perf) -> Result<(), Failure> {
         }
     }
     failure.map_or(Ok(()), Err)
+}
+
+/// How often it is looked for Ctrl-C. A look is a system call.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Ctrl-C ends the workload early; what was measured until then is reported.
+struct Interrupt(SignalFd);
+
+impl Interrupt {
+    fn catch() -> Result<Self, Failure> {
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGINT);
+        let failed = |error: Errno| Failure::Host {
+            what: "the workload",
+            reason: format!("cannot listen for Ctrl-C: {error}"),
+        };
+        signals.thread_block().map_err(failed)?;
+        SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+            .map(Self)
+            .map_err(failed)
+    }
+
+    fn has_come(&self) -> bool {
+        matches!(self.0.read_signal(), Ok(Some(_)))
+    }
 }
 
 fn options(arguments: &Perf) -> Result<PerfOptions, Failure> {

@@ -239,12 +239,17 @@ impl ConnectData {
         data.to_parts()
     }
 
-    /// Checks the data.
+    /// Checks the data. Some hosts (SPDK's `perf`) leave HOSTNQN empty: such a host goes by the name
+    /// that its Host Identifier makes, so that a subsystem for any host serves it as other targets
+    /// do, and one with a list can list it.
     pub fn to_parts(&self) -> Result<ConnectParts, ConnectDataError> {
         let subnqn =
             Nqn::from_padded(&self.subnqn).map_err(|error| ConnectDataError::SubNqn { error })?;
-        let hostnqn =
-            Nqn::from_padded(&self.hostnqn).map_err(|error| ConnectDataError::HostNqn { error })?;
+        let hostnqn = match Nqn::from_padded(&self.hostnqn) {
+            Err(NqnError::Empty) => Ok(Nqn::from_uuid_bytes(self.hostid)),
+            named => named,
+        };
+        let hostnqn = hostnqn.map_err(|error| ConnectDataError::HostNqn { error })?;
         Ok(ConnectParts {
             hostid: self.hostid,
             cntlid: Cntlid(self.cntlid.get()),

@@ -201,15 +201,26 @@ fn bad_names_of_connect_tell_their_offset() {
     );
     assert_eq!(error.offset(), Some(256));
     let mut data = parts().to_data();
-    data.hostnqn = [0; 256];
+    data.hostnqn = [b'a'; 256];
     let error = data.to_parts().unwrap_err();
     assert_eq!(
         error,
         ConnectDataError::HostNqn {
-            error: NqnError::Empty
+            error: NqnError::Unterminated { len: 256 }
         }
     );
     assert_eq!(error.offset(), Some(512));
+}
+
+#[test]
+fn a_host_without_a_name_goes_by_its_identifier() {
+    let mut data = parts().to_data();
+    data.hostnqn = [0; 256];
+    let named = data.to_parts().unwrap();
+    assert_eq!(
+        named.hostnqn,
+        "nqn.2014-08.org.nvmexpress:uuid:30313233-3435-3637-3839-616263646566"
+    );
 }
 
 #[test]

@@ -161,6 +161,10 @@ fn codes_that_nvm_and_fabrics_share_have_two_names() {
     assert_eq!(status.name(), Some("attempted write to read only range"));
     assert_eq!(status.fabrics_name(), Some("connect invalid parameters"));
     assert_eq!(
+        status.of_fabrics().to_string(),
+        "connect invalid parameters (1h/82h, do not retry)"
+    );
+    assert_eq!(
         Status::INVALID_FIELD.fabrics_name(),
         Status::INVALID_FIELD.name()
     );

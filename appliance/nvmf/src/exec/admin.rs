@@ -11,7 +11,7 @@ use nvme_spec::{Nsid, Qid, Sqe, Status, opcode::admin};
 use crate::controller::EVENT_REQUESTS_MAX;
 use crate::inbox::{AbortResult, Message};
 use crate::limits;
-use crate::queue::{Association, Queue, sgl_len, sgl_len_to_host};
+use crate::queue::{Association, Queue};
 use crate::slot::{Outcome, Slot};
 
 mod discovery_log;
@@ -68,7 +68,7 @@ async fn run(
 
 /// Answers with data: as much of it as the host's SGL takes.
 async fn answer(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe, data: &[u8]) -> Result<u64, Status> {
-    let len = (sgl_len_to_host(sqe)? as usize).min(data.len());
+    let len = (queue.sgl_len_to_host(sqe)? as usize).min(data.len());
     if len < data.len() {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
@@ -83,7 +83,7 @@ async fn answer(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe, data: &[u8]) -> Resul
 
 /// Receives the data of an admin command, exactly `len` bytes.
 async fn receive(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe, len: u32) -> Result<Payload, Status> {
-    if sgl_len(sqe, slot.in_capsule_len())? != len {
+    if queue.sgl_len(sqe, slot)? != len {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
     queue.receive_reserved(slot, len).await

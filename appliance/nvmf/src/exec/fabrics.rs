@@ -15,7 +15,7 @@ use nvme_spec::{Cntlid, Sqe, Status, registers};
 
 use crate::controller::{AddQueueError, Controller, ControllerKind, ControllerParts, QpairRef};
 use crate::events::TargetEvent;
-use crate::queue::{Association, Queue, add, sgl_len};
+use crate::queue::{Association, Queue, add};
 use crate::registers::CcChange;
 use crate::slot::{Outcome, Slot};
 use crate::subsystem::Subsystem;
@@ -144,7 +144,7 @@ pub(crate) async fn connect(queue: &Rc<Queue>, slot: &Rc<Slot>, sqe: Sqe) -> Out
             queue.close_after_response.set(true);
             queue.group.target.tell(TargetEvent::ConnectRefused {
                 remote: queue.peer.remote.clone(),
-                status: refusal.status.to_string(),
+                status: refusal.status.of_fabrics().to_string(),
             });
             Outcome {
                 status: refusal.status,
@@ -190,7 +190,7 @@ async fn read_request(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<Reque
     if command.sqsize >= max {
         return Err(Refusal::command(ConnectCommand::SQSIZE_OFFSET));
     }
-    let len = sgl_len(sqe, slot.in_capsule_len()).map_err(Refusal::status)?;
+    let len = queue.sgl_len(sqe, slot).map_err(Refusal::status)?;
     if len as usize != size_of::<ConnectData>() {
         return Err(Refusal::status(
             Status::DATA_SGL_LENGTH_INVALID.with_dnr(true),
@@ -388,6 +388,7 @@ fn associate(
     add(total, 1);
     add(current, 1);
     add(&counters.current_unassociated_qpairs, u64::MAX);
+    queue.set_host(&request.data.hostnqn);
     let association = Association {
         qid: request.command.qid,
         controller,

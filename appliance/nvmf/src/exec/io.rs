@@ -9,7 +9,7 @@ use nvme_spec::{Fuse, Nsid, Sqe, Status, opcode::nvm};
 use crate::config::AnaState;
 use crate::group_namespace::{Entered, GroupNamespace};
 use crate::limits;
-use crate::queue::{Queue, add, sgl_len, sgl_len_to_host};
+use crate::queue::{Queue, add};
 use crate::slot::{Outcome, Slot};
 use crate::status;
 
@@ -84,31 +84,43 @@ enum Access {
 /// A command whose data the host still holds waits here for the end of a pause, without a buffer.
 /// Data in the capsule has come already, and with some transports nothing behind it is read before
 /// it is taken: such a command waits in [`enter`].
-async fn begin(
-    queue: &Rc<Queue>,
-    slot: &Slot,
-    sqe: &Sqe,
-    access: Access,
-) -> Result<Rc<GroupNamespace>, Status> {
+async fn begin(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe, access: Access) -> Result<Begun, Status> {
     let namespace = queue.namespace(sqe.nsid())?;
+    let version = namespace.version();
     check_access(queue, &namespace, access)?;
     if !sqe.sgl().is_in_capsule() {
         namespace.runs(queue, slot).await?;
     }
-    Ok(namespace)
+    Ok(Begun {
+        namespace,
+        version,
+        access,
+    })
+}
+
+/// A command that has begun: its namespace, and what it was checked against.
+struct Begun {
+    namespace: Rc<GroupNamespace>,
+    version: u32,
+    access: Access,
+}
+
+impl std::ops::Deref for Begun {
+    type Target = GroupNamespace;
+
+    fn deref(&self) -> &GroupNamespace {
+        &self.namespace
+    }
 }
 
 /// Goes on to the device, with everything that a host could delay done: see
 /// [`GroupNamespace::enter`].
-async fn enter(
-    queue: &Rc<Queue>,
-    slot: &Slot,
-    namespace: &Rc<GroupNamespace>,
-    access: Access,
-) -> Result<Entered, Status> {
-    let entered = namespace.enter(queue, slot).await?;
+async fn enter(queue: &Rc<Queue>, slot: &Slot, begun: &Begun) -> Result<Entered, Status> {
+    let entered = begun.namespace.enter(queue, slot).await?;
     // What was so when the command came may have changed since.
-    check_access(queue, namespace, access)?;
+    if begun.version() != begun.version {
+        check_access(queue, begun, begun.access)?;
+    }
     Ok(entered)
 }
 
@@ -203,7 +215,7 @@ async fn device(
 async fn read(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
     let namespace = begin(queue, slot, sqe, Access::Read).await?;
     let extent = Extent::of_transfer(queue, &namespace, sqe)?;
-    if sgl_len_to_host(sqe)? < extent.bytes {
+    if queue.sgl_len_to_host(sqe)? < extent.bytes {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
     let payload = if namespace.lends && queue.may_borrow_data {
@@ -211,7 +223,7 @@ async fn read(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
     } else {
         Payload::Buf(queue.buffer(slot, extent.bytes).await?)
     };
-    let entered = enter(queue, slot, &namespace, Access::Read).await?;
+    let entered = enter(queue, slot, &namespace).await?;
     let payload = device(queue, slot, &entered, Op::Read, extent.blocks(), payload).await?;
     slot.set_response_data(payload, extent.bytes);
     add(&queue.counters.reads, 1);
@@ -221,7 +233,7 @@ async fn read(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
 
 /// Receives the host's data of a command that writes or compares blocks.
 async fn receive(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe, bytes: u32) -> Result<Payload, Status> {
-    if sgl_len(sqe, slot.in_capsule_len())? != bytes {
+    if queue.sgl_len(sqe, slot)? != bytes {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
     queue.receive(slot, bytes).await
@@ -231,7 +243,7 @@ async fn write(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> 
     let namespace = begin(queue, slot, sqe, Access::Write).await?;
     let extent = Extent::of_transfer(queue, &namespace, sqe)?;
     let payload = receive(queue, slot, sqe, extent.bytes).await?;
-    let entered = enter(queue, slot, &namespace, Access::Write).await?;
+    let entered = enter(queue, slot, &namespace).await?;
     let op = Op::Write {
         fua: sqe.fua() || is_write_through(queue),
     };
@@ -245,7 +257,7 @@ async fn compare(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status
     let namespace = begin(queue, slot, sqe, Access::Read).await?;
     let extent = Extent::of_transfer(queue, &namespace, sqe)?;
     let payload = receive(queue, slot, sqe, extent.bytes).await?;
-    let entered = enter(queue, slot, &namespace, Access::Read).await?;
+    let entered = enter(queue, slot, &namespace).await?;
     device(queue, slot, &entered, Op::Compare, extent.blocks(), payload).await?;
     Ok(())
 }
@@ -277,7 +289,7 @@ async fn flush_one(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Stat
         // What was acknowledged is where it stays.
         return Ok(());
     }
-    let entered = enter(queue, slot, &namespace, Access::Read).await?;
+    let entered = enter(queue, slot, &namespace).await?;
     device(queue, slot, &entered, Op::Flush, (Lba(0), 0), Payload::None).await?;
     Ok(())
 }
@@ -288,7 +300,7 @@ async fn write_zeroes(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), S
     if u64::from(extent.bytes) > limits::WRITE_ZEROES_BYTES_MAX {
         return Err(Status::INVALID_FIELD.with_dnr(true));
     }
-    let entered = enter(queue, slot, &namespace, Access::Write).await?;
+    let entered = enter(queue, slot, &namespace).await?;
     let fua = sqe.fua() || is_write_through(queue);
     let op = Op::WriteZeroes {
         unmap: sqe.deac(),
@@ -304,7 +316,7 @@ async fn verify(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status>
     if u64::from(extent.bytes) > limits::VERIFY_BYTES_MAX {
         return Err(Status::INVALID_FIELD.with_dnr(true));
     }
-    let entered = enter(queue, slot, &namespace, Access::Read).await?;
+    let entered = enter(queue, slot, &namespace).await?;
     device(
         queue,
         slot,

@@ -48,11 +48,17 @@ impl PollGroup {
                             .close_qpair(id, uid, reason, Some(Arc::clone(&part)));
                     }
                 }
+                for transport in self.transports.iter_mut().flatten() {
+                    transport.close_all(&mut self.core, reason);
+                }
             }
         }
     }
 
     fn adopt(&mut self, connection: NewConnection) {
+        if self.core.shared.target.is_shut_down() {
+            return;
+        }
         let index = usize::from(connection.transport.0);
         if self.transports.len() <= index {
             self.transports.resize_with(index + 1, || None);

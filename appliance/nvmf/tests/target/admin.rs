@@ -284,17 +284,29 @@ fn identify_of_what_is_not_there_is_zeroes_or_an_error() {
             NO_NAMESPACE
         );
     }
+    for cns in [cns::CSI_NAMESPACE, cns::INDEPENDENT_NAMESPACE] {
+        let inactive = identify(&mut rig, &served.host, 2, cns);
+        assert!(inactive.iter().all(|byte| *byte == 0));
+    }
     for cns in [
         cns::NAMESPACE_DESCRIPTORS,
         cns::CSI_NAMESPACE,
         cns::INDEPENDENT_NAMESPACE,
     ] {
-        for nsid in [0, 2, 33, 0xffff_ffff] {
+        for nsid in [0, 33, 0xffff_fffe, 0xffff_ffff] {
             assert_eq!(
                 rig.status(admin, identify_sqe(nsid, cns), &[]),
                 NO_NAMESPACE
             );
         }
+    }
+    let inactive = identify_sqe(2, cns::NAMESPACE_DESCRIPTORS);
+    assert_eq!(rig.status(admin, inactive, &[]), NO_NAMESPACE);
+    // The command set's part of the controller is of no namespace: NSID is not looked at.
+    let of_controller = identify(&mut rig, &served.host, 0, cns::CSI_CONTROLLER);
+    for nsid in [1, 2, 33, 0xffff_ffff] {
+        let same = identify(&mut rig, &served.host, nsid, cns::CSI_CONTROLLER);
+        assert_eq!(same, of_controller);
     }
     let known = [0, 1, 2, 3, 5, 6, 7, 8, 0x1c];
     for cns in (0..=255).filter(|cns| !known.contains(cns)) {

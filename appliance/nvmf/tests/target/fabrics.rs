@@ -119,7 +119,10 @@ fn a_host_that_is_not_on_the_list_is_refused_until_it_is() {
     drop(subsystem.add_host(nqn(HOST)).unwrap());
     rig.host(NQN);
     let (events, _) = rig.target.take_events(None);
-    assert!(matches!(&events[0], TargetEvent::ConnectRefused { .. }));
+    let TargetEvent::ConnectRefused { status, .. } = &events[0] else {
+        panic!("{events:?}")
+    };
+    assert_eq!(status, "connect invalid host (1h/84h, do not retry)");
     assert!(matches!(
         &events[1],
         TargetEvent::ControllerConnected { .. }

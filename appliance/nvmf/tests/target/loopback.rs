@@ -55,6 +55,11 @@ pub(crate) struct Wire {
 pub(crate) struct End(Arc<Mutex<Wire>>);
 
 impl End {
+    /// Nobody else has the connection.
+    pub(crate) fn is_dropped(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+
     pub(crate) fn wire(&self) -> MutexGuard<'_, Wire> {
         self.0.lock().unwrap()
     }
@@ -428,6 +433,12 @@ impl TransportGroup for LoopbackGroup {
 
     fn close(&mut self, core: &mut Core, connection: ConnectionId, reason: CloseReason) {
         self.drop_connection(core, connection.0 as usize, reason);
+    }
+
+    fn close_all(&mut self, core: &mut Core, reason: CloseReason) {
+        for index in 0..self.connections.len() {
+            self.drop_connection(core, index, reason);
+        }
     }
 
     fn close_after_flush(&mut self, connection: ConnectionId, reason: CloseReason) {

@@ -13,4 +13,5 @@ mod io;
 mod loopback;
 mod namespaces;
 mod rig;
+mod shares;
 mod table;

@@ -43,6 +43,7 @@ pub(crate) fn limits() -> TransportLimits {
         max_io_qpairs_per_ctrlr: 4,
         max_io_size: 131_072,
         in_capsule_data_size: 8192,
+        keyed_sgl: false,
         kas_100ms: 100,
         min_kato_ms: 10_000,
         iobuf_small_cache_size: None,

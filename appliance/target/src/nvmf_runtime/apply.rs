@@ -108,7 +108,9 @@ impl NvmfRuntime {
         let options = tcp_options(spec)?;
         let transport = TcpTransport::new(options).map_err(|error| refused(&error))?;
         let target = self.plane.target();
-        let failed = target.put_transport(Arc::new(transport));
+        let failed = target
+            .put_transport(Arc::new(transport))
+            .map_err(of_target)?;
         for error in failed {
             // The listener's own edit is retried by the control plane when its address is back.
             tracing::error!(

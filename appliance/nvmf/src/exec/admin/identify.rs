@@ -32,13 +32,20 @@ pub(super) fn data(queue: &Queue, association: &Association, sqe: &Sqe) -> Resul
         cns::NAMESPACE_DESCRIPTORS => {
             namespace(association, sqe.nsid()).map(|namespace| descriptors(&namespace))
         }
+        // Active or not: nothing beyond what CNS 00h tells.
         cns::CSI_NAMESPACE if is_nvm => {
-            namespace(association, sqe.nsid())?;
+            check_possible(association, sqe.nsid())?;
             Ok(IdentifyNvmNamespace::new_zeroed().as_bytes().to_vec())
         }
         cns::CSI_CONTROLLER if is_nvm => Ok(nvm_controller()),
         cns::INDEPENDENT_NAMESPACE => {
-            namespace(association, sqe.nsid()).map(|namespace| independent(&namespace))
+            check_possible(association, sqe.nsid())?;
+            Ok(match namespace(association, sqe.nsid()) {
+                Ok(namespace) => independent(&namespace),
+                Err(_) => IdentifyIndependentNamespace::new_zeroed()
+                    .as_bytes()
+                    .to_vec(),
+            })
         }
         cns::IO_COMMAND_SETS => Ok(command_sets()),
         _ => Err(invalid),
@@ -64,7 +71,12 @@ fn controller(queue: &Queue, association: &Association) -> Vec<u8> {
     id.aerl = (EVENT_REQUESTS_MAX - 1) as u8;
     id.acl = limits::ABORTS_MAX - 1;
     id.kas = queue.limits.kas_100ms.into();
-    id.sgls = (sgls::SUPPORTED | sgls::OFFSET | sgls::TRANSPORT).into();
+    let data = if queue.limits.keyed_sgl {
+        sgls::KEYED
+    } else {
+        sgls::TRANSPORT
+    };
+    id.sgls = (sgls::SUPPORTED | sgls::OFFSET | data).into();
     id.maxcmd = queue.limits.max_queue_depth.into();
     id.ctratt = ctratt::HOST_ID_128.into();
     id.crdt1 = options.crdt1_100ms.into();
@@ -140,22 +152,30 @@ pub(super) fn has_volatile_cache(config: &SubsystemConfig, host: &Nqn) -> bool {
         .any(|namespace| namespace.bdev.geometry().volatile_write_cache)
 }
 
-/// An inactive namespace is all zeroes; a number that there can never be is an error.
+/// An inactive namespace is all zeroes.
 fn namespace_or_zeroes(
     queue: &Queue,
     association: &Association,
     sqe: &Sqe,
 ) -> Result<Vec<u8>, Status> {
-    let config = config(association)?;
     if sqe.nsid() == Nsid::ALL {
         return Ok(common_namespace(queue));
     }
-    if sqe.nsid().0 == 0 || sqe.nsid().0 > config.max_namespaces {
-        return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true));
-    }
+    check_possible(association, sqe.nsid())?;
+    let config = config(association)?;
     match namespace(association, sqe.nsid()) {
         Ok(namespace) => Ok(nvm_namespace(&config, &namespace)),
         Err(_) => Ok(IdentifyNamespace::new_zeroed().as_bytes().to_vec()),
+    }
+}
+
+/// A number that a namespace can have, be it active or not.
+fn check_possible(association: &Association, nsid: Nsid) -> Result<(), Status> {
+    let config = config(association)?;
+    if (1..=config.max_namespaces).contains(&nsid.0) {
+        Ok(())
+    } else {
+        Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true))
     }
 }
 

@@ -19,7 +19,7 @@ use super::discovery_log;
 use crate::config::AnaGroupId;
 use crate::controller::{CHANGED_NAMESPACES_MAX, Controller, ERROR_LOG_ENTRIES};
 use crate::features::Features;
-use crate::queue::{Association, Queue, sgl_len_to_host};
+use crate::queue::{Association, Queue};
 use crate::slot::Slot;
 
 /// Log pages of an I/O controller, and of a discovery controller. ANA is there when it is reported.
@@ -58,7 +58,7 @@ pub(super) async fn get(
         .ok()
         .filter(|len| *len <= queue.limits.max_io_size);
     let len = len.ok_or(invalid)?;
-    if sgl_len_to_host(sqe)? < len {
+    if queue.sgl_len_to_host(sqe)? < len {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
     check(association, sqe)?;

@@ -41,7 +41,7 @@ pub(super) async fn copy(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<()
         // One buffer for all: once entered, nothing is waited for but the device.
         buffer: Payload::Buf(queue.buffer(slot, chunk * geometry.block_size).await?),
     };
-    let entered = enter(queue, slot, &namespace, Access::Write).await?;
+    let entered = enter(queue, slot, &namespace).await?;
     let mut target = sqe.copy_sdlba().0;
     for (source, blocks) in ranges {
         copy.range(&entered, *source, target, *blocks).await?;

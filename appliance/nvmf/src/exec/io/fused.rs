@@ -10,10 +10,9 @@ use block::Op;
 use dma::Payload;
 use nvme_spec::{Fuse, Sqe, Status, opcode::nvm};
 
-use super::{Access, Extent, begin, bytes_of, device, enter};
-use crate::group_namespace::GroupNamespace;
+use super::{Access, Begun, Extent, begin, bytes_of, device, enter};
 use crate::limits;
-use crate::queue::{Queue, sgl_len};
+use crate::queue::Queue;
 use crate::slot::Slot;
 
 /// How the first half ended, as the second half decides it.
@@ -99,9 +98,7 @@ async fn prepare_first(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<Payl
         return Err(Status::INVALID_FIELD.with_dnr(true));
     }
     let (_, bytes) = prepare(queue, slot, sqe, Access::Read).await?;
-    let mut buffer = queue.buffer(slot, 2 * bytes).await?;
-    buffer.set_len(bytes as usize);
-    slot.receive(Payload::Buf(buffer), bytes).await
+    queue.receive_with_room(slot, bytes, 2 * bytes).await
 }
 
 async fn second(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
@@ -183,9 +180,7 @@ async fn pair(
     slot.until(|| first.half() != FirstHalf::Waiting || first.slot.is_parked())
         .await
         .map_err(of_second)?;
-    let entered = enter(queue, slot, &namespace, Access::Write)
-        .await
-        .map_err(of_second)?;
+    let entered = enter(queue, slot, &namespace).await.map_err(of_second)?;
     if let FirstHalf::Ended(status) = first.half() {
         return Err((status, FAILED));
     }
@@ -210,9 +205,9 @@ async fn prepare_second(
     queue: &Rc<Queue>,
     slot: &Slot,
     sqe: &Sqe,
-) -> Result<(Rc<GroupNamespace>, Payload), Status> {
+) -> Result<(Begun, Payload), Status> {
     let (namespace, bytes) = prepare(queue, slot, sqe, Access::Write).await?;
-    let buffer = queue.buffer_now(bytes)?;
+    let buffer = queue.buffer_now(slot, bytes)?;
     let data = slot.receive(Payload::Buf(buffer), bytes).await?;
     Ok((namespace, data))
 }
@@ -235,13 +230,13 @@ async fn prepare(
     slot: &Slot,
     sqe: &Sqe,
     access: Access,
-) -> Result<(Rc<GroupNamespace>, u32), Status> {
+) -> Result<(Begun, u32), Status> {
     let namespace = begin(queue, slot, sqe, access).await?;
     let extent = Extent::of_transfer(queue, &namespace, sqe)?;
     if sqe.block_count() > limits::COMPARE_AND_WRITE_BLOCKS_MAX {
         return Err(Status::INVALID_FIELD.with_dnr(true));
     }
-    if sgl_len(sqe, slot.in_capsule_len())? != extent.bytes {
+    if queue.sgl_len(sqe, slot)? != extent.bytes {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
     Ok((namespace, extent.bytes))

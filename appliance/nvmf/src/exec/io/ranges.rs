@@ -9,7 +9,7 @@ use zerocopy::FromBytes;
 
 use super::{Access, begin, bytes_of, device, enter};
 use crate::limits;
-use crate::queue::{Queue, sgl_len};
+use crate::queue::Queue;
 use crate::slot::Slot;
 
 /// Deallocates the ranges. The other attributes are hints, and are taken as such.
@@ -27,7 +27,7 @@ pub(super) async fn dataset_management(
     let count = sqe.dsm_range_count();
     let size = size_of::<DsmRange>();
     // Linux always sends the room of 256 ranges, however few it counts: more than needed is right.
-    let len = sgl_len(sqe, slot.in_capsule_len())?;
+    let len = queue.sgl_len(sqe, slot)?;
     if !(count * size as u32..=limits::DSM_RANGES_MAX * size as u32).contains(&len) {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
@@ -46,7 +46,7 @@ pub(super) async fn dataset_management(
             return Err(Status::LBA_OUT_OF_RANGE.with_dnr(true));
         }
     }
-    let entered = enter(queue, slot, &namespace, access).await?;
+    let entered = enter(queue, slot, &namespace).await?;
     for index in 0..count as usize {
         let (lba, blocks) = range(&payload, index)?;
         if blocks > 0 {

@@ -19,7 +19,7 @@ use crate::exec;
 use crate::group_namespace::{GroupNamespace, GroupSubsystem};
 use crate::poll_group::GroupShared;
 use crate::share::{Class, Holder, Share};
-use crate::slot::{Outcome, Slot, SlotState};
+use crate::slot::{Outcome, Slot};
 use crate::status;
 use crate::transport::{
     ConnectionId, Digests, Peer, QpairId, SlotId, TransportId, TransportLimits,
@@ -464,15 +464,7 @@ impl Queue {
         self.slots
             .borrow()
             .iter()
-            .find(|slot| {
-                matches!(
-                    slot.state(),
-                    SlotState::Arrived
-                        | SlotState::Running
-                        | SlotState::Receive
-                        | SlotState::Receiving
-                ) && slot.sqe().cid() == cid
-            })
+            .find(|slot| slot.is_in_work() && slot.sqe().cid() == cid)
             .cloned()
     }
 }
@@ -565,6 +557,9 @@ pub(crate) async fn serve(queue: Rc<Queue>, slot: Rc<Slot>) -> Infallible {
         }
         if !outcome.status.is_success() {
             add(&queue.counters.errors, 1);
+            if outcome.status.is(Status::COMMAND_ABORT_REQUESTED) {
+                outcome.status = slot.abort_status();
+            }
             outcome.status = queue.told(outcome.status);
         }
         let cqe = queue.cqe(sqe.cid(), outcome);

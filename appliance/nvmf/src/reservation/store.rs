@@ -37,7 +37,8 @@ type Then = Box<dyn FnOnce(Result<(), String>) + Send>;
 pub struct SaveDone(Option<Then>);
 
 impl SaveDone {
-    pub(crate) fn new(then: impl FnOnce(Result<(), String>) + Send + 'static) -> Self {
+    /// Calls `then` with the answer; for tests of stores.
+    pub fn new(then: impl FnOnce(Result<(), String>) + Send + 'static) -> Self {
         Self(Some(Box::new(then)))
     }
 

@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod model;
 pub mod nvmf_runtime;
 pub mod program;
+pub mod reservations;
 pub mod runtime;
 pub mod serve;
 pub mod services;

@@ -17,6 +17,7 @@ use nvmf::{Subsystem, Ticket};
 
 use crate::data_plane::DataPlane;
 use crate::model::{Edit, Key};
+use crate::reservations::Reservations;
 use crate::runtime::{Facts, Prepared, Preparing, Runtime, RuntimeError, Settled};
 
 /// How long a removed host's I/O may take when nobody says.
@@ -26,6 +27,7 @@ const HOST_DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
 pub struct NvmfRuntime {
     plane: Arc<DataPlane>,
     connections_max: u32,
+    reservations: Option<Arc<Reservations>>,
     state: Mutex<State>,
 }
 
@@ -54,8 +56,19 @@ impl NvmfRuntime {
         Self {
             plane,
             connections_max,
+            reservations: None,
             state: Mutex::new(state),
         }
+    }
+
+    /// Keeps reservations that persist, and puts back those that were kept.
+    #[must_use]
+    pub fn with_reservations(mut self, reservations: Arc<Reservations>) -> Self {
+        self.plane
+            .target()
+            .set_reservation_store(Arc::clone(&reservations) as _);
+        self.reservations = Some(reservations);
+        self
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

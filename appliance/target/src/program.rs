@@ -22,8 +22,9 @@ use crate::control::{About, Control};
 use crate::data_plane::{Cores, DataPlane, DataPlaneError, DataPlaneOptions};
 use crate::events::now_unix_ms;
 use crate::logging::{Log, LogError};
-use crate::model::{Model, RecordError};
+use crate::model::{self, Model, RecordError};
 use crate::nvmf_runtime::NvmfRuntime;
+use crate::reservations::{self, Reservations};
 use crate::serve::{Bound, ServeError, bind};
 use crate::services::Services;
 use crate::{config, metrics};
@@ -127,9 +128,12 @@ pub fn run(flags: &Flags) -> Result<(), ProgramError> {
         .enable_all()
         .build()
         .map_err(ProgramError::Runtime)?;
-    let runtime = Arc::new(NvmfRuntime::new(plane.clone(), config.connections_max));
+    let (reservations, saves) = Reservations::new(model::reservations(&contents)?);
+    let runtime = NvmfRuntime::new(plane.clone(), config.connections_max);
+    let runtime = Arc::new(runtime.with_reservations(reservations.clone()));
     let control = Control::new(model, store, runtime.clone(), about);
-    let result = tokio.block_on(serve(&config, control, runtime));
+    let saving = reservations::run(control.clone(), reservations, saves);
+    let result = tokio.block_on(serve(&config, control, runtime, saving));
     // Tasks hold the store; with them it closes, after it has written what was queued.
     drop(tokio);
     if let Err(error) = plane.stop(GOODBYE) {
@@ -143,6 +147,7 @@ async fn serve(
     config: &Config,
     control: Control,
     runtime: Arc<NvmfRuntime>,
+    saving: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ProgramError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ProgramError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ProgramError::Signals)?;
@@ -169,6 +174,7 @@ async fn serve(
     let retrying = control.clone();
     others.spawn(async move { retrying.run().await });
     others.spawn(tell_target_events(control.clone(), runtime));
+    others.spawn(saving);
     let (metrics_failed, mut metrics_failure) = mpsc::channel(1);
     if let Some(address) = config.metrics {
         let control = control.clone();

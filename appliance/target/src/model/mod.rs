@@ -19,8 +19,8 @@ use std::sync::Arc;
 use api::v1::{BdevSpec, HostSpec, ListenerSpec, NamespaceSpec, SubsystemSpec, TransportSpec};
 
 pub(crate) use self::bdevs::{KINDS, base_of};
-pub use self::record::{RecordError, batch};
-pub use self::transaction::{Change, Transaction};
+pub use self::record::{RecordError, batch, reservations};
+pub use self::transaction::{Change, SavedReservation, Transaction};
 pub(crate) use self::transports::BUILT_IN;
 
 /// Names one object. The order is that in which things are put in place.

@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_report_is_read_as_far_as_it_goes() {
-        let mut data = vec![0; 64 + 2 * 64];
+        let mut data = [0; 64 + 2 * 64];
         data[0] = 5;
         data[4] = 6;
         data[5] = 3;

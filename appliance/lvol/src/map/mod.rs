@@ -1,9 +1,11 @@
 //! The map in memory: which cluster, zeroes or parent each granule of a volume is read from.
 
+mod epoch;
 mod granule;
 mod piece;
 mod slot;
 
+pub use epoch::{Epoch, EpochChannel, Grace};
 pub use granule::{
     ClusterSpan, Granularity, GranularityError, GranuleRange, GranuleRuns, Granules, PartialGranule,
 };

@@ -17,6 +17,7 @@ use super::atomic::{AtomicU64, Ordering, fence};
 use super::granule::{GranuleRange, Granules, WORDS};
 
 /// Turns of a spin before the thread yields its processor to the writer that may need it.
+#[cfg(not(loom))]
 const SPINS: u32 = 64;
 
 /// Number of a cluster on the base device. Cluster 0 is the pool's header and holds no data.
@@ -470,17 +471,26 @@ mod loom_tests {
 
     impl Cell {
         fn new(cluster: Option<u64>, written: &[u16]) -> Arc<Self> {
-            let cell = Self { entry: AtomicU64::new(0), bitmaps: Bitmaps::new() };
+            let cell = Self {
+                entry: AtomicU64::new(0),
+                bitmaps: Bitmaps::new(),
+            };
             cell.slot().change(|draft| {
                 draft.state.cluster = cluster.and_then(Cluster::new);
-                written.iter().for_each(|granule| draft.state.written.set(*granule));
+                written
+                    .iter()
+                    .for_each(|granule| draft.state.written.set(*granule));
             });
             Arc::new(cell)
         }
 
         fn slot(&self) -> Slot<'_> {
             let whole = Granules::from(GranuleRange::new(0, 256));
-            Slot { entry: &self.entry, bitmaps: &self.bitmaps, whole }
+            Slot {
+                entry: &self.entry,
+                bitmaps: &self.bitmaps,
+                whole,
+            }
         }
     }
 
@@ -506,12 +516,17 @@ mod loom_tests {
             };
             match cell.slot().look() {
                 Look::Whole(source) => assert_eq!(source, Source::Parent),
-                Look::Mixed { cluster, written, zero } => {
+                Look::Mixed {
+                    cluster,
+                    written,
+                    zero,
+                } => {
                     let runs: Vec<_> = written.runs().map(|run| run.start).collect();
                     let number = cluster.map(Cluster::get);
                     assert!(zero.is_empty());
                     assert!(
-                        (number == Some(1) && runs == [0, 64]) || (number == Some(2) && runs == [128]),
+                        (number == Some(1) && runs == [0, 64])
+                            || (number == Some(2) && runs == [128]),
                         "torn: {number:?} {runs:?}"
                     );
                 }

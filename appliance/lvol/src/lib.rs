@@ -1,0 +1,3 @@
+//! Pools and thin volumes on one block device.
+
+pub mod map;

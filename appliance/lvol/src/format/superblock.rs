@@ -346,3 +346,6 @@ fn u32_at(bytes: &[u8; SUPERBLOCK_BYTES], at: usize) -> u32 {
 fn u64_at(bytes: &[u8; SUPERBLOCK_BYTES], at: usize) -> u64 {
     u64::from_le_bytes(array_at(bytes, at))
 }
+
+#[cfg(test)]
+mod tests;

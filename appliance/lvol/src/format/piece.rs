@@ -80,9 +80,11 @@ pub fn decode_piece(
                 return Err(fields.wrong("run length", n, "empty slots at the end have no run"));
             }
             FULL => {
-                let first = fields.varint("cluster")?;
-                for (slot, cluster) in run.iter_mut().zip(first..) {
-                    *slot = SlotContent::Full(cluster_below(cluster, clusters, at)?);
+                // Checked before it counts up, so that the numbers do not overflow.
+                let first = cluster_below(fields.varint("cluster")?, clusters, at)?.get();
+                for (index, slot) in run.iter_mut().enumerate() {
+                    let number = first + index as u64;
+                    *slot = SlotContent::Full(cluster_below(number, clusters, at + index)?);
                 }
             }
             ZERO => run.fill(SlotContent::Zero),
@@ -219,3 +221,6 @@ fn read_bitmap(fields: &mut Reader<'_>, length: u64) -> Result<Granules, FormatE
     }
     Ok(Granules::from_words(words))
 }
+
+#[cfg(test)]
+mod tests;

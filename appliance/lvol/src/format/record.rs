@@ -442,3 +442,6 @@ fn layer_id(fields: &mut Reader<'_>, field: &'static str) -> Result<LayerId, For
         id => Ok(LayerId(id)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The checksum of the sample, as another program computed it.
+/// The checksum of the sample, as an encoder in another language computed it.
 const SUPERBLOCK_SUM: [u8; 4] = [0xfe, 0x34, 0x3d, 0x47];
 
 fn sample() -> Superblock {

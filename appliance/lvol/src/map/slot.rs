@@ -522,12 +522,19 @@ mod loom_tests {
     fn check(look: &Look) {
         match *look {
             Look::Whole(source) => assert_eq!(source, Source::Parent),
-            Look::Mixed { cluster, written, zero } => {
+            Look::Mixed {
+                cluster,
+                written,
+                zero,
+            } => {
                 let runs: Vec<_> = written.runs().map(|run| run.start).collect();
                 let number = cluster.map(Cluster::get);
                 assert!(zero.is_empty());
                 assert!(
-                    matches!((number, runs.as_slice()), (Some(1), [0, 64]) | (Some(2), [128])),
+                    matches!(
+                        (number, runs.as_slice()),
+                        (Some(1), [0, 64]) | (Some(2), [128])
+                    ),
                     "torn: {number:?} {runs:?}"
                 );
             }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use fabric_wire::{Nqn, TransportAddress};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nvme_spec::{Lba, Nsid, Status};
+use nvme_spec::{Lba, Nsid, Sqe, Status};
 use nvmf_host::{
-    Buffer, CommandError, Completion, Controller, ControllerState, HostContext, HostIdentity, IoOp,
-    IoQueue, IoRequest,
+    Buffer, CommandError, Completion, Controller, ControllerState, Direction, HostContext,
+    HostIdentity, IoOp, IoQueue, IoRequest,
 };
 
 use crate::patience;
@@ -110,6 +110,13 @@ pub enum Request {
     },
     /// Flush.
     Flush,
+    /// A command with data to send.
+    Send {
+        /// The entry.
+        sqe: Sqe,
+        /// The data.
+        data: Vec<u8>,
+    },
 }
 
 impl Request {
@@ -118,6 +125,7 @@ impl Request {
             Self::Read { .. } => "read",
             Self::Write { .. } => "write",
             Self::Flush => "flush",
+            Self::Send { .. } => "a command",
         }
     }
 }
@@ -257,6 +265,11 @@ impl Host {
     pub fn submit(&mut self, tag: u64, mut request: Request) -> Result<(), HostError> {
         let (op, buffer) = match &mut request {
             Request::Flush => (IoOp::Flush, Buffer::None),
+            Request::Send { sqe, data } => {
+                let (sqe, direction) = (*sqe, Direction::ToController);
+                let data = std::mem::take(data);
+                (IoOp::Raw { sqe, direction }, Buffer::Vec(data))
+            }
             Request::Read { lba, blocks } => {
                 let (lba, blocks) = (Lba(*lba), *blocks);
                 let room = vec![0; blocks as usize * BLOCK_BYTES];

@@ -249,7 +249,7 @@ impl Work {
                     self.unflushed.insert(lba, version);
                 }
             }
-            Request::Flush => {
+            Request::Flush | Request::Send { .. } => {
                 for (lba, version) in self.flushes.remove(&outcome.tag).unwrap_or_default() {
                     let known = self.ledger.known(lba);
                     known.durable = known.durable.max(version);

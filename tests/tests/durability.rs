@@ -313,6 +313,61 @@ fn a_restart_restores_everything() {
 /// Goal: what cannot be restored is pending, shown, and comes up by itself. Method: while `aditd` is
 /// down its file is moved away and its port taken.
 #[test]
+fn a_reservation_that_persists_survives_kill_9() {
+    use nvme_spec::reservation::{ReservationType, acquire, cptpl, register};
+    use nvme_spec::{Cid, Nsid, Sqe, Status};
+    use program_tests::{HostError, Request};
+
+    let mut adit = Adit::builder().start().unwrap();
+    adit.ctl(&["bdev", "create", "malloc", "ram", "--size", "1MiB"])
+        .unwrap();
+    let port = adit.export(NQN, "ram").unwrap();
+    let connect = |number| {
+        let options = HostOptions {
+            number,
+            ..HostOptions::default()
+        };
+        until("a host", || Host::connect(port, NQN, &options).ok())
+    };
+    let (cid, nsid) = (Cid(0), Nsid(1));
+    let keys = |first: u64, second: u64| [first.to_le_bytes(), second.to_le_bytes()].concat();
+    let rtype = ReservationType::ExclusiveAccess;
+    let mut holder = connect(1);
+    for (sqe, data) in [
+        (
+            Sqe::reservation_register(cid, nsid, register::REGISTER, true, cptpl::SET),
+            keys(0, 7),
+        ),
+        (
+            Sqe::reservation_acquire(cid, nsid, acquire::ACQUIRE, rtype as u8),
+            keys(7, 0),
+        ),
+    ] {
+        holder.run(Request::Send { sqe, data }).unwrap();
+    }
+    let is_fenced = |host: &mut Host| match host.read(0, 1) {
+        Err(HostError::Status { status, .. }) => status.is(Status::RESERVATION_CONFLICT),
+        Err(error) => panic!("{error}"),
+        Ok(_) => false,
+    };
+    assert!(is_fenced(&mut connect(2)));
+    for _ in 0..2 {
+        adit.kill_9();
+        adit.start().unwrap();
+        // From the first command on, though the holder has not come back.
+        assert!(is_fenced(&mut connect(2)));
+        assert!(!is_fenced(&mut connect(1)));
+    }
+    // What the holder clears is gone, and stays so.
+    let sqe = Sqe::reservation_release(cid, nsid, nvme_spec::reservation::release::CLEAR, 0);
+    let data = 7_u64.to_le_bytes().to_vec();
+    connect(1).run(Request::Send { sqe, data }).unwrap();
+    adit.kill_9();
+    adit.start().unwrap();
+    assert!(!is_fenced(&mut connect(2)));
+}
+
+#[test]
 fn what_is_missing_is_pending_and_comes_up_when_it_appears() {
     let mut adit = Adit::builder().start().unwrap();
     let path = adit.state_dir().join("disk.img");

@@ -46,6 +46,15 @@ pub enum BlockError {
         #[source]
         source: dma::DmaError,
     },
+    /// A channel got no buffers of its own.
+    #[error("no buffers for a channel of a {kind} device")]
+    Buffers {
+        /// Kind of the device.
+        kind: &'static str,
+        /// The cause.
+        #[source]
+        source: dma::DmaError,
+    },
     /// The file could not be opened.
     #[error("cannot open {path}")]
     OpenFile {

@@ -164,6 +164,22 @@ impl IoBuf {
         front
     }
 
+    /// Puts the view that follows this one back behind it: undoes [`IoBuf::split_to`]. The bytes in use
+    /// are then those of both. `Err` gives `next` back if it does not follow, in the same buffer, the
+    /// last byte in use of this one.
+    ///
+    /// # Errors
+    /// `next`, unchanged.
+    pub fn join(&mut self, next: Self) -> Result<(), Self> {
+        if self.buffer != next.buffer || self.start + self.len != next.start {
+            return Err(next);
+        }
+        self.exclusive = self.is_exclusive() && next.is_exclusive();
+        self.len += next.len;
+        self.limit = (next.start - self.start) + next.limit;
+        Ok(())
+    }
+
     /// Makes the only view left cover the buffer from its beginning again, `len` bytes of it in
     /// use. `false`, and nothing changes, while there are other views.
     ///

@@ -31,6 +31,7 @@ pub mod log;
 pub mod opcode;
 pub mod range;
 pub mod registers;
+pub mod reservation;
 mod sgl;
 mod sqe;
 mod status;

@@ -317,6 +317,36 @@ impl Sqe {
         Lba(self.cdw10_11())
     }
 
+    /// RREGA, RACQA or RRELA of a reservation command, dword 10 bits 2:0.
+    pub const fn reservation_action(&self) -> u8 {
+        self.cdw10.get() as u8 & 0x7
+    }
+
+    /// IEKEY of a reservation command, dword 10 bit 3: the current key is not looked at.
+    pub const fn reservation_ignores_key(&self) -> bool {
+        Self::bit(&self.cdw10, 3)
+    }
+
+    /// RTYPE of Reservation Acquire and Release, dword 10 bits 15:8.
+    pub const fn reservation_type(&self) -> u8 {
+        (self.cdw10.get() >> 8) as u8
+    }
+
+    /// CPTPL of Reservation Register, dword 10 bits 31:30.
+    pub const fn reservation_cptpl(&self) -> u8 {
+        (self.cdw10.get() >> 30) as u8
+    }
+
+    /// Bytes that Reservation Report asks for: NUMD is zero-based.
+    pub const fn reservation_report_len(&self) -> u64 {
+        (self.cdw10.get() as u64 + 1) * 4
+    }
+
+    /// EDS of Reservation Report, dword 11 bit 0: host identifiers of 128 bits.
+    pub const fn reservation_report_is_extended(&self) -> bool {
+        Self::bit(&self.cdw11, 0)
+    }
+
     /// With SLBA replaced.
     #[must_use]
     pub const fn with_slba(mut self, lba: Lba) -> Self {
@@ -482,6 +512,41 @@ impl Sqe {
         Self::new(admin::IDENTIFY, cid)
             .with_nsid(nsid)
             .with_cdw10(cns as u32)
+    }
+
+    /// Reservation Register.
+    pub const fn reservation_register(
+        cid: Cid,
+        nsid: Nsid,
+        action: u8,
+        ignores_key: bool,
+        cptpl: u8,
+    ) -> Self {
+        Self::new(nvm::RESERVATION_REGISTER, cid)
+            .with_nsid(nsid)
+            .with_cdw10(action as u32 | (ignores_key as u32) << 3 | (cptpl as u32) << 30)
+    }
+
+    /// Reservation Acquire of a type's value.
+    pub const fn reservation_acquire(cid: Cid, nsid: Nsid, action: u8, rtype: u8) -> Self {
+        Self::new(nvm::RESERVATION_ACQUIRE, cid)
+            .with_nsid(nsid)
+            .with_cdw10(action as u32 | (rtype as u32) << 8)
+    }
+
+    /// Reservation Release of a type's value.
+    pub const fn reservation_release(cid: Cid, nsid: Nsid, action: u8, rtype: u8) -> Self {
+        Self::new(nvm::RESERVATION_RELEASE, cid)
+            .with_nsid(nsid)
+            .with_cdw10(action as u32 | (rtype as u32) << 8)
+    }
+
+    /// Reservation Report of `len` bytes (a multiple of 4, at least 4).
+    pub const fn reservation_report(cid: Cid, nsid: Nsid, len: u32, is_extended: bool) -> Self {
+        Self::new(nvm::RESERVATION_REPORT, cid)
+            .with_nsid(nsid)
+            .with_cdw10((len / 4).wrapping_sub(1))
+            .with_cdw11(is_extended as u32)
     }
 
     /// Get Log Page of `len` bytes at byte `offset`.

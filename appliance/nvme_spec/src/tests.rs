@@ -10,6 +10,7 @@ mod identify;
 mod logs;
 mod properties;
 mod registers;
+mod reservations;
 mod statuses;
 
 use std::vec::Vec;

@@ -33,6 +33,10 @@ pub(crate) const EVENT_REQUESTS_MAX: usize = 4;
 /// Namespaces that the changed namespace list holds; beyond it the list says "all".
 pub(crate) const CHANGED_NAMESPACES_MAX: usize = 1024;
 
+/// Reservation notifications that a controller keeps. At the bound the oldest is lost, which the
+/// host sees by the counts.
+pub(crate) const RESERVATION_NOTICES_MAX: usize = 64;
+
 /// Where a queue pair of a controller lives.
 #[derive(Clone, Debug)]
 pub(crate) struct QpairRef {
@@ -76,6 +80,14 @@ pub(crate) struct ErrorRecord {
     pub(crate) nsid: Nsid,
 }
 
+/// A reservation notification, before it is put into wire form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReservationNotice {
+    pub(crate) count: u64,
+    pub(crate) kind: u8,
+    pub(crate) nsid: Nsid,
+}
+
 /// An asynchronous event in waiting, dword 0 of its completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Event(pub(crate) u32);
@@ -90,6 +102,11 @@ pub(crate) struct State {
     /// Log pages whose event was told and that have not been read since: no further event.
     pub(crate) masked_events: BTreeSet<u32>,
     pub(crate) changed_namespaces: BTreeSet<Nsid>,
+    /// Reservation notifications that the host has not read, oldest first.
+    pub(crate) reservation_notices: VecDeque<ReservationNotice>,
+    reservation_notice_count: u64,
+    /// Notifications that the host does not want, by namespace (feature 82h).
+    pub(crate) reservation_masks: BTreeMap<Nsid, u32>,
     pub(crate) errors: VecDeque<ErrorRecord>,
     pub(crate) error_count: u64,
     /// Counters of queue pairs that are gone.
@@ -198,6 +215,9 @@ impl Controller {
                 events: VecDeque::new(),
                 masked_events: BTreeSet::new(),
                 changed_namespaces: BTreeSet::new(),
+                reservation_notices: VecDeque::new(),
+                reservation_notice_count: 0,
+                reservation_masks: BTreeMap::new(),
                 errors: VecDeque::new(),
                 error_count: 0,
                 past: IoCounters::default(),
@@ -497,6 +517,8 @@ impl Controller {
         state.events.clear();
         state.masked_events.clear();
         state.changed_namespaces.clear();
+        state.reservation_notices.clear();
+        state.reservation_masks.clear();
         state.discovery_log = None;
         state.features.reset();
         self.set_kato_ms(state.features.kato_ms);
@@ -589,6 +611,42 @@ impl Controller {
         }
     }
 
+    /// A reservation notification of the host.
+    pub(crate) fn reservation_notice(&self, nsid: Nsid, kind: u8) {
+        let mut state = self.lock();
+        let mask = state.reservation_masks.get(&nsid).copied().unwrap_or(0);
+        if !self.is_ready() || mask >> kind & 1 == 1 {
+            return;
+        }
+        state.reservation_notice_count += 1;
+        let count = state.reservation_notice_count;
+        if state.reservation_notices.len() == RESERVATION_NOTICES_MAX {
+            state.reservation_notices.pop_front();
+        }
+        state
+            .reservation_notices
+            .push_back(ReservationNotice { count, kind, nsid });
+        self.raise(&mut state, Event::RESERVATION);
+    }
+
+    /// The oldest notification, and how many there are. `is_taken`: the host has it now, and is
+    /// told if there are more.
+    pub(crate) fn read_reservation_notice(
+        &self,
+        is_taken: bool,
+    ) -> (Option<ReservationNotice>, usize) {
+        let mut state = self.lock();
+        let count = state.reservation_notices.len();
+        let first = state.reservation_notices.front().copied();
+        if is_taken {
+            state.reservation_notices.pop_front();
+            if !state.reservation_notices.is_empty() {
+                self.raise(&mut state, Event::RESERVATION);
+            }
+        }
+        (first, count)
+    }
+
     /// The discovery log changed.
     pub(crate) fn discovery_changed(&self) {
         let mut state = self.lock();
@@ -621,6 +679,12 @@ impl Event {
         Self::notice(notice::NAMESPACE_ATTRIBUTE_CHANGED, lid::CHANGED_NAMESPACES);
     const ANA_CHANGE: Self = Self::notice(notice::ANA_CHANGE, lid::ANA);
     const DISCOVERY_LOG_CHANGE: Self = Self::notice(notice::DISCOVERY_LOG_CHANGE, lid::DISCOVERY);
+    /// A reservation notification can be read.
+    const RESERVATION: Self = Self(event_dw0(
+        kind::IO_COMMAND_SPECIFIC,
+        event::io_command_specific::RESERVATION_LOG_AVAILABLE,
+        lid::RESERVATION_NOTIFICATION,
+    ));
     /// A command failed for a reason that is the target's or the device's (error log page).
     const ERROR: Self = Self(event_dw0(
         kind::ERROR,

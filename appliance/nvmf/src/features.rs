@@ -31,7 +31,7 @@ pub(crate) struct Features {
 
 impl Features {
     /// The features of an I/O controller.
-    pub(crate) const KNOWN: [u8; 14] = [
+    pub(crate) const KNOWN: [u8; 16] = [
         fid::ARBITRATION,
         fid::POWER_MANAGEMENT,
         fid::TEMPERATURE_THRESHOLD,
@@ -45,6 +45,8 @@ impl Features {
         fid::KEEP_ALIVE_TIMER,
         fid::HOST_BEHAVIOR,
         fid::HOST_IDENTIFIER,
+        fid::RESERVATION_MASK,
+        fid::RESERVATION_PERSISTENCE,
         fid::NAMESPACE_WRITE_PROTECTION,
     ];
 

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,6 +13,7 @@ use nvme_spec::{Nsid, Status};
 use crate::config::{AnaState, NamespaceConfig, SubsystemConfig, Visibility, WriteProtect};
 use crate::poll_group::GroupShared;
 use crate::queue::Queue;
+use crate::reservation::{Access, HostId, Reservations, View};
 use crate::slot::Slot;
 use crate::subsystem::Subsystem;
 use crate::ticket::Part;
@@ -75,7 +76,7 @@ impl GroupSubsystem {
         &self,
         nsid: Nsid,
         host: &Nqn,
-        group: &GroupShared,
+        group: &Rc<GroupShared>,
     ) -> Result<Rc<GroupNamespace>, Status> {
         let index = nsid.0.wrapping_sub(1) as usize;
         if let Some(Some(namespace)) = self.namespaces.borrow().get(index) {
@@ -85,7 +86,7 @@ impl GroupSubsystem {
     }
 
     #[cold]
-    fn open(&self, nsid: Nsid, group: &GroupShared) -> Result<Rc<GroupNamespace>, Status> {
+    fn open(&self, nsid: Nsid, group: &Rc<GroupShared>) -> Result<Rc<GroupNamespace>, Status> {
         let config = self.config();
         if nsid.0 == 0 || nsid.0 > config.max_namespaces {
             return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true));
@@ -109,7 +110,12 @@ impl GroupSubsystem {
             group.watch(fd);
         }
         let pauses = self.pauses.borrow().of(nsid);
-        let opened = Rc::new(GroupNamespace::new(Arc::clone(namespace), channel, pauses));
+        // Gone already: a snapshot without the namespace is on its way.
+        let reservations = self.subsystem.reservations_of(nsid);
+        let reservations = reservations.ok_or(Status::NAMESPACE_NOT_READY)?;
+        let config = Arc::clone(namespace);
+        let opened = GroupNamespace::new(config, channel, pauses, reservations, group);
+        let opened = Rc::new(opened);
         let index = (nsid.0 - 1) as usize;
         let mut namespaces = self.namespaces.borrow_mut();
         if namespaces.len() <= index {
@@ -155,6 +161,25 @@ impl GroupSubsystem {
         self.is_accessible_everywhere.get()
     }
 
+    /// Puts a reservation's change in force. `part` is held until what it takes access from has
+    /// ended.
+    pub(crate) fn reserve(
+        &self,
+        reservations: &Arc<Reservations>,
+        view: Arc<View>,
+        drain: bool,
+        part: &Arc<Part>,
+    ) {
+        let index = reservations.nsid.0.wrapping_sub(1) as usize;
+        let namespace = self.namespaces.borrow().get(index).cloned().flatten();
+        // One that is opened later sees what is in force then.
+        let namespace =
+            namespace.filter(|namespace| Arc::ptr_eq(&namespace.reservations, reservations));
+        if let Some(namespace) = namespace {
+            namespace.reserve(view, drain, part);
+        }
+    }
+
     /// Pauses and resumes namespaces, also those that are opened later. `part` is held until what
     /// has begun on those that pause has ended.
     pub(crate) fn set_pauses(
@@ -194,6 +219,13 @@ pub(crate) struct GroupNamespace {
     is_retired: Cell<bool>,
     /// Counts the changes of what commands are checked against.
     version: Cell<u32>,
+    /// The one place of what is reserved, and what was in force when this thread heard of it last.
+    reservations: Arc<Reservations>,
+    view: RefCell<Arc<View>>,
+    is_reserved: Cell<bool>,
+    /// Commands wait until those that are inside have ended: a reservation has changed.
+    is_draining: Cell<bool>,
+    group: Weak<GroupShared>,
     /// Held by pauses until nothing is in flight.
     pause_parts: RefCell<Vec<Arc<Part>>>,
     /// Held by the removal until the channel is closed.
@@ -220,7 +252,14 @@ impl Drop for Entered {
 }
 
 impl GroupNamespace {
-    fn new(config: Arc<NamespaceConfig>, channel: BdevChannel, pauses: u32) -> Self {
+    fn new(
+        config: Arc<NamespaceConfig>,
+        channel: BdevChannel,
+        pauses: u32,
+        reservations: Arc<Reservations>,
+        group: &Rc<GroupShared>,
+    ) -> Self {
+        let view = reservations.view();
         let lends = channel.lends();
         let geometry = channel.bdev().geometry();
         let namespace = Self {
@@ -235,6 +274,11 @@ impl GroupNamespace {
             pauses: Cell::new(pauses),
             is_retired: Cell::new(false),
             version: Cell::new(0),
+            is_reserved: Cell::new(view.record.reservation.is_some()),
+            view: RefCell::new(view),
+            reservations,
+            is_draining: Cell::new(false),
+            group: Rc::downgrade(group),
             pause_parts: RefCell::default(),
             removal: RefCell::default(),
             waiting: RefCell::default(),
@@ -287,7 +331,7 @@ impl GroupNamespace {
 
     /// Waits while the namespace is paused.
     pub(crate) async fn runs(&self, queue: &Queue, slot: &Slot) -> Result<(), Status> {
-        if self.pauses.get() > 0 {
+        if self.is_stopped() {
             let waiter = Waiter {
                 namespace: self,
                 key: (queue.id, slot.id),
@@ -350,12 +394,50 @@ impl GroupNamespace {
             self.pause_parts.borrow_mut().extend(part.cloned());
             self.settle();
         } else if count == 0 && before > 0 {
+            if self.is_draining.get() {
+                // The drain still does; it lets them go.
+                return;
+            }
             // Nobody waits for a pause that has ended.
             self.pause_parts.borrow_mut().clear();
-            group
-                .ready
-                .borrow_mut()
-                .extend(self.waiting.borrow_mut().drain(..));
+            self.resume(group);
+        }
+    }
+
+    /// Whether commands wait before they enter.
+    fn is_stopped(&self) -> bool {
+        self.pauses.get() > 0 || self.is_draining.get()
+    }
+
+    /// Those that wait go on, in their order.
+    fn resume(&self, group: &GroupShared) {
+        group
+            .ready
+            .borrow_mut()
+            .extend(self.waiting.borrow_mut().drain(..));
+    }
+
+    pub(crate) fn reservations(&self) -> &Arc<Reservations> {
+        &self.reservations
+    }
+
+    /// Whether the reservation, if there is one, lets a host's command run.
+    pub(crate) fn allows(&self, host: &HostId, access: Access) -> bool {
+        !self.is_reserved.get() || self.view.borrow().record.allows(host, access)
+    }
+
+    fn reserve(&self, view: Arc<View>, drains: bool, part: &Arc<Part>) {
+        if view.sequence <= self.view.borrow().sequence {
+            // The namespace was opened since this was sent: nothing older runs here.
+            return;
+        }
+        self.is_reserved.set(view.record.reservation.is_some());
+        self.view.replace(view);
+        self.touch();
+        if drains {
+            self.is_draining.set(true);
+            self.pause_parts.borrow_mut().push(Arc::clone(part));
+            self.settle();
         }
     }
 
@@ -370,6 +452,12 @@ impl GroupNamespace {
     fn settle(&self) {
         if self.entered.get() == 0 && self.in_flight.get() == 0 {
             self.pause_parts.borrow_mut().clear();
+            if self.is_draining.replace(false)
+                && self.pauses.get() == 0
+                && let Some(group) = self.group.upgrade()
+            {
+                self.resume(&group);
+            }
             if self.is_retired.get() {
                 // The channel first: whoever waits for the removal may delete the device then.
                 drop(self.channel.take());
@@ -387,7 +475,7 @@ struct Waiter<'a> {
 
 impl Waiter<'_> {
     fn may_go(&self) -> bool {
-        if self.namespace.pauses.get() == 0 || self.namespace.is_retired.get() {
+        if !self.namespace.is_stopped() || self.namespace.is_retired.get() {
             return true;
         }
         // Also when it was told to go on and the next pause came first.

@@ -9,6 +9,7 @@ use fabric_wire::TransportAddress;
 
 use crate::config::SubsystemConfig;
 use crate::group_namespace::Pauses;
+use crate::reservation::{HostId, Reservations, View};
 use crate::subsystem::SubsystemUid;
 use crate::ticket::Part;
 use crate::transport::{Acceptor, CloseReason, NewConnection, QpairId};
@@ -29,6 +30,8 @@ pub(crate) enum Message {
     Subsystem(SubsystemUid, Arc<SubsystemConfig>, Arc<Part>),
     /// The pauses in force now; the part is held until what they stop has ended.
     Pauses(SubsystemUid, Arc<Pauses>, Option<Arc<Part>>),
+    /// A namespace's reservations have changed.
+    Reservation(SubsystemUid, ReservationChange, Arc<Part>),
     /// Close a queue pair; the part is held until its I/O has ended.
     Close(QpairId, u64, CloseReason, Option<Arc<Part>>),
     /// A controller has news for its Asynchronous Event Requests.
@@ -36,6 +39,17 @@ pub(crate) enum Message {
     /// Abort a command on a queue of this group (CID as in the Abort command).
     Abort(QpairId, u64, u16, Arc<AbortResult>),
     CloseAll(CloseReason, Arc<Part>),
+}
+
+/// A change of a namespace's reservations, as poll groups take it.
+#[derive(Clone, Debug)]
+pub(crate) struct ReservationChange {
+    pub(crate) reservations: Arc<Reservations>,
+    pub(crate) view: Arc<View>,
+    /// Hosts whose commands are aborted.
+    pub(crate) aborted: Arc<[HostId]>,
+    /// The part is held until what has begun has ended.
+    pub(crate) drains: bool,
 }
 
 /// Where the outcome of an Abort that crossed threads is put.
@@ -106,6 +120,7 @@ impl std::fmt::Debug for Message {
             Self::StopAccepting(..) => "StopAccepting",
             Self::Subsystem(..) => "Subsystem",
             Self::Pauses(..) => "Pauses",
+            Self::Reservation(..) => "Reservation",
             Self::Close(..) => "Close",
             Self::Event(..) => "Event",
             Self::Abort(..) => "Abort",

@@ -19,13 +19,17 @@
 //! A queue pair owns request slots. A slot's logic is one `async fn`, stored once and polled
 //! directly when what it waits for arrives: no executor, no waker, no allocation per command.
 //!
+//! # Reservations
+//! Every namespace has them, whatever its device. The record is the library's
+//! ([`ReservationRecord`]); where it is kept when it persists through a loss of power is the
+//! program's affair ([`ReservationStore`]).
+//!
 //! # Hosts that are slow, silent or greedy
 //! Every data buffer is charged to the host whose command holds it, from before it is taken until
 //! the command has been answered. A host may take one more only while it holds less than half as
 //! many as are free in its poll group: whatever it withholds or does not read, the others find
-//! buffers. A
-//! transport bounds the time: a connection whose host owes data, or does not read what it asked
-//! for, without progress is closed, and its buffers come back.
+//! buffers. A transport bounds the time: a connection whose host owes data, or does not read what
+//! it asked for, without progress is closed, and its buffers come back.
 //!
 //! # Errors
 //! [`TargetError`] for calls of the control side; hosts get NVMe status values. A device's error
@@ -43,6 +47,7 @@ mod limits;
 mod poll_group;
 mod queue;
 mod registers;
+mod reservation;
 mod share;
 mod slot;
 mod status;
@@ -61,6 +66,10 @@ pub use events::TargetEvent;
 pub use inbox::{GroupCounters, GroupHandle, PollGroupId};
 pub use poll_group::{CommandError, Core, OpenQpair, PollGroup, PollResult};
 pub use queue::QpairCounters;
+pub use reservation::{
+    HostId, REGISTRANTS_MAX, Reservation, ReservationKey, ReservationRecord, ReservationStore,
+    SaveDone,
+};
 pub use subsystem::{Subsystem, SubsystemOptions, SubsystemState};
 pub use target::{GroupPicker, Referral, Target, TargetOptions};
 pub use ticket::Ticket;

@@ -15,13 +15,14 @@ use block::ChannelContext;
 use dma::{ChannelOptions, IoBuf, IobufChannel, IobufPool, Payload};
 use fabric_wire::TransportAddress;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nvme_spec::Sqe;
+use nvme_spec::{Nsid, Sqe};
 
 use crate::config::SubsystemConfig;
 use crate::error::TargetError;
 use crate::group_namespace::{GroupNamespace, GroupSubsystem};
 use crate::inbox::{AbortResult, GroupHandle, Message};
 use crate::queue::{self, Queue, QueueParts, SlotFuture, add};
+use crate::reservation::HostId;
 use crate::share::Ledger;
 use crate::subsystem::SubsystemUid;
 use crate::target::Target;
@@ -523,64 +524,6 @@ impl Core {
         if changes != self.seen_keep_alive_changes {
             self.seen_keep_alive_changes = changes;
             self.next_keep_alive_check = Some(self.shared.now.get());
-        }
-    }
-
-    fn close_qpair(
-        &mut self,
-        qpair: QpairId,
-        uid: u64,
-        reason: CloseReason,
-        part: Option<Arc<Part>>,
-    ) {
-        let Some(entry) = self.entry(qpair) else {
-            return;
-        };
-        if entry.queue.uid != uid {
-            return;
-        }
-        entry.parts.extend(part);
-        let (transport, connection) = (entry.queue.transport, entry.queue.connection);
-        if !entry.queue.is_closed.get() {
-            self.closing.push((transport, connection, reason));
-        }
-    }
-
-    fn wake_event_waiters(&mut self, qpair: QpairId, uid: u64) {
-        let Some(entry) = self.entry(qpair) else {
-            return;
-        };
-        if entry.queue.uid == uid {
-            let waiters = entry.queue.event_waiters.borrow().clone();
-            self.shared
-                .ready
-                .borrow_mut()
-                .extend(waiters.into_iter().map(|slot| (qpair, slot)));
-        }
-    }
-
-    /// Aborts a command of a queue of this group, as far as that is possible.
-    pub(crate) fn abort(&mut self, qpair: QpairId, uid: u64, cid: u16, result: &AbortResult) {
-        let aborted = self
-            .entry(qpair)
-            .filter(|entry| entry.queue.uid == uid)
-            .is_some_and(|entry| {
-                let queue = Rc::clone(&entry.queue);
-                crate::exec::abort::abort_in_queue(&queue, nvme_spec::Cid(cid))
-            });
-        result.was_aborted.store(aborted, Ordering::Relaxed);
-        result.is_done.store(true, Ordering::Release);
-    }
-
-    fn update_subsystem(
-        &mut self,
-        uid: SubsystemUid,
-        config: Arc<SubsystemConfig>,
-        part: &Arc<Part>,
-    ) {
-        let subsystem = self.shared.subsystems.borrow().get(&uid).cloned();
-        if let Some(subsystem) = subsystem {
-            subsystem.update(config, part, &self.shared);
         }
     }
 

@@ -19,7 +19,7 @@ use crate::exec;
 use crate::group_namespace::{GroupNamespace, GroupSubsystem};
 use crate::poll_group::GroupShared;
 use crate::share::{Class, Holder, Share};
-use crate::slot::{Outcome, Slot, SlotState};
+use crate::slot::{Outcome, Slot};
 use crate::status;
 use crate::transport::{
     ConnectionId, Digests, Peer, QpairId, SlotId, TransportId, TransportLimits,
@@ -295,29 +295,30 @@ impl Queue {
         self.share.replace(share);
     }
 
-    /// What a buffer counts as: `small`, unless it must be a large one.
-    fn class(&self, len: u32, small: Class) -> Class {
-        if len > self.group.iobuf_pool.options().small_bufsize {
-            Class::Large
-        } else {
-            small
+    /// Charges the command's buffer to its host, if that may be now. A command holds one buffer: what
+    /// was charged for an earlier one has gone back.
+    #[inline]
+    fn try_charge(&self, slot: &Slot, len: u32, small: Class) -> bool {
+        slot.discharge();
+        let share = self.share.borrow();
+        let charge = share.take(share.class(len, small));
+        let is_charged = charge.is_some();
+        if let Some(charge) = charge {
+            slot.charge(charge);
         }
+        is_charged
     }
 
-    /// Charges the command's buffer to its host; waits while the host holds too many. A command
-    /// holds one buffer: what was charged for an earlier one has gone back.
-    async fn charge(&self, slot: &Slot, len: u32, class: Class) -> Result<(), Status> {
-        slot.discharge();
-        let class = self.class(len, class);
-        let share = Rc::clone(&self.share.borrow());
-        if let Some(charge) = share.take(class) {
-            slot.charge(charge);
+    /// As [`Queue::try_charge`]; waits while the host holds too many.
+    async fn charge(&self, slot: &Slot, len: u32, small: Class) -> Result<(), Status> {
+        if self.try_charge(slot, len, small) {
             return Ok(());
         }
         self.group
             .buffer_waits
             .set(self.group.buffer_waits.get() + 1);
-        share.wait(class, self.id, slot.id);
+        let share = Rc::clone(&self.share.borrow());
+        share.wait(share.class(len, small), self.id, slot.id);
         let waiting = Waiting {
             share: &share,
             key: (self.id, slot.id),
@@ -368,8 +369,7 @@ impl Queue {
     /// As [`Queue::buffer`] for commands that must not wait: charged whatever the host holds, and
     /// an error if there is no buffer now.
     pub(crate) fn buffer_now(&self, slot: &Slot, len: u32) -> Result<IoBuf, Status> {
-        let charge = self.share.borrow().must_take(self.class(len, Class::Small));
-        slot.charge(charge);
+        self.must_charge(slot, len, Class::Small);
         self.pool_buffer_now(len)
     }
 
@@ -409,20 +409,24 @@ impl Queue {
         &self,
         slot: &Slot,
         len: u32,
-        class: Class,
+        small: Class,
     ) -> Result<Option<PendingReceive<'_>>, Status> {
-        if !slot.sqe().sgl().is_in_capsule() {
-            let pending = PendingReceive::new(&self.receives);
-            self.charge(slot, len, class).await?;
-            return Ok(Some(pending));
+        let is_in_capsule = slot.in_capsule_len() > 0;
+        let pending = (!is_in_capsule).then(|| PendingReceive::new(&self.receives));
+        if !self.try_charge(slot, len, small) {
+            if is_in_capsule && self.receives.get() > 0 {
+                self.must_charge(slot, len, small);
+            } else {
+                self.charge(slot, len, small).await?;
+            }
         }
-        if self.receives.get() == 0 {
-            self.charge(slot, len, class).await?;
-        } else {
-            slot.discharge();
-            slot.charge(self.share.borrow().must_take(self.class(len, class)));
-        }
-        Ok(None)
+        Ok(pending)
+    }
+
+    #[cold]
+    fn must_charge(&self, slot: &Slot, len: u32, small: Class) {
+        let share = self.share.borrow();
+        slot.charge(share.must_take(share.class(len, small)));
     }
 
     /// As [`Queue::receive`], for admin and fabrics commands: their buffers have a reserve, so
@@ -464,15 +468,7 @@ impl Queue {
         self.slots
             .borrow()
             .iter()
-            .find(|slot| {
-                matches!(
-                    slot.state(),
-                    SlotState::Arrived
-                        | SlotState::Running
-                        | SlotState::Receive
-                        | SlotState::Receiving
-                ) && slot.sqe().cid() == cid
-            })
+            .find(|slot| slot.is_in_work() && slot.sqe().cid() == cid)
             .cloned()
     }
 }
@@ -565,6 +561,9 @@ pub(crate) async fn serve(queue: Rc<Queue>, slot: Rc<Slot>) -> Infallible {
         }
         if !outcome.status.is_success() {
             add(&queue.counters.errors, 1);
+            if outcome.status.is(Status::COMMAND_ABORT_REQUESTED) {
+                outcome.status = slot.abort_status();
+            }
             outcome.status = queue.told(outcome.status);
         }
         let cqe = queue.cqe(sqe.cid(), outcome);

@@ -63,9 +63,13 @@ impl Holder {
 pub(crate) struct Ledger {
     totals: [Cell<u32>; CLASSES],
     held: [Cell<u32>; CLASSES],
+    /// Bytes of a small buffer.
+    small_bufsize: Cell<u32>,
     shares: RefCell<HashMap<Holder, Weak<Share>>>,
     /// Shares that commands wait for, in the order of their turns.
     blocked: RefCell<VecDeque<Rc<Share>>>,
+    /// Whether `blocked` has any: asked whenever a charge is given back.
+    is_blocked: Cell<bool>,
     /// Something was given back while commands waited.
     has_news: Cell<bool>,
 }
@@ -91,6 +95,7 @@ impl Ledger {
     /// Takes the pool's size anew: a part of it for each of `groups` poll groups.
     pub(crate) fn measure(&self, pool: &IobufPool, groups: usize) {
         let pools = pool.plan_pools();
+        self.small_bufsize.set(pool.options().small_bufsize);
         let groups = u32::try_from(groups.max(1)).unwrap_or(u32::MAX);
         let counts = [
             pools.small_pool_count.saturating_sub(pools.reserve_small),
@@ -144,12 +149,24 @@ impl Ledger {
                 return next;
             }
         }
+        self.is_blocked.set(!self.blocked.borrow().is_empty());
         self.has_news.set(false);
         None
     }
 }
 
 impl Share {
+    /// What a buffer of `len` bytes counts as: `small`, unless it must be a large one.
+    #[inline]
+    pub(crate) fn class(&self, len: u32, small: Class) -> Class {
+        if len > self.ledger.small_bufsize.get() {
+            Class::Large
+        } else {
+            small
+        }
+    }
+
+    #[inline]
     fn may_take(&self, class: Class) -> bool {
         let index = class as usize;
         let (total, held) = (&self.ledger.totals[index], &self.ledger.held[index]);
@@ -157,6 +174,7 @@ impl Share {
     }
 
     /// Takes a charge for a buffer that the caller cannot wait for, whatever is held.
+    #[inline]
     pub(crate) fn must_take(self: &Rc<Self>, class: Class) -> Charge {
         let index = class as usize;
         self.held[index].set(self.held[index].get() + 1);
@@ -168,10 +186,19 @@ impl Share {
         }
     }
 
+    #[inline]
+    fn is_waited_for(&self, class: Class) -> bool {
+        // Most of the time the share is not listed: nobody waits.
+        self.is_listed.get() && self.waiting.borrow().iter().any(|(of, ..)| *of == class)
+    }
+
     /// Takes a charge, if that may be and no command of the host waits for the same.
+    #[inline]
     pub(crate) fn take(self: &Rc<Self>, class: Class) -> Option<Charge> {
-        let is_first = self.waiting.borrow().iter().all(|(of, ..)| *of != class);
-        (is_first && self.may_take(class)).then(|| self.must_take(class))
+        if !self.may_take(class) || self.is_waited_for(class) {
+            return None;
+        }
+        Some(self.must_take(class))
     }
 
     /// Has a command wait for its charge, which [`Ledger::next`] gives it.
@@ -179,6 +206,7 @@ impl Share {
         self.waiting.borrow_mut().push_back((class, qpair, slot));
         if !self.is_listed.replace(true) {
             self.ledger.blocked.borrow_mut().push_back(Rc::clone(self));
+            self.ledger.is_blocked.set(true);
         }
     }
 
@@ -214,12 +242,13 @@ impl Drop for Share {
 }
 
 impl Drop for Charge {
+    #[inline]
     fn drop(&mut self) {
         let index = self.class as usize;
         let ledger = &self.share.ledger;
         self.share.held[index].set(self.share.held[index].get() - 1);
         ledger.held[index].set(ledger.held[index].get() - 1);
-        if !ledger.blocked.borrow().is_empty() {
+        if ledger.is_blocked.get() {
             ledger.has_news.set(true);
         }
     }

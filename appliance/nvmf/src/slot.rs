@@ -97,6 +97,8 @@ pub(crate) struct Slot {
     is_parked: Cell<bool>,
     /// The future waits for something that an abort ends.
     can_give_up: Cell<bool>,
+    /// It is aborted because its host was preempted.
+    is_preempted: Cell<bool>,
     /// Counts the commands.
     generation: Cell<u32>,
     /// Another command that is not finished has the same identifier.
@@ -123,6 +125,7 @@ impl Slot {
             fused_second: Cell::new(None),
             is_parked: Cell::new(false),
             can_give_up: Cell::new(false),
+            is_preempted: Cell::new(false),
             generation: Cell::new(0),
             is_duplicate: Cell::new(false),
             is_forgotten: Cell::new(false),
@@ -131,6 +134,7 @@ impl Slot {
 
     // The group's and the transport's side.
 
+    #[cfg(test)]
     pub(crate) fn state(&self) -> SlotState {
         self.state.get()
     }
@@ -156,6 +160,7 @@ impl Slot {
         self.data_len.set(0);
         self.is_duplicate.set(is_duplicate);
         self.is_forgotten.set(false);
+        self.is_preempted.set(false);
         self.aborted.set(false);
         self.can_give_up.set(false);
         self.state.set(SlotState::Arrived);
@@ -226,6 +231,27 @@ impl Slot {
 
     pub(crate) fn set_aborted(&self) {
         self.aborted.set(true);
+    }
+
+    pub(crate) fn set_preempted(&self) {
+        self.is_preempted.set(true);
+    }
+
+    /// The command has ended as aborted; how that is told.
+    pub(crate) fn abort_status(&self) -> Status {
+        if self.is_preempted.get() {
+            Status::ABORTED_PREEMPT_AND_ABORT
+        } else {
+            Status::COMMAND_ABORT_REQUESTED
+        }
+    }
+
+    /// A command is there and has not been answered.
+    pub(crate) fn is_in_work(&self) -> bool {
+        matches!(
+            self.state.get(),
+            SlotState::Arrived | SlotState::Running | SlotState::Receive | SlotState::Receiving
+        )
     }
 
     /// What the command waits for can no longer be taken back: an abort comes too late.

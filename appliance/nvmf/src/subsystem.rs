@@ -1,6 +1,7 @@
 //! Subsystems: configuration snapshots, states, controllers and access.
 
 mod changes;
+mod reserve;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -17,8 +18,11 @@ use crate::controller::Controller;
 use crate::error::TargetError;
 use crate::events::TargetEvent;
 use crate::group_namespace::Pauses;
-use crate::inbox::{GroupHandle, Message};
+use crate::inbox::{GroupHandle, Message, ReservationChange};
 use crate::limits::ANA_GROUPS_MAX;
+use crate::reservation::{
+    HostId, ReservationKey, ReservationRecord, ReservationStore, Reservations, View,
+};
 use crate::target::Target;
 use crate::ticket::{Part, Ticket};
 
@@ -129,6 +133,8 @@ struct Inner {
     told_pauses: Arc<Pauses>,
     stopping: Option<PauseProbe>,
     controllers: BTreeMap<u16, Arc<Controller>>,
+    /// Of every namespace.
+    reservations: BTreeMap<Nsid, Arc<Reservations>>,
     next_cntlid: u16,
     /// Poll groups that have queue pairs of this subsystem.
     groups: Vec<Arc<GroupHandle>>,
@@ -194,6 +200,7 @@ impl Subsystem {
                 told_pauses: Arc::default(),
                 stopping: None,
                 controllers: BTreeMap::new(),
+                reservations: BTreeMap::new(),
                 groups: Vec::new(),
             }),
         }))
@@ -360,6 +367,15 @@ impl Subsystem {
         &self,
         edit: impl FnOnce(&mut SubsystemConfig) -> Result<Changes, TargetError>,
     ) -> Result<Ticket, TargetError> {
+        self.change_with(ReservationRecord::default(), edit)
+    }
+
+    /// As `change`; `record` is of the namespace that is added, if one is.
+    fn change_with(
+        &self,
+        record: ReservationRecord,
+        edit: impl FnOnce(&mut SubsystemConfig) -> Result<Changes, TargetError>,
+    ) -> Result<Ticket, TargetError> {
         let (ticket, part) = Ticket::new();
         let (changes, controllers, old, config) = {
             let mut inner = self.lock();
@@ -369,6 +385,7 @@ impl Subsystem {
             if changes.ana || changes.ana_members {
                 config.ana_change_count += 1;
             }
+            inner.keep_reservations(&config, &changes, record);
             let config = Arc::new(config);
             let old = std::mem::replace(&mut inner.config, Arc::clone(&config));
             for group in &inner.groups {
@@ -407,12 +424,21 @@ impl Subsystem {
     ///
     /// # Errors
     /// The number is taken or above the limit.
-    pub fn add_namespace(
+    pub fn add_namespace(&self, namespace: NamespaceConfig) -> Result<(Nsid, Ticket), TargetError> {
+        self.add_namespace_with_reservations(namespace, ReservationRecord::default())
+    }
+
+    /// As [`Subsystem::add_namespace`], with what a [`ReservationStore`] has kept of it.
+    ///
+    /// # Errors
+    /// The number is taken or above the limit.
+    pub fn add_namespace_with_reservations(
         &self,
         mut namespace: NamespaceConfig,
+        record: ReservationRecord,
     ) -> Result<(Nsid, Ticket), TargetError> {
         let mut nsid = namespace.nsid;
-        let ticket = self.change(|config| {
+        let ticket = self.change_with(record.restored(), |config| {
             if nsid.0 == 0 {
                 nsid = (1..=config.max_namespaces)
                     .map(Nsid)

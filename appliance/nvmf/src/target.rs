@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::task::Waker;
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ use crate::error::TargetError;
 use crate::events::{Events, TargetEvent};
 use crate::inbox::{GroupHandle, Message, PollGroupId};
 use crate::poll_group::PollGroup;
+use crate::reservation::ReservationStore;
 use crate::subsystem::{Subsystem, SubsystemOptions, SubsystemUid};
 use crate::ticket::Ticket;
 use crate::transport::{CloseReason, NewConnection, Transport, TransportId, TransportLimits};
@@ -118,6 +119,7 @@ pub struct Target {
     next_subsystem_uid: AtomicU64,
     keep_alive_changes: AtomicU64,
     is_shut_down: AtomicBool,
+    reservation_store: OnceLock<Arc<dyn ReservationStore>>,
     events: Mutex<Events>,
 }
 
@@ -152,6 +154,7 @@ impl Target {
             next_subsystem_uid: AtomicU64::new(0),
             keep_alive_changes: AtomicU64::new(0),
             is_shut_down: AtomicBool::new(false),
+            reservation_store: OnceLock::new(),
             events: Mutex::default(),
         })
     }
@@ -159,6 +162,16 @@ impl Target {
     /// Its options.
     pub fn options(&self) -> &TargetOptions {
         &self.options
+    }
+
+    /// Gives the target a place to keep reservations that persist through a loss of power; to be
+    /// called before hosts connect. `false` if there is one already: that stays.
+    pub fn set_reservation_store(&self, store: Arc<dyn ReservationStore>) -> bool {
+        self.reservation_store.set(store).is_ok()
+    }
+
+    pub(crate) fn reservation_store(&self) -> Option<Arc<dyn ReservationStore>> {
+        self.reservation_store.get().cloned()
     }
 
     // Poll groups.

@@ -44,6 +44,7 @@ mod options;
 pub mod perf;
 mod queue;
 mod receive;
+pub mod reservation;
 mod send;
 mod slots;
 mod socket;

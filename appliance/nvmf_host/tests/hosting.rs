@@ -191,6 +191,43 @@ fn a_fused_pair_is_done_wholly_or_not_at_all() {
 }
 
 #[test]
+fn two_hosts_fence_each_other() {
+    use nvme_spec::reservation::{ReservationType, acquire, register};
+    use nvmf_host::reservation::{self, ReservationReport};
+    let mut served = Served::ram();
+    let (_first, mut first) = connected(&mut served, host_options(1));
+    let (_second, mut second) = connected(&mut served, host_options(2));
+    let rtype = ReservationType::ExclusiveAccess;
+    for (queue, key) in [(&mut first, 1), (&mut second, 2)] {
+        let register = reservation::register(NSID, register::REGISTER, None, key, 0, 20);
+        assert_eq!(served.io(queue, register).result, Ok(0));
+    }
+    let hold = reservation::acquire(NSID, acquire::ACQUIRE, rtype, 1, 0, 21);
+    assert_eq!(served.io(&mut first, hold).result, Ok(0));
+    let conflict = |result| match result {
+        Err(CommandError::Status(status)) => status.is(Status::RESERVATION_CONFLICT),
+        _ => false,
+    };
+    assert!(served.io(&mut first, write(0, vec![7; 512])).result.is_ok());
+    assert!(conflict(served.io(&mut second, read(0, 1)).result));
+    let fence = reservation::acquire(NSID, acquire::PREEMPT_AND_ABORT, rtype, 2, 1, 22);
+    assert_eq!(served.io(&mut second, fence).result, Ok(0));
+    assert!(conflict(
+        served.io(&mut first, write(0, vec![8; 512])).result
+    ));
+    let data = served.io(&mut second, read(0, 1)).buffer.into_vec();
+    assert_eq!(data, [7; 512]);
+    let done = served.io(&mut second, reservation::report(NSID, 8, 23));
+    let report = ReservationReport::parse(done.buffer.as_slice().unwrap()).unwrap();
+    assert_eq!((report.count, report.rtype), (1, Some(rtype)));
+    let holder = report.registrants[0];
+    assert_eq!((holder.key, holder.is_holder), (2, true));
+    let release = reservation::release(NSID, 0, rtype, 2, 24);
+    assert_eq!(served.io(&mut second, release).result, Ok(0));
+    assert!(served.io(&mut first, read(0, 1)).result.is_ok());
+}
+
+#[test]
 fn errors_of_commands_leave_the_queue_ready() {
     let mut served = Served::ram();
     let (_controller, mut queue) = connected(&mut served, host_options(1));

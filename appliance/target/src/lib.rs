@@ -27,6 +27,7 @@ pub mod nvmf_runtime;
 pub mod pool;
 pub mod pool_thread;
 pub mod program;
+pub mod reservations;
 pub mod runtime;
 pub mod serve;
 pub mod services;

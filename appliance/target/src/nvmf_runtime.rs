@@ -20,6 +20,7 @@ use self::pools::{Handle, Pools};
 use crate::data_plane::DataPlane;
 use crate::model::{Edit, Key};
 use crate::pool::{Attach, Pool, PoolDriver, Work};
+use crate::reservations::Reservations;
 use crate::runtime::{Facts, Prepared, Preparing, Runtime, RuntimeError, Settled};
 
 /// How long a removed host's I/O may take when nobody says.
@@ -33,6 +34,7 @@ pub struct NvmfRuntime {
     plane: Arc<DataPlane>,
     connections_max: u32,
     pools: Pools,
+    reservations: Option<Arc<Reservations>>,
     state: Mutex<State>,
 }
 
@@ -62,8 +64,19 @@ impl NvmfRuntime {
             pools: Pools::new(Arc::clone(&plane), pools),
             plane,
             connections_max,
+            reservations: None,
             state: Mutex::new(state),
         }
+    }
+
+    /// Keeps reservations that persist, and puts back those that were kept.
+    #[must_use]
+    pub fn with_reservations(mut self, reservations: Arc<Reservations>) -> Self {
+        self.plane
+            .target()
+            .set_reservation_store(Arc::clone(&reservations) as _);
+        self.reservations = Some(reservations);
+        self
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

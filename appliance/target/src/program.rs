@@ -23,9 +23,10 @@ use crate::data_plane::{Cores, DataPlane, DataPlaneError, DataPlaneOptions};
 use crate::events::now_unix_ms;
 use crate::logging::{Log, LogError};
 use crate::lvol_driver::LvolDriver;
-use crate::model::{Model, RecordError};
+use crate::model::{self, Model, RecordError};
 use crate::nvmf_runtime::NvmfRuntime;
 use crate::pool::PoolEvent;
+use crate::reservations::{self, Reservations};
 use crate::serve::{Bound, ServeError, bind};
 use crate::services::Services;
 use crate::{config, metrics};
@@ -131,15 +132,15 @@ pub fn run(flags: &Flags) -> Result<(), ProgramError> {
         .enable_all()
         .build()
         .map_err(ProgramError::Runtime)?;
+    let (reservations, saves) = Reservations::new(model::reservations(&contents)?);
     let (pool_events, pool_events_in) = mpsc::channel(POOL_EVENTS_MAX);
     let pools = Arc::new(LvolDriver::new(pool_events));
-    let runtime = Arc::new(NvmfRuntime::new(
-        plane.clone(),
-        config.connections_max,
-        pools,
-    ));
+    let runtime = NvmfRuntime::new(plane.clone(), config.connections_max, pools);
+    let runtime = Arc::new(runtime.with_reservations(reservations.clone()));
     let control = Control::new(model, store, runtime.clone(), about);
-    let result = tokio.block_on(serve(&config, control, runtime, pool_events_in));
+    let saving = reservations::run(control.clone(), reservations, saves);
+    let others = (pool_events_in, saving);
+    let result = tokio.block_on(serve(&config, control, runtime, others));
     // Tasks hold the store; with them it closes, after it has written what was queued.
     drop(tokio);
     if let Err(error) = plane.stop(GOODBYE) {
@@ -153,7 +154,10 @@ async fn serve(
     config: &Config,
     control: Control,
     runtime: Arc<NvmfRuntime>,
-    pool_events: mpsc::Receiver<PoolEvent>,
+    (pool_events, saving): (
+        mpsc::Receiver<PoolEvent>,
+        impl Future<Output = ()> + Send + 'static,
+    ),
 ) -> Result<(), ProgramError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ProgramError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ProgramError::Signals)?;
@@ -181,6 +185,7 @@ async fn serve(
     others.spawn(async move { retrying.run().await });
     others.spawn(tell_target_events(control.clone(), runtime));
     others.spawn(tell_pool_events(control.clone(), pool_events));
+    others.spawn(saving);
     let (metrics_failed, mut metrics_failure) = mpsc::channel(1);
     if let Some(address) = config.metrics {
         let control = control.clone();

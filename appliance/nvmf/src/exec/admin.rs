@@ -3,7 +3,6 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use dma::Payload;
 use nvme_spec::{Nsid, Qid, Sqe, Status, opcode::admin};
@@ -18,9 +17,6 @@ mod discovery_log;
 mod features;
 mod identify;
 mod log_page;
-
-/// How often a command looks whether other threads have done their part.
-const LOOK_PERIOD: Duration = Duration::from_millis(1);
 
 /// Runs an admin command.
 pub(crate) async fn execute(queue: &Rc<Queue>, slot: &Rc<Slot>, sqe: Sqe) -> Outcome {
@@ -166,7 +162,7 @@ async fn abort(
 /// Waits for other threads.
 async fn wait(queue: &Queue, slot: &Slot, is_done: impl Fn() -> bool) -> Result<(), Status> {
     while !is_done() {
-        let at = queue.group.now.get() + LOOK_PERIOD;
+        let at = queue.group.now.get() + super::LOOK_PERIOD;
         queue.group.timed.borrow_mut().push((at, queue.id, slot.id));
         slot.until(|| queue.group.now.get() >= at || is_done())
             .await?;

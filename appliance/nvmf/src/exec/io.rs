@@ -10,12 +10,14 @@ use crate::config::AnaState;
 use crate::group_namespace::{Entered, GroupNamespace};
 use crate::limits;
 use crate::queue::{Queue, add};
+use crate::reservation::Access;
 use crate::slot::{Outcome, Slot};
 use crate::status;
 
 mod copy;
 mod fused;
 mod ranges;
+pub(crate) mod reservation;
 
 pub(crate) use fused::FirstHalf;
 
@@ -59,6 +61,11 @@ async fn run(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
         nvm::COMPARE => compare(queue, slot, sqe).await,
         nvm::VERIFY => verify(queue, slot, sqe).await,
         nvm::COPY => copy::copy(queue, slot, sqe).await,
+        // Boxed: they are rare, and would make every slot's future larger.
+        nvm::RESERVATION_REGISTER => Box::pin(reservation::register(queue, slot, sqe)).await,
+        nvm::RESERVATION_ACQUIRE => Box::pin(reservation::acquire(queue, slot, sqe)).await,
+        nvm::RESERVATION_RELEASE => Box::pin(reservation::release(queue, slot, sqe)).await,
+        nvm::RESERVATION_REPORT => Box::pin(reservation::report(queue, slot, sqe)).await,
         _ => Err(Status::INVALID_OPCODE.with_dnr(true)),
     }
 }
@@ -69,13 +76,6 @@ struct Extent {
     lba: Lba,
     blocks: u32,
     bytes: u32,
-}
-
-/// Whether a command needs the namespace to be writable.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Access {
-    Read,
-    Write,
 }
 
 /// Begins a command on its namespace, as far as that goes without its data: it is there, this host
@@ -125,13 +125,16 @@ async fn enter(queue: &Rc<Queue>, slot: &Slot, begun: &Begun) -> Result<Entered,
 }
 
 fn check_access(queue: &Queue, namespace: &GroupNamespace, access: Access) -> Result<(), Status> {
-    if queue
-        .association()
-        .is_some_and(|a| namespace.is_hidden_from(&a.host_nqn))
-    {
+    let Some(association) = queue.association() else {
+        return Err(Status::COMMAND_SEQUENCE_ERROR);
+    };
+    if namespace.is_hidden_from(&association.host_nqn) {
         return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true));
     }
     check_path(queue, namespace)?;
+    if !namespace.allows(association.controller.host_id(), access) {
+        return Err(Status::RESERVATION_CONFLICT.with_dnr(true));
+    }
     if access == Access::Write && namespace.is_write_protected.get() {
         return Err(Status::NAMESPACE_WRITE_PROTECTED.with_dnr(true));
     }
@@ -284,7 +287,7 @@ async fn flush(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> 
 }
 
 async fn flush_one(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
-    let namespace = begin(queue, slot, sqe, Access::Read).await?;
+    let namespace = begin(queue, slot, sqe, Access::Flush).await?;
     if !namespace.geometry.get().volatile_write_cache {
         // What was acknowledged is where it stays.
         return Ok(());

@@ -34,6 +34,15 @@ impl PollGroup {
                     subsystem.set_pauses(pauses, part.as_ref(), &shared);
                 }
             }
+            Message::Reservation(uid, change, part) => {
+                let subsystem = shared.subsystems.borrow().get(&uid).cloned();
+                if let Some(subsystem) = subsystem {
+                    // In force before anything is aborted: what is aborted does not begin anew.
+                    let (of, view) = (&change.reservations, Arc::clone(&change.view));
+                    subsystem.reserve(of, view, change.drains, &part);
+                    self.core.preempt(uid, of.nsid, &change.aborted);
+                }
+            }
             Message::Close(qpair, uid, reason, part) => {
                 self.core.close_qpair(qpair, uid, reason, part);
             }
@@ -101,5 +110,83 @@ impl PollGroup {
             shared.watch(fd);
         }
         Ok(group)
+    }
+}
+
+impl Core {
+    pub(super) fn close_qpair(
+        &mut self,
+        qpair: QpairId,
+        uid: u64,
+        reason: CloseReason,
+        part: Option<Arc<Part>>,
+    ) {
+        let Some(entry) = self.entry(qpair) else {
+            return;
+        };
+        if entry.queue.uid != uid {
+            return;
+        }
+        entry.parts.extend(part);
+        let (transport, connection) = (entry.queue.transport, entry.queue.connection);
+        if !entry.queue.is_closed.get() {
+            self.closing.push((transport, connection, reason));
+        }
+    }
+
+    pub(super) fn wake_event_waiters(&mut self, qpair: QpairId, uid: u64) {
+        let Some(entry) = self.entry(qpair) else {
+            return;
+        };
+        if entry.queue.uid == uid {
+            let waiters = entry.queue.event_waiters.borrow().clone();
+            self.shared
+                .ready
+                .borrow_mut()
+                .extend(waiters.into_iter().map(|slot| (qpair, slot)));
+        }
+    }
+
+    /// Aborts a command of a queue of this group, as far as that is possible.
+    pub(crate) fn abort(&mut self, qpair: QpairId, uid: u64, cid: u16, result: &AbortResult) {
+        let aborted = self
+            .entry(qpair)
+            .filter(|entry| entry.queue.uid == uid)
+            .is_some_and(|entry| {
+                let queue = Rc::clone(&entry.queue);
+                crate::exec::abort::abort_in_queue(&queue, nvme_spec::Cid(cid))
+            });
+        result.was_aborted.store(aborted, Ordering::Relaxed);
+        result.is_done.store(true, Ordering::Release);
+    }
+
+    /// Aborts the I/O commands of preempted hosts on a namespace, as far as that is possible.
+    fn preempt(&mut self, uid: SubsystemUid, nsid: Nsid, hosts: &[HostId]) {
+        if hosts.is_empty() {
+            return;
+        }
+        for entry in self.entries.iter().flatten() {
+            let is_preempted = entry.queue.association().is_some_and(|association| {
+                let subsystem = association.subsystem.as_ref();
+                association.qid.0 != 0
+                    && subsystem.is_some_and(|subsystem| subsystem.subsystem.uid() == uid)
+                    && hosts.contains(association.controller.host_id())
+            });
+            if is_preempted && !entry.queue.is_closed.get() {
+                crate::exec::abort::preempt_in_queue(&entry.queue, nsid);
+            }
+        }
+    }
+
+    fn update_subsystem(
+        &mut self,
+        uid: SubsystemUid,
+        config: Arc<SubsystemConfig>,
+        part: &Arc<Part>,
+    ) {
+        let subsystem = self.shared.subsystems.borrow().get(&uid).cloned();
+        if let Some(subsystem) = subsystem {
+            subsystem.update(config, part, &self.shared);
+        }
     }
 }

@@ -102,7 +102,7 @@ enum Action {
 }
 
 fn sgl() -> impl Strategy<Value = SglDescriptor> {
-    let len = prop_oneof![Just(512_u32), Just(4096), Just(1024), 0..5000_u32];
+    let len = prop_oneof![Just(512_u32), Just(4096), Just(1024), Just(16), 0..5000_u32];
     (0..8_u8, len).prop_map(|(kind, len)| match kind {
         0..3 => SglDescriptor::transport_data(len),
         3..6 => SglDescriptor::in_capsule(0, len),
@@ -121,6 +121,10 @@ fn command() -> impl Strategy<Value = Sqe> {
         Just(nvm::DATASET_MANAGEMENT),
         Just(nvm::VERIFY),
         Just(nvm::COPY),
+        Just(nvm::RESERVATION_REGISTER),
+        Just(nvm::RESERVATION_ACQUIRE),
+        Just(nvm::RESERVATION_RELEASE),
+        Just(nvm::RESERVATION_REPORT),
         Just(admin::IDENTIFY),
         Just(admin::GET_LOG_PAGE),
         Just(admin::GET_FEATURES),

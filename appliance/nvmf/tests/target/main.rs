@@ -12,6 +12,7 @@ mod hostile;
 mod io;
 mod loopback;
 mod namespaces;
+mod reservations;
 mod rig;
 mod shares;
 mod table;

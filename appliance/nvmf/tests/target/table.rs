@@ -86,6 +86,7 @@ fn io_commands_with_one_field_wrong() {
         }
         cases.push((transport(sqe.with_block_count(257), 257 * 512), INVALID));
     }
+    cases.extend(reservation_cases());
     let deallocate = transport(Sqe::deallocate(Cid(1), Nsid(1), 1), 16);
     cases.extend([
         (deallocate.with_nsid(Nsid(2)), NAMESPACE),
@@ -102,6 +103,10 @@ fn io_commands_with_one_field_wrong() {
         0x08,
         0x09,
         0x0c,
+        nvm::RESERVATION_REGISTER,
+        nvm::RESERVATION_REPORT,
+        nvm::RESERVATION_ACQUIRE,
+        nvm::RESERVATION_RELEASE,
         0x19,
         nvme_spec::opcode::fabrics::OPCODE,
     ];
@@ -139,6 +144,59 @@ fn io_commands_with_one_field_wrong() {
     assert_eq!(served.device.take_ops(), []);
     assert_eq!(state(&mut rig, &served), before);
     rig.assert_all_buffers_back();
+}
+
+/// Reservation commands with a field wrong, of a host that is not registered.
+fn reservation_cases() -> Vec<(Sqe, Status)> {
+    let (cid, nsid) = (Cid(1), Nsid(1));
+    let register = transport(Sqe::reservation_register(cid, nsid, 0, false, 0), 16);
+    let acquire = transport(Sqe::reservation_acquire(cid, nsid, 0, 1), 16);
+    let release = transport(Sqe::reservation_release(cid, nsid, 0, 1), 8);
+    let report = transport(Sqe::reservation_report(cid, nsid, 4096, true), 4096);
+    let mut cases = Vec::new();
+    for sqe in [register, acquire, release, report] {
+        for nsid in [0, 2, 32, 33, 0xffff_fffe, 0xffff_ffff] {
+            cases.push((sqe.with_nsid(Nsid(nsid)), NAMESPACE));
+        }
+        cases.push((sqe.with_psdt(Sqe::PSDT_PRP), INVALID));
+        cases.push((sqe.with_sgl(SglDescriptor::data_block(0, 4096)), SGL_TYPE));
+        cases.push((sqe.with_fuse(Fuse::Reserved), INVALID));
+        for len in [0, 1, 7] {
+            cases.push((transport(sqe, len), LENGTH));
+        }
+    }
+    for sqe in [register, acquire] {
+        cases.extend([8, 15, 4097].map(|len| (transport(sqe, len), LENGTH)));
+        cases.push((capsule(sqe, 16), LENGTH));
+    }
+    for action in 3..8 {
+        cases.push((register.with_cdw10(action), INVALID));
+        cases.push((acquire.with_cdw10(action | 1 << 8), INVALID));
+        cases.push((release.with_cdw10(action | 1 << 8), INVALID));
+    }
+    // CPTPL 01b is reserved, 11b cannot be had without a store.
+    cases.push((register.with_cdw10(0b01 << 30), INVALID));
+    cases.push((register.with_cdw10(0b11 << 30), INVALID));
+    for sqe in [acquire, release] {
+        cases.push((sqe.with_cdw10(sqe.cdw10() | 1 << 3), INVALID));
+    }
+    for rtype in [0, 7, 0xff] {
+        cases.push((acquire.with_cdw10(rtype << 8), INVALID));
+    }
+    let conflict = dnr(Status::RESERVATION_CONFLICT);
+    for action in 0..3 {
+        cases.push((acquire.with_cdw10(action | 1 << 8), conflict));
+    }
+    for action in 0..2 {
+        cases.push((release.with_cdw10(action | 1 << 8), conflict));
+    }
+    for (action, iekey) in [(1, 0), (1, 1), (2, 0), (2, 1)] {
+        cases.push((register.with_cdw10(action | iekey << 3), conflict));
+    }
+    let short_ids = report.with_cdw11(0);
+    cases.push((short_ids, dnr(Status::HOST_IDENTIFIER_INCONSISTENT_FORMAT)));
+    cases.push((report.with_cdw10(u32::MAX), INVALID));
+    cases
 }
 
 #[test]

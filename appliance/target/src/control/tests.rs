@@ -288,3 +288,64 @@ async fn metrics_name_objects_and_devices() {
         );
     }
 }
+
+/// What a store holds of reservations.
+fn kept(directory: &TempDir) -> Vec<crate::model::SavedReservation> {
+    let (store, contents) = StateStore::open(&directory.path().join("state.redb")).unwrap();
+    store.close();
+    crate::model::reservations(&contents).unwrap()
+}
+
+#[tokio::test]
+async fn reservations_are_kept_with_their_namespace_and_go_with_it() {
+    use nvmf::{ReservationKey, ReservationRecord, ReservationStore, SaveDone};
+    let directory = tempfile::tempdir().unwrap();
+    let (control, _) = started(&directory).await;
+    apply(&control, &document()).await.unwrap();
+    let (reservations, saves) = crate::reservations::Reservations::new(Vec::new());
+    let saving = crate::reservations::run(control.clone(), reservations.clone(), saves);
+    let saving = tokio::spawn(saving);
+    let save = async |nsid: u32, record: Option<&ReservationRecord>| {
+        let (done, answer) = oneshot::channel();
+        let key = ReservationKey {
+            nqn: NQN.parse().unwrap(),
+            nsid: nvme_spec::Nsid(nsid),
+            uuid: uuid::Uuid::from_bytes([7; 16]),
+        };
+        let done = SaveDone::new(move |result| done.send(result).unwrap());
+        reservations.save(&key, record, done);
+        answer.await.unwrap()
+    };
+    let record = ReservationRecord {
+        ptpl: true,
+        generation: 1,
+        registrants: [([1; 16], 5)].into(),
+        reservation: None,
+    };
+    save(1, Some(&record)).await.unwrap();
+    let revision = control.read(|view| view.model.revision());
+    assert_eq!(revision, 2, "one transaction a change");
+    // Of a namespace that is not there nothing is kept.
+    save(2, Some(&record)).await.unwrap_err();
+    let end = async |control: Control| {
+        saving.abort();
+        // The task holds the store until it has been dropped.
+        let _ = saving.await;
+        drop(control);
+    };
+    end(control).await;
+    let saved = kept(&directory);
+    assert_eq!((saved.len(), saved[0].nsid), (1, 1));
+    let (again, _saves) = crate::reservations::Reservations::new(saved);
+    let uuid = uuid::Uuid::from_bytes([7; 16]);
+    assert_eq!(again.of(NQN, 1, uuid), record);
+
+    // The namespace goes, and with it what was reserved.
+    let (control, _) = started(&directory).await;
+    control
+        .change(|edit| edit.delete_namespace(NQN, 1, None, false))
+        .await
+        .unwrap();
+    drop(control);
+    assert_eq!(kept(&directory), []);
+}

@@ -6,7 +6,7 @@ use api::v1;
 use metastore::{Batch, Contents, Record};
 use prost::Message as _;
 
-use super::{Change, Key, Limits, Model, Object, Stored};
+use super::{Change, Key, Limits, Model, Object, SavedReservation, Stored};
 
 /// Why a stored record is no object.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,9 @@ pub enum RecordError {
     },
 }
 
+/// Kind of the records of [`SavedReservation`]s.
+const RESERVATION: &str = "reservation";
+
 /// The name of a record. A newline cannot be part of any name, so no two keys share one.
 fn record_name(key: &Key) -> String {
     match key {
@@ -58,6 +61,17 @@ pub fn batch(change: &Change) -> Batch {
         match &edit.new {
             Some(new) => batch.put(edit.key.kind(), &name, encode(&edit.key, new)),
             None => batch.delete(edit.key.kind(), &name),
+        }
+        if let (Key::Namespace(..), None) = (&edit.key, &edit.new) {
+            // What hosts have reserved goes with it.
+            batch.delete(RESERVATION, &name);
+        }
+    }
+    for saved in &change.reservations {
+        let name = record_name(&Key::Namespace(saved.nqn.clone(), saved.nsid));
+        match &saved.record {
+            Some(record) => batch.put(RESERVATION, &name, record.clone()),
+            None => batch.delete(RESERVATION, &name),
         }
     }
     batch
@@ -112,6 +126,10 @@ impl Model {
         let mut model = Model::new(limits);
         let mut objects = Vec::with_capacity(contents.records.len());
         for record in &contents.records {
+            if record.kind == RESERVATION {
+                // Not an object: see `reservations`.
+                continue;
+            }
             objects.push((decode(record)?, record));
         }
         // Subsystems before what hangs under them.
@@ -127,6 +145,26 @@ impl Model {
         model.revision = contents.generation;
         Ok(model)
     }
+}
+
+/// The reservations that a store holds.
+///
+/// # Errors
+/// When a record's name is no namespace's.
+pub fn reservations(contents: &Contents) -> Result<Vec<SavedReservation>, RecordError> {
+    let records = contents.records.iter();
+    records
+        .filter(|record| record.kind == RESERVATION)
+        .map(|record| {
+            let name = record.name.split_once('\n');
+            let (nqn, nsid) = name.ok_or_else(|| incomplete(record))?;
+            Ok(SavedReservation {
+                nqn: nqn.to_owned(),
+                nsid: nsid.parse().map_err(|_| incomplete(record))?,
+                record: Some(record.value.clone()),
+            })
+        })
+        .collect()
 }
 
 fn incomplete(record: &Record) -> RecordError {

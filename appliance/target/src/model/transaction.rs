@@ -8,6 +8,7 @@ use crate::error::ControlError;
 pub struct Transaction<'a> {
     pub(super) model: &'a mut Model,
     edits: Vec<Edit>,
+    reservations: Vec<SavedReservation>,
 }
 
 /// What a transaction did.
@@ -15,8 +16,21 @@ pub struct Transaction<'a> {
 pub struct Change {
     /// The revision that it made.
     pub revision: u64,
-    /// Its steps, in order. Never empty.
+    /// Its steps, in order.
     pub edits: Vec<Edit>,
+    /// Reservations to keep beside the objects, or to forget.
+    pub reservations: Vec<SavedReservation>,
+}
+
+/// What is kept of a namespace's reservations: no object of the model, as hosts change it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedReservation {
+    /// The subsystem.
+    pub nqn: String,
+    /// The namespace.
+    pub nsid: u32,
+    /// The record; `None` when nothing is kept any more.
+    pub record: Option<Vec<u8>>,
 }
 
 impl<'a> Transaction<'a> {
@@ -24,6 +38,7 @@ impl<'a> Transaction<'a> {
         Transaction {
             model,
             edits: Vec::new(),
+            reservations: Vec::new(),
         }
     }
 
@@ -48,14 +63,29 @@ impl<'a> Transaction<'a> {
     #[must_use]
     pub fn finish(mut self) -> Option<Change> {
         let edits = std::mem::take(&mut self.edits);
-        if edits.is_empty() {
+        let reservations = std::mem::take(&mut self.reservations);
+        if edits.is_empty() && reservations.is_empty() {
             return None;
         }
         self.model.revision += 1;
         Some(Change {
             revision: self.model.revision,
             edits,
+            reservations,
         })
+    }
+
+    /// Keeps what hosts have made of a namespace's reservations.
+    ///
+    /// # Errors
+    /// There is no such namespace: of one that is gone nothing may stay behind.
+    pub fn put_reservation(&mut self, saved: SavedReservation) -> Result<(), ControlError> {
+        let subsystem = self.model.subsystems.get(&saved.nqn);
+        if subsystem.is_none_or(|entry| !entry.namespaces.contains_key(&saved.nsid)) {
+            return Err(Self::not_found(&Key::Namespace(saved.nqn, saved.nsid)));
+        }
+        self.reservations.push(saved);
+        Ok(())
     }
 
     pub(super) fn put(&mut self, key: Key, new: Option<Object>) {

@@ -309,7 +309,11 @@ impl NvmfRuntime {
             visibility: visibility(spec)?,
             write_protect: write_protect(spec),
         };
-        let (_, ticket) = subsystem.add_namespace(config).map_err(of_target)?;
+        let kept = self.reservations.as_ref();
+        let kept = kept.map(|kept| kept.of(of, spec.nsid, uuid));
+        let (_, ticket) = subsystem
+            .add_namespace_with_reservations(config, kept.unwrap_or_default())
+            .map_err(of_target)?;
         self.lock()
             .claims
             .insert(Key::Namespace(of.to_owned(), spec.nsid), claim);
@@ -359,6 +363,9 @@ impl NvmfRuntime {
     }
 
     fn remove_namespace(&self, of: &str, nsid: u32) -> Applied {
+        if let Some(reservations) = &self.reservations {
+            reservations.forget(of, nsid);
+        }
         let claim = self
             .lock()
             .claims

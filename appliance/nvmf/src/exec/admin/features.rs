@@ -1,13 +1,16 @@
 //! Get Features and Set Features (NVMe Base 2.1, sections 5.1.11 and 5.1.25).
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use nvme_spec::feature::{Select, capability, fid};
 use nvme_spec::{Nsid, Sqe, Status};
 
 use super::{answer, identify, namespace, receive, wait};
 use crate::config::WriteProtect;
+use crate::exec::io::reservation;
 use crate::queue::{Association, Queue};
+use crate::reservation::{Request, Reservations};
 use crate::slot::Slot;
 
 /// Features that a discovery controller has.
@@ -26,9 +29,16 @@ fn check_known(association: &Association, fid: u8) -> Result<(), Status> {
     }
 }
 
+fn is_of_namespace(fid: u8) -> bool {
+    matches!(
+        fid,
+        fid::NAMESPACE_WRITE_PROTECTION | fid::RESERVATION_MASK | fid::RESERVATION_PERSISTENCE
+    )
+}
+
 /// What may be done with a feature (Get Features, SEL 011b). Nothing is saveable.
 fn capabilities(fid: u8) -> u64 {
-    let of_namespace = matches!(fid, fid::NAMESPACE_WRITE_PROTECTION);
+    let of_namespace = is_of_namespace(fid);
     let changeable = fid != fid::HOST_IDENTIFIER;
     let mut bits = 0;
     if of_namespace {
@@ -73,6 +83,17 @@ pub(super) async fn get(
                 namespace.write_protect as u64
             })
         }
+        fid::RESERVATION_MASK => {
+            let nsid = namespace(association, sqe.nsid())?.nsid;
+            let state = association.controller.lock();
+            let mask = state.reservation_masks.get(&nsid).copied();
+            Ok(mask.filter(|_| !is_default).unwrap_or(0).into())
+        }
+        fid::RESERVATION_PERSISTENCE => {
+            let nsid = namespace(association, sqe.nsid())?.nsid;
+            let reservations = reservations(association, nsid)?;
+            Ok((!is_default && reservations.view().record.ptpl).into())
+        }
         fid::HOST_IDENTIFIER => {
             if sqe.cdw11() & 1 == 0 {
                 // Only the 16-byte form exists on fabrics.
@@ -107,8 +128,7 @@ pub(super) async fn set(
     if sqe.save() {
         return Err(Status::FEATURE_NOT_SAVEABLE.with_dnr(true));
     }
-    let of_namespace = sqe.fid() == fid::NAMESPACE_WRITE_PROTECTION;
-    if !of_namespace && sqe.nsid() != Nsid::NONE && sqe.nsid() != Nsid::ALL {
+    if !is_of_namespace(sqe.fid()) && sqe.nsid() != Nsid::NONE && sqe.nsid() != Nsid::ALL {
         return Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC.with_dnr(true));
     }
     match sqe.fid() {
@@ -116,6 +136,10 @@ pub(super) async fn set(
         fid::NUMBER_OF_QUEUES => set_queues(queue, sqe, association),
         fid::KEEP_ALIVE_TIMER => set_keep_alive(queue, sqe, association),
         fid::HOST_IDENTIFIER => Err(Status::COMMAND_SEQUENCE_ERROR.with_dnr(true)),
+        fid::RESERVATION_MASK => set_reservation_mask(sqe, association),
+        fid::RESERVATION_PERSISTENCE => {
+            set_reservation_persistence(queue, slot, sqe, association).await
+        }
         fid::NAMESPACE_WRITE_PROTECTION => {
             set_write_protection(queue, slot, sqe, association).await
         }
@@ -198,5 +222,50 @@ async fn set_write_protection(
         .set_write_protect_by_host(namespace.nsid, state);
     let ticket = changed.map_err(|_| Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true))?;
     wait(queue, slot, || ticket.is_done()).await?;
+    Ok(0)
+}
+
+/// The namespaces that a Set Features names: one, or all that the host sees.
+fn named(association: &Association, nsid: Nsid) -> Result<Vec<Nsid>, Status> {
+    if nsid != Nsid::ALL {
+        return Ok(vec![namespace(association, nsid)?.nsid]);
+    }
+    let subsystem = association
+        .subsystem
+        .as_ref()
+        .ok_or(Status::INVALID_FIELD.with_dnr(true))?;
+    let config = subsystem.config();
+    let visible = config.visible_namespaces(&association.host_nqn);
+    Ok(visible.map(|namespace| namespace.nsid).collect())
+}
+
+fn reservations(association: &Association, nsid: Nsid) -> Result<Arc<Reservations>, Status> {
+    let subsystem = association.subsystem.as_ref();
+    subsystem
+        .and_then(|subsystem| subsystem.subsystem.reservations_of(nsid))
+        .ok_or(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true))
+}
+
+/// The notifications that the host does not want: bits 1 to 3, one for each kind.
+fn set_reservation_mask(sqe: &Sqe, association: &Association) -> Result<u64, Status> {
+    let nsids = named(association, sqe.nsid())?;
+    let mask = sqe.cdw11() & 0b1110;
+    let mut state = association.controller.lock();
+    let masks = nsids.into_iter().map(|nsid| (nsid, mask));
+    state.reservation_masks.extend(masks);
+    Ok(0)
+}
+
+async fn set_reservation_persistence(
+    queue: &Rc<Queue>,
+    slot: &Slot,
+    sqe: &Sqe,
+    association: &Association,
+) -> Result<u64, Status> {
+    let request = Request::Persist(sqe.cdw11() & 1 == 1);
+    for nsid in named(association, sqe.nsid())? {
+        let reservations = reservations(association, nsid)?;
+        reservation::change(queue, slot, &reservations, &request).await?;
+    }
     Ok(0)
 }

@@ -5,7 +5,7 @@ use nvme_spec::identify::{
     self, IdentifyController, IdentifyIndependentNamespace, IdentifyNamespace,
     IdentifyNvmController, IdentifyNvmNamespace, LbaFormat, anacap, cmic, cns, cntrltype, csi,
     ctratt, dlfeat, fuses, lpa, nidt, nmic, nsattr, nsfeat, nstat, oaes, ofcs, oncs, put_ascii,
-    put_nul_terminated, sgls, vwc,
+    put_nul_terminated, rescap, sgls, vwc,
 };
 use nvme_spec::registers::Vs;
 use nvme_spec::{Nsid, Sqe, Status};
@@ -41,7 +41,7 @@ pub(super) fn data(queue: &Queue, association: &Association, sqe: &Sqe) -> Resul
         cns::INDEPENDENT_NAMESPACE => {
             check_possible(association, sqe.nsid())?;
             Ok(match namespace(association, sqe.nsid()) {
-                Ok(namespace) => independent(&namespace),
+                Ok(namespace) => independent(queue, &namespace),
                 Err(_) => IdentifyIndependentNamespace::new_zeroed()
                     .as_bytes()
                     .to_vec(),
@@ -127,6 +127,7 @@ fn io_controller(id: &mut IdentifyController, queue: &Queue, config: &SubsystemC
         | oncs::DATASET_MANAGEMENT
         | oncs::WRITE_ZEROES
         | oncs::SAVE_SELECT
+        | oncs::RESERVATIONS
         | oncs::VERIFY
         | oncs::COPY)
         .into();
@@ -164,7 +165,7 @@ fn namespace_or_zeroes(
     check_possible(association, sqe.nsid())?;
     let config = config(association)?;
     match namespace(association, sqe.nsid()) {
-        Ok(namespace) => Ok(nvm_namespace(&config, &namespace)),
+        Ok(namespace) => Ok(nvm_namespace(queue, &config, &namespace)),
         Err(_) => Ok(IdentifyNamespace::new_zeroed().as_bytes().to_vec()),
     }
 }
@@ -193,7 +194,7 @@ fn zero_based(blocks: u32) -> u16 {
     u16::try_from(blocks.saturating_sub(1)).unwrap_or(u16::MAX)
 }
 
-fn nvm_namespace(config: &SubsystemConfig, namespace: &NamespaceConfig) -> Vec<u8> {
+fn nvm_namespace(queue: &Queue, config: &SubsystemConfig, namespace: &NamespaceConfig) -> Vec<u8> {
     let geometry = namespace.bdev.geometry();
     let mut id = IdentifyNamespace::new_zeroed();
     id.nsze = geometry.block_count.into();
@@ -201,6 +202,7 @@ fn nvm_namespace(config: &SubsystemConfig, namespace: &NamespaceConfig) -> Vec<u
     id.nuse = geometry.block_count.into();
     id.lbaf[0] = LbaFormat::new(geometry.block_size.ilog2() as u8);
     id.nmic = nmic::SHARED;
+    id.rescap = reservation_capabilities(queue);
     id.dlfeat = dlfeat::READS_ZEROES | dlfeat::WRITE_ZEROES_DEALLOCATE;
     if geometry.atomic_write_blocks > 1 {
         id.nsfeat |= nsfeat::ATOMIC;
@@ -238,9 +240,25 @@ fn attributes(namespace: &NamespaceConfig) -> u8 {
     }
 }
 
-fn independent(namespace: &NamespaceConfig) -> Vec<u8> {
+/// All types, for every namespace; persistence where there is a store.
+fn reservation_capabilities(queue: &Queue) -> u8 {
+    let mut capabilities = rescap::WRITE_EXCLUSIVE
+        | rescap::EXCLUSIVE_ACCESS
+        | rescap::WRITE_EXCLUSIVE_REGISTRANTS
+        | rescap::EXCLUSIVE_ACCESS_REGISTRANTS
+        | rescap::WRITE_EXCLUSIVE_ALL_REGISTRANTS
+        | rescap::EXCLUSIVE_ACCESS_ALL_REGISTRANTS
+        | rescap::IEKEY_1_3;
+    if queue.group.target.reservation_store().is_some() {
+        capabilities |= rescap::PERSIST_THROUGH_POWER_LOSS;
+    }
+    capabilities
+}
+
+fn independent(queue: &Queue, namespace: &NamespaceConfig) -> Vec<u8> {
     let mut id = IdentifyIndependentNamespace::new_zeroed();
     id.nmic = nmic::SHARED;
+    id.rescap = reservation_capabilities(queue);
     id.anagrpid = namespace.ana_group.0.into();
     id.nsattr = attributes(namespace);
     id.nstat = nstat::READY;

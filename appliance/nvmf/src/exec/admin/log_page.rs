@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use dma::Payload;
+use nvme_spec::feature::fid;
 use nvme_spec::identify::csi;
 use nvme_spec::log::{
     ANA_RETURN_GROUPS_ONLY, AnaGroupDescriptor, AnaHeader, ChangedNamespaces, CommandsEffects,
@@ -12,6 +13,7 @@ use nvme_spec::log::{
     feature_effects, lid, supported,
 };
 use nvme_spec::opcode::{admin, nvm};
+use nvme_spec::reservation::ReservationNotification;
 use nvme_spec::{Nsid, Sqe, Status};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -23,7 +25,7 @@ use crate::queue::{Association, Queue};
 use crate::slot::Slot;
 
 /// Log pages of an I/O controller, and of a discovery controller. ANA is there when it is reported.
-const OF_IO: [u8; 8] = [
+const OF_IO: [u8; 9] = [
     lid::SUPPORTED_LOG_PAGES,
     lid::ERROR,
     lid::SMART,
@@ -31,6 +33,7 @@ const OF_IO: [u8; 8] = [
     lid::CHANGED_NAMESPACES,
     lid::COMMANDS_EFFECTS,
     lid::FEATURE_EFFECTS,
+    lid::RESERVATION_NOTIFICATION,
     lid::ANA,
 ];
 const OF_DISCOVERY: [u8; 3] = [lid::SUPPORTED_LOG_PAGES, lid::ERROR, lid::DISCOVERY];
@@ -130,6 +133,7 @@ fn page(
         lid::COMMANDS_EFFECTS => Ok(commands_effects(sqe.csi())),
         lid::ANA => ana(queue, sqe, association),
         lid::FEATURE_EFFECTS => Ok(features()),
+        lid::RESERVATION_NOTIFICATION => Ok(reservation(&association.controller, is_taken)),
         lid::DISCOVERY => Ok(discovery_log::read(queue, sqe, association)),
         _ => Err(Status::INVALID_LOG_PAGE.with_dnr(true)),
     }
@@ -200,6 +204,18 @@ fn changed_namespaces(controller: &Controller, is_taken: bool) -> Arc<[u8]> {
     list.as_bytes().into()
 }
 
+/// The oldest notification; all zeroes when there is none.
+fn reservation(controller: &Controller, is_taken: bool) -> Arc<[u8]> {
+    let mut log = ReservationNotification::default();
+    if let (Some(notice), count) = controller.read_reservation_notice(is_taken) {
+        log.count = notice.count.into();
+        log.kind = notice.kind;
+        log.available = u8::try_from(count - 1).unwrap_or(u8::MAX);
+        log.nsid = notice.nsid.0.into();
+    }
+    log.as_bytes().into()
+}
+
 /// Of an I/O command set that no namespace has there are no I/O commands to tell of: hosts that see
 /// CAP.CSS bit 6 ask for more sets than NVM.
 fn commands_effects(command_set: u8) -> Arc<[u8]> {
@@ -220,7 +236,16 @@ fn commands_effects(command_set: u8) -> Arc<[u8]> {
     if command_set != csi::NVM {
         return log.as_bytes().into();
     }
-    for opcode in [nvm::READ, nvm::FLUSH, nvm::COMPARE, nvm::VERIFY] {
+    for opcode in [
+        nvm::READ,
+        nvm::FLUSH,
+        nvm::COMPARE,
+        nvm::VERIFY,
+        nvm::RESERVATION_REGISTER,
+        nvm::RESERVATION_ACQUIRE,
+        nvm::RESERVATION_RELEASE,
+        nvm::RESERVATION_REPORT,
+    ] {
         log.io[usize::from(opcode)] = effects::CSUPP.into();
     }
     for opcode in [
@@ -237,10 +262,14 @@ fn commands_effects(command_set: u8) -> Arc<[u8]> {
 fn features() -> Arc<[u8]> {
     let mut log = FeatureEffects::new_zeroed();
     for fid in Features::KNOWN {
-        let scope = if fid == nvme_spec::feature::fid::NAMESPACE_WRITE_PROTECTION {
-            feature_effects::SCOPE_NAMESPACE | feature_effects::NCC
-        } else {
-            feature_effects::SCOPE_CONTROLLER
+        let scope = match fid {
+            fid::NAMESPACE_WRITE_PROTECTION => {
+                feature_effects::SCOPE_NAMESPACE | feature_effects::NCC
+            }
+            fid::RESERVATION_MASK | fid::RESERVATION_PERSISTENCE => {
+                feature_effects::SCOPE_NAMESPACE
+            }
+            _ => feature_effects::SCOPE_CONTROLLER,
         };
         log.fid[usize::from(fid)] = (feature_effects::FSUPP | scope).into();
     }

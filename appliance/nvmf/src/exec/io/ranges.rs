@@ -21,7 +21,7 @@ pub(super) async fn dataset_management(
     let access = if sqe.dsm_deallocate() {
         Access::Write
     } else {
-        Access::Read
+        Access::Flush
     };
     let namespace = begin(queue, slot, sqe, access).await?;
     let count = sqe.dsm_range_count();

@@ -1,0 +1,28 @@
+//! The format on the device: superblock, records, keys, and what else a device may hold.
+//!
+//! Pure functions over bytes, no I/O. All of it is untrusted when it is read: decoders check a
+//! checksum first and every field after it, and end in a [`FormatError`], never in a panic.
+//! `docs/pool-format.md` says the same for who reads a pool by hand.
+
+mod error;
+mod key;
+mod piece;
+mod probe;
+mod record;
+mod superblock;
+mod value;
+
+pub use error::FormatError;
+pub use key::{
+    POOL_KEY, chunk_key, layer_key, operation_key, parse_chunk_key, parse_layer_key,
+    parse_operation_key, parse_piece_key, piece_key,
+};
+pub use piece::{decode_piece, encode_piece};
+pub use probe::{Found, PROBE_BYTES, PROBE_TAIL_BYTES, probe};
+pub use record::{
+    CHUNK_CLUSTERS, FreeChunk, LayerId, LayerRecord, LayerState, NameKind, NameRecord,
+    OperationRecord, Parent, PoolRecord,
+};
+pub use superblock::{
+    EXTENTS_MAX, Extent, NAME_BYTES_MAX, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock,
+};

@@ -1,0 +1,261 @@
+//! The commit: what completed before it began is durable when it ends.
+//!
+//! 1. Mark the dirty pieces clean and encode them: what is encoded had completed.
+//! 2. FLUSH the device: the data are there.
+//! 3. One transaction (or a few, when there is much): pieces, the chunks of free clusters that differ
+//!    by them, and the records that calls have staged.
+//! 4. Tell those who waited.
+//! 5. Clusters that no map has any more become free after a grace period.
+//!
+//! FREE always says what the maps say, because it is made from how a piece's record changes.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use block::IoError;
+use metastore::pool::{PoolStoreError, Table};
+
+use super::shared::{DirtyPiece, Reply};
+use super::worker::{PoolWorker, Waiter, damaged, is_fatal, load_chunk};
+use crate::LvolError;
+use crate::format::{
+    LayerId, POOL_KEY, chunk_key, decode_piece, encode_piece, layer_key, piece_key,
+};
+use crate::map::{Cluster, PIECE_SLOTS, SlotContent};
+
+/// Pieces of one transaction. With the greatest record that a piece can have it stays in its bound.
+const PIECES_PER_TRANSACTION: usize = 1024;
+/// Clusters kept for the metadata before any has been used, bytes.
+pub(super) const METADATA_RESERVE_BYTES_MIN: u64 = 2 << 20;
+/// No more than this is kept for the metadata, bytes: it grows by steps of 4 GiB at most.
+const METADATA_RESERVE_BYTES_MAX: u64 = 4 << 30;
+
+type Slots = Box<[SlotContent; PIECE_SLOTS]>;
+
+impl PoolWorker {
+    /// Commits, and tells all who wait for it.
+    pub(super) fn commit(&mut self) {
+        let waiters = std::mem::take(&mut self.waiters);
+        self.shared.committing.store(true, Ordering::SeqCst);
+        let result = self.commit_all();
+        self.shared.committing.store(false, Ordering::SeqCst);
+        if let Err(error) = &result {
+            self.after_failed_commit(error);
+        }
+        for waiter in waiters {
+            match waiter {
+                Waiter::Channel { mailbox, ticket } => {
+                    let result = result.as_ref().map(|_| ()).map_err(io_error);
+                    mailbox.put(Reply::Committed { ticket, result });
+                }
+                Waiter::Call(tell) => tell(self, result.as_ref().map(|_| ()).map_err(repeated)),
+            }
+        }
+    }
+
+    fn commit_all(&mut self) -> Result<(), LvolError> {
+        self.usable_store()?;
+        let (mut dirty, freed) = {
+            let mut inbox = self.shared.inbox();
+            (
+                std::mem::take(&mut inbox.dirty),
+                std::mem::take(&mut inbox.freed),
+            )
+        };
+        let count = dirty.len() as u64;
+        // After `committing` was set: who asks whether all is durable sees one or the other.
+        self.shared.dirty_count.fetch_sub(count, Ordering::SeqCst);
+        self.freed.extend(freed);
+        self.moved_first(&mut dirty);
+        for entry in &dirty {
+            entry.piece.mark_clean();
+        }
+        let result = self.commit_pieces(&dirty);
+        if result.is_err() {
+            self.queue_again(dirty);
+            return result;
+        }
+        self.quarantine_freed();
+        self.refill_reserve()
+    }
+
+    fn commit_pieces(&mut self, dirty: &[DirtyPiece]) -> Result<(), LvolError> {
+        if dirty.is_empty() && self.staged.is_empty() {
+            return self.disk.flush();
+        }
+        let encoded: Vec<Slots> = dirty.iter().map(|entry| self.encode(entry)).collect();
+        self.disk.flush()?;
+        let mut pairs = dirty.iter().zip(&encoded);
+        loop {
+            let part: Vec<_> = pairs.by_ref().take(PIECES_PER_TRANSACTION).collect();
+            self.transact(&part)?;
+            if part.len() < PIECES_PER_TRANSACTION {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What the piece's record is to say: a slot that is in two layers in memory is the child's.
+    fn encode(&self, entry: &DirtyPiece) -> Slots {
+        let moved = self.moved.as_ref();
+        let moved = moved.filter(|moved| (moved.parent, moved.index) == (entry.layer, entry.index));
+        let gone = moved.map_or(0, |moved| moved.slots);
+        Box::new(std::array::from_fn(|slot| {
+            if gone >> slot & 1 == 1 {
+                SlotContent::Empty
+            } else {
+                entry.piece.snapshot_slot(slot)
+            }
+        }))
+    }
+
+    /// One transaction: these pieces and what is staged.
+    fn transact(&mut self, part: &[(&DirtyPiece, &Slots)]) -> Result<(), LvolError> {
+        let store = self.store.as_ref().ok_or(LvolError::Closed)?;
+        let mut transaction = store.transaction();
+        let (mut added, mut removed) = (Vec::new(), Vec::new());
+        let mut counts: BTreeMap<LayerId, i64> = BTreeMap::new();
+        for (entry, slots) in part {
+            let key = piece_key(entry.layer, entry.index);
+            let old = match store.get(Table::Map, &key)? {
+                None => None,
+                Some(record) => Some(
+                    decode_piece(&record, self.shared.granularity, self.allocator.clusters())
+                        .map_err(damaged(|| {
+                            format!("piece {} of layer {}", entry.index, entry.layer.0)
+                        }))?,
+                ),
+            };
+            let before: Vec<Cluster> = old.iter().flat_map(|slots| clusters(slots)).collect();
+            let after: Vec<Cluster> = clusters(slots).collect();
+            *counts.entry(entry.layer).or_default() += after.len() as i64 - before.len() as i64;
+            added.extend(after);
+            removed.extend(before);
+            if slots.iter().all(|slot| *slot == SlotContent::Empty) {
+                transaction.delete(Table::Map, &key)?;
+            } else {
+                transaction.put(Table::Map, &key, &encode_piece(slots))?;
+            }
+        }
+        cancel_out(&mut added, &mut removed);
+        let mut source = |number| load_chunk(store, number);
+        for (number, chunk) in self.allocator.update(&added, &removed, &mut source)? {
+            transaction.put(Table::Free, &chunk_key(number), &chunk.encode())?;
+        }
+        for (layer, delta) in counts.into_iter().filter(|(_, delta)| *delta != 0) {
+            if let Some(record) = self.layers.get_mut(&layer) {
+                record.clusters = record.clusters.saturating_add_signed(delta);
+                self.staged.insert(
+                    (Table::Layers, layer_key(layer).to_vec()),
+                    Some(record.encode()),
+                );
+            }
+        }
+        self.pool.used_clusters = self.allocator.used();
+        self.staged
+            .insert((Table::Pool, POOL_KEY.to_vec()), Some(self.pool.encode()));
+        for ((table, key), value) in &self.staged {
+            match value {
+                Some(value) => transaction.put(*table, key, value)?,
+                None => transaction.delete(*table, key)?,
+            }
+        }
+        transaction.commit()?;
+        self.staged.clear();
+        Ok(())
+    }
+
+    /// Their removal is durable: they are free once I/O that may still look at them has ended.
+    fn quarantine_freed(&mut self) {
+        let clusters = std::mem::take(&mut self.freed);
+        if clusters.is_empty() {
+            return;
+        }
+        self.quarantined += clusters.len() as u64;
+        self.after_grace(move |worker| {
+            worker.quarantined -= clusters.len() as u64;
+            for cluster in clusters {
+                worker.allocator.release(cluster);
+            }
+        });
+    }
+
+    /// Keeps as much for the metadata as its next growth can need.
+    pub(super) fn refill_reserve(&mut self) -> Result<(), LvolError> {
+        let cluster_size = self.shared.granularity.cluster_size();
+        let bytes = (self.metadata.clusters() * cluster_size)
+            .clamp(METADATA_RESERVE_BYTES_MIN, METADATA_RESERVE_BYTES_MAX);
+        let wanted = bytes.div_ceil(cluster_size);
+        let have = self.metadata.reserved();
+        if have >= wanted {
+            return Ok(());
+        }
+        let store = self.store.as_ref().ok_or(LvolError::Closed)?;
+        let mut source = |number| load_chunk(store, number);
+        let extents = self.allocator.take_extents(wanted - have, &mut source)?;
+        self.metadata.add_reserve(extents);
+        Ok(())
+    }
+
+    /// The pieces are dirty as before.
+    fn queue_again(&mut self, dirty: Vec<DirtyPiece>) {
+        let mut inbox = self.shared.inbox();
+        for entry in dirty {
+            // Somebody may have marked and queued it meanwhile.
+            if entry.piece.mark_dirty() {
+                inbox.dirty.push(entry);
+                self.shared.dirty_count.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn after_failed_commit(&mut self, error: &LvolError) {
+        let fatal = match error {
+            LvolError::Store { source } => is_fatal(source),
+            LvolError::Closed | LvolError::Faulted { .. } => false,
+            _ => true,
+        };
+        if fatal {
+            self.stop(error);
+        } else {
+            tracing::warn!(
+                error = crate::chain(error),
+                "a commit failed; it will be tried again"
+            );
+        }
+    }
+}
+
+fn clusters(slots: &[SlotContent; PIECE_SLOTS]) -> impl Iterator<Item = Cluster> {
+    slots.iter().filter_map(SlotContent::cluster)
+}
+
+/// Takes out of both what is in both: clusters that stay where they are or move between layers.
+fn cancel_out(added: &mut Vec<Cluster>, removed: &mut Vec<Cluster>) {
+    added.sort_unstable();
+    removed.sort_unstable();
+    let stays: Vec<Cluster> = added
+        .iter()
+        .filter(|cluster| removed.binary_search(cluster).is_ok())
+        .copied()
+        .collect();
+    added.retain(|cluster| stays.binary_search(cluster).is_err());
+    removed.retain(|cluster| stays.binary_search(cluster).is_err());
+}
+
+fn io_error(error: &LvolError) -> IoError {
+    match error {
+        LvolError::Store {
+            source: PoolStoreError::NoSpace { .. },
+        } => IoError::NoSpace,
+        LvolError::Device { source, .. } => *source,
+        _ => IoError::Internal,
+    }
+}
+
+/// The same failure, for one more who waited.
+fn repeated(error: &LvolError) -> LvolError {
+    LvolError::Commit {
+        reason: crate::chain(error),
+    }
+}

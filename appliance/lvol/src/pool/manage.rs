@@ -1,0 +1,466 @@
+//! Calls about volumes and snapshots. Each changes what is in memory and stages records; the next
+//! commit makes that durable, together with what other calls have staged.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use metastore::pool::Table;
+use uuid::Uuid;
+
+use super::promise::Resolver;
+use super::worker::{Entry, PoolWorker, Waiter};
+use super::{PoolInfo, VolumeShared, check_name};
+use crate::LvolError;
+use crate::format::{
+    LayerId, LayerRecord, LayerState, NAME_BYTES_MAX, NameKind, NameRecord, Parent, layer_key,
+};
+use crate::volume::Volume;
+
+/// A volume to make.
+#[derive(Debug, Clone, Default)]
+pub struct NewVolume {
+    /// Its name, without the pool's.
+    pub name: String,
+    /// Bytes; a multiple of the block size. 0 for a clone: as large as the snapshot.
+    pub size_bytes: u64,
+    /// Reserve clusters for all of it.
+    pub thick: bool,
+    /// For ever; made up when `None`.
+    pub uuid: Option<[u8; 16]>,
+    /// Seconds since 1970.
+    pub created_unix_s: u64,
+    /// Whatever the caller wants to find again.
+    pub labels: Vec<(String, String)>,
+}
+
+/// A volume or a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct VolumeInfo {
+    /// `NAME`, or `NAME@SNAP` of a snapshot.
+    pub name: String,
+    /// Its record.
+    pub record: NameRecord,
+    /// Clusters that only it has.
+    pub clusters: u64,
+    /// The snapshot that it lies on, if that has a name still.
+    pub parent: Option<String>,
+    /// Its records are damaged: I/O fails.
+    pub faulted: bool,
+}
+
+impl PoolWorker {
+    pub(super) fn info(&self) -> PoolInfo {
+        let superblock = self.metadata.superblock();
+        let snapshots = self.names.values();
+        let snapshots = snapshots
+            .filter(|entry| entry.record.kind == NameKind::Snapshot)
+            .count() as u64;
+        PoolInfo {
+            name: superblock.name,
+            uuid: superblock.pool_uuid,
+            cluster_size: superblock.granularity.cluster_size(),
+            clusters: self.allocator.clusters(),
+            free_clusters: self.allocator.free(),
+            used_clusters: self.allocator.used(),
+            metadata_clusters: self.allocator.fixed_clusters(),
+            reserved_clusters: self.pool.reserved_clusters,
+            volumes: self.names.len() as u64 - snapshots,
+            snapshots,
+            layers: self.layers.len() as u64,
+            fault: self.fault.clone(),
+        }
+    }
+
+    pub(super) fn volume_info(&self, name: &str) -> Result<VolumeInfo, LvolError> {
+        let entry = self.entry(name)?;
+        let layer = self.layers.get(&entry.record.layer);
+        let parent = match layer.map(|layer| &layer.parent) {
+            Some(Parent::Layer(parent)) => self.name_of(*parent),
+            _ => None,
+        };
+        Ok(VolumeInfo {
+            name: name.to_owned(),
+            record: entry.record.clone(),
+            clusters: layer.map_or(0, |layer| layer.clusters),
+            parent,
+            faulted: entry.shared.faulted.load(Ordering::SeqCst),
+        })
+    }
+
+    pub(super) fn volumes(&self, after: &str, limit: usize) -> Vec<VolumeInfo> {
+        let range = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
+        let names = self.names.range::<str, _>(range).take(limit);
+        names
+            .filter_map(|(name, _)| self.volume_info(name).ok())
+            .collect()
+    }
+
+    pub(super) fn device(&self, name: &str) -> Result<Arc<Volume>, LvolError> {
+        let entry = self.entry(name)?;
+        Ok(Arc::new(Volume::new(
+            Arc::clone(&self.shared),
+            Arc::clone(&entry.shared),
+        )))
+    }
+
+    pub(super) fn create_volume(&mut self, new: NewVolume) -> Result<VolumeInfo, LvolError> {
+        self.check_new(&new.name)?;
+        self.check_size(&new.name, new.size_bytes)?;
+        if new.thick {
+            return Err(LvolError::Refused {
+                name: new.name,
+                problem: "cannot be thick: this version makes thin volumes only".to_owned(),
+            });
+        }
+        let layer = self.new_layer(Parent::None);
+        self.add_volume(new, layer)
+    }
+
+    pub(super) fn clone_snapshot(
+        &mut self,
+        snapshot: &str,
+        mut new: NewVolume,
+    ) -> Result<VolumeInfo, LvolError> {
+        self.check_new(&new.name)?;
+        let origin = self.entry(snapshot)?;
+        if origin.shared.unsettled.load(Ordering::SeqCst) {
+            return Err(LvolError::Refused {
+                name: snapshot.to_owned(),
+                problem: "is still being taken; try again".to_owned(),
+            });
+        }
+        if origin.record.kind != NameKind::Snapshot {
+            return Err(LvolError::Refused {
+                name: snapshot.to_owned(),
+                problem: "is a volume; take a snapshot of it and clone that".to_owned(),
+            });
+        }
+        let (parent, size) = (origin.record.layer, origin.record.size_bytes);
+        if new.size_bytes == 0 {
+            new.size_bytes = size;
+        }
+        self.check_size(&new.name, new.size_bytes)?;
+        if new.size_bytes < size {
+            return Err(LvolError::Refused {
+                name: new.name,
+                problem: format!("cannot be smaller than the snapshot's {size} bytes"),
+            });
+        }
+        let layer = self.new_layer(Parent::Layer(parent));
+        self.add_volume(new, layer)
+    }
+
+    fn add_volume(&mut self, new: NewVolume, layer: LayerId) -> Result<VolumeInfo, LvolError> {
+        let uuid = new.uuid.unwrap_or_else(|| *Uuid::new_v4().as_bytes());
+        let record = NameRecord {
+            kind: NameKind::Volume,
+            uuid,
+            nguid: uuid,
+            size_bytes: new.size_bytes,
+            layer,
+            thick: new.thick,
+            read_only: false,
+            created_unix_s: new.created_unix_s,
+            labels: new.labels,
+        };
+        let shared = self.volume_shared(&record);
+        self.put_name(&new.name, &record);
+        self.names
+            .insert(new.name.clone(), Entry { record, shared });
+        self.volume_info(&new.name)
+    }
+
+    pub(super) fn create_snapshots(
+        &mut self,
+        names: &[(String, String)],
+        created_unix_s: u64,
+        resolver: Resolver<()>,
+    ) {
+        if let Err(error) = self.check_snapshots(names) {
+            return resolver.resolve(Err(error));
+        }
+        // All move under one lock and become visible by one number: a write that a host sends after
+        // another has ended, on whichever of the volumes, is not in the snapshot when the other is not.
+        let shared = Arc::clone(&self.shared);
+        let moving = shared.moving.lock();
+        let mut unsettled = Vec::with_capacity(2 * names.len());
+        for (volume, snapshot) in names {
+            unsettled.extend(self.move_to_new_layer(volume, snapshot, created_unix_s));
+        }
+        self.shared.chains.fetch_add(1, Ordering::SeqCst);
+        drop(moving);
+        // What was in flight goes to the old layers, now the snapshots'. When it has ended they change
+        // no more, and the commit after that has it all.
+        self.after_grace(move |worker| {
+            for unsettled in &unsettled {
+                unsettled.unsettled.store(false, Ordering::SeqCst);
+            }
+            worker.when_committed(|_, result| resolver.resolve(result));
+        });
+    }
+
+    fn check_snapshots(&self, names: &[(String, String)]) -> Result<(), LvolError> {
+        for (index, (volume, snapshot)) in names.iter().enumerate() {
+            check_name(snapshot)?;
+            let entry = self.entry(volume)?;
+            let refused = |problem: &str| LvolError::Refused {
+                name: volume.clone(),
+                problem: problem.to_owned(),
+            };
+            if entry.record.kind != NameKind::Volume {
+                return Err(refused("is a snapshot already"));
+            }
+            if entry.shared.faulted.load(Ordering::SeqCst) {
+                return Err(refused("is faulted"));
+            }
+            if entry.shared.unsettled.load(Ordering::SeqCst) {
+                return Err(refused("is in the middle of a snapshot; try again"));
+            }
+            if names[..index].iter().any(|(other, _)| other == volume) {
+                return Err(refused("is named twice"));
+            }
+            self.check_free(&format!("{volume}@{snapshot}"))?;
+        }
+        Ok(())
+    }
+
+    /// The volume goes on in a new layer; its old one is the snapshot's.
+    fn move_to_new_layer(
+        &mut self,
+        volume: &str,
+        snapshot: &str,
+        created_unix_s: u64,
+    ) -> Vec<Arc<VolumeShared>> {
+        let Some(entry) = self.names.get(volume) else {
+            return Vec::new();
+        };
+        let (mut record, shared) = (entry.record.clone(), Arc::clone(&entry.shared));
+        let old = record.layer;
+        let uuid = *Uuid::new_v4().as_bytes();
+        let taken = NameRecord {
+            kind: NameKind::Snapshot,
+            uuid,
+            nguid: uuid,
+            read_only: true,
+            created_unix_s,
+            labels: Vec::new(),
+            ..record.clone()
+        };
+        record.layer = self.new_layer(Parent::Layer(old));
+        shared.unsettled.store(true, Ordering::SeqCst);
+        shared.layer.store(record.layer.0, Ordering::SeqCst);
+        shared.chains.fetch_add(1, Ordering::SeqCst);
+        self.put_name(volume, &record);
+        let entry = Entry {
+            record,
+            shared: Arc::clone(&shared),
+        };
+        self.names.insert(volume.to_owned(), entry);
+        let name = format!("{volume}@{snapshot}");
+        self.put_name(&name, &taken);
+        let frozen = self.volume_shared(&taken);
+        frozen.unsettled.store(true, Ordering::SeqCst);
+        let entry = Entry {
+            record: taken,
+            shared: Arc::clone(&frozen),
+        };
+        self.names.insert(name, entry);
+        vec![shared, frozen]
+    }
+
+    pub(super) fn rollback(&mut self, volume: &str, snapshot: &str) -> Result<(), LvolError> {
+        let entry = self.entry(volume)?;
+        let shared = Arc::clone(&entry.shared);
+        let mut record = entry.record.clone();
+        let origin = self.entry(snapshot)?.record.clone();
+        let problem = if record.kind != NameKind::Volume {
+            Some("is a snapshot; roll back a volume")
+        } else if origin.kind != NameKind::Snapshot {
+            Some("cannot be rolled back to a volume; name a snapshot")
+        } else if shared.unsettled.load(Ordering::SeqCst) {
+            Some("is in the middle of a snapshot; try again")
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
+            return Err(LvolError::Refused {
+                name: volume.to_owned(),
+                problem: problem.to_owned(),
+            });
+        }
+        let old = record.layer;
+        record.layer = self.new_layer(Parent::Layer(origin.layer));
+        record.size_bytes = origin.size_bytes;
+        shared.layer.store(record.layer.0, Ordering::SeqCst);
+        let blocks = record.size_bytes / u64::from(self.shared.block_size);
+        shared.block_count.store(blocks, Ordering::SeqCst);
+        shared.chains.fetch_add(1, Ordering::SeqCst);
+        self.shared.chains.fetch_add(1, Ordering::SeqCst);
+        self.put_name(volume, &record);
+        self.names
+            .insert(volume.to_owned(), Entry { record, shared });
+        self.discard_layer(old);
+        Ok(())
+    }
+
+    pub(super) fn rename(&mut self, name: &str, new_name: &str) -> Result<(), LvolError> {
+        if self.entry(name)?.record.kind == NameKind::Snapshot {
+            return Err(LvolError::Refused {
+                name: name.to_owned(),
+                problem: "is a snapshot; it is named after its volume".to_owned(),
+            });
+        }
+        self.check_new(new_name)?;
+        let prefix = format!("{name}@");
+        let snapshots = self.names.range(prefix.clone()..);
+        let snapshots = snapshots.take_while(|(other, _)| other.starts_with(&prefix));
+        let mut pairs: Vec<(String, String)> = snapshots
+            .map(|(other, _)| {
+                let snapshot = &other[prefix.len()..];
+                (other.clone(), format!("{new_name}@{snapshot}"))
+            })
+            .collect();
+        pairs.push((name.to_owned(), new_name.to_owned()));
+        for (_, to) in &pairs {
+            self.check_free(to)?;
+        }
+        for (from, to) in pairs {
+            if let Some(entry) = self.names.remove(&from) {
+                self.stage(Table::Names, from.as_bytes(), None);
+                self.put_name(&to, &entry.record);
+                self.names.insert(to, entry);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete(&mut self, name: &str) -> Result<(), LvolError> {
+        let entry = self.entry(name)?;
+        let refused = |problem: &str| LvolError::Refused {
+            name: name.to_owned(),
+            problem: problem.to_owned(),
+        };
+        if entry.shared.channels.load(Ordering::SeqCst) > 0 {
+            return Err(refused("is in use; disconnect its hosts first"));
+        }
+        if entry.shared.unsettled.load(Ordering::SeqCst) {
+            return Err(refused("is in the middle of a snapshot; try again"));
+        }
+        let layer = entry.record.layer;
+        entry.shared.faulted.store(true, Ordering::SeqCst);
+        self.names.remove(name);
+        self.stage(Table::Names, name.as_bytes(), None);
+        self.discard_layer(layer);
+        Ok(())
+    }
+
+    /// Tells when all that is staged now is durable.
+    pub(super) fn when_committed(
+        &mut self,
+        tell: impl FnOnce(&mut Self, Result<(), LvolError>) + 'static,
+    ) {
+        self.waiters.push(Waiter::Call(Box::new(tell)));
+    }
+
+    /// Commits at once.
+    pub(super) fn commit_now(&mut self) -> Result<(), LvolError> {
+        let outcome = std::rc::Rc::new(std::cell::RefCell::new(Ok(())));
+        let told = std::rc::Rc::clone(&outcome);
+        self.when_committed(move |_, result| *told.borrow_mut() = result);
+        self.commit();
+        outcome.replace(Ok(()))
+    }
+
+    pub(super) fn new_layer(&mut self, parent: Parent) -> LayerId {
+        let layer = LayerId(self.pool.next_layer);
+        self.pool.next_layer += 1;
+        if let Parent::Layer(parent) = parent {
+            self.change_layer(parent, |record| record.children += 1);
+        }
+        let record = LayerRecord {
+            parent,
+            ..LayerRecord::default()
+        };
+        self.layers.insert(layer, record);
+        self.change_layer(layer, |_| {});
+        layer
+    }
+
+    /// No name has this layer any more.
+    fn discard_layer(&mut self, layer: LayerId) {
+        self.change_layer(layer, |record| {
+            record.state = LayerState::Garbage;
+            record.progress = 0;
+        });
+        // I/O that is in flight may still use it.
+        self.after_grace(move |worker| {
+            worker.garbage.insert(layer);
+        });
+    }
+
+    pub(super) fn change_layer(&mut self, layer: LayerId, change: impl FnOnce(&mut LayerRecord)) {
+        let Some(record) = self.layers.get_mut(&layer) else {
+            return;
+        };
+        change(record);
+        let value = record.encode();
+        self.stage(Table::Layers, &layer_key(layer), Some(value));
+    }
+
+    fn put_name(&mut self, name: &str, record: &NameRecord) {
+        self.stage(Table::Names, name.as_bytes(), Some(record.encode()));
+    }
+
+    pub(super) fn stage(&mut self, table: Table, key: &[u8], value: Option<Vec<u8>>) {
+        self.staged.insert((table, key.to_vec()), value);
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, LvolError> {
+        self.names.get(name).ok_or_else(|| LvolError::NotFound {
+            name: name.to_owned(),
+        })
+    }
+
+    fn check_new(&self, name: &str) -> Result<(), LvolError> {
+        check_name(name)?;
+        self.check_free(name)
+    }
+
+    fn check_free(&self, name: &str) -> Result<(), LvolError> {
+        if name.len() > 2 * NAME_BYTES_MAX + 1 {
+            return Err(LvolError::Name {
+                name: name.to_owned(),
+                problem: "is too long",
+            });
+        }
+        if self.names.contains_key(name) {
+            return Err(LvolError::Exists {
+                name: name.to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    fn check_size(&self, name: &str, size_bytes: u64) -> Result<(), LvolError> {
+        let block = u64::from(self.shared.block_size);
+        if size_bytes == 0 || !size_bytes.is_multiple_of(block) || size_bytes > 1 << 60 {
+            return Err(LvolError::Refused {
+                name: name.to_owned(),
+                problem: format!(
+                    "cannot have {size_bytes} bytes: a multiple of {block} up to 1 EiB"
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    /// The snapshot with this layer.
+    fn name_of(&self, layer: LayerId) -> Option<String> {
+        let mut names = self.names.iter();
+        let found = names.find(|(_, entry)| {
+            entry.record.layer == layer && entry.record.kind == NameKind::Snapshot
+        });
+        found.map(|(name, _)| name.clone())
+    }
+}

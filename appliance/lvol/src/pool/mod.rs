@@ -1,0 +1,228 @@
+//! Pools: the worker that owns the metadata, and the handle that calls it.
+
+mod allocator;
+mod commit;
+mod disk;
+mod garbage;
+mod manage;
+mod metadata;
+mod open;
+mod pieces;
+mod promise;
+mod shared;
+mod worker;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+pub use self::disk::Host;
+pub use self::manage::{NewVolume, VolumeInfo};
+pub use self::open::{CreateOptions, POOL_BYTES_MAX};
+pub use self::promise::Promise;
+pub(crate) use self::shared::{Chain, Mailbox, Reply, Request, Shared, VolumeShared};
+pub use self::worker::{Next, PoolOptions, PoolWorker};
+
+use self::promise::promise;
+use crate::LvolError;
+use crate::format::NAME_BYTES_MAX;
+use crate::volume::Volume;
+
+/// What a pool is and has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolInfo {
+    /// Its name.
+    pub name: String,
+    /// Its UUID, for ever.
+    pub uuid: [u8; 16],
+    /// Bytes of a cluster.
+    pub cluster_size: u64,
+    /// Clusters of the device, the header included.
+    pub clusters: u64,
+    /// Clusters that nothing has.
+    pub free_clusters: u64,
+    /// Clusters of volumes and snapshots.
+    pub used_clusters: u64,
+    /// Clusters of the header and the metadata, with what is kept for it to grow.
+    pub metadata_clusters: u64,
+    /// Clusters promised to thick volumes and not used yet.
+    pub reserved_clusters: u64,
+    /// Volumes.
+    pub volumes: u64,
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Layers, those included that are being deleted.
+    pub layers: u64,
+    /// Why the pool has stopped, if it has.
+    pub fault: Option<String>,
+}
+
+/// The handle of an open pool. Clones call the same worker. Every call returns at once; its promise is
+/// kept by steps of the worker.
+#[derive(Clone)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    fn new(shared: &Arc<Shared>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+        }
+    }
+
+    /// What the pool is and has.
+    #[must_use]
+    pub fn info(&self) -> Promise<PoolInfo> {
+        self.ask(|worker| Ok(worker.info()))
+    }
+
+    /// Makes an empty volume. Durable when the promise is kept.
+    #[must_use]
+    pub fn create_volume(&self, new: NewVolume) -> Promise<VolumeInfo> {
+        self.change(|worker| worker.create_volume(new))
+    }
+
+    /// Makes a volume that shows what a snapshot shows, and can be written.
+    #[must_use]
+    pub fn clone_snapshot(&self, snapshot: &str, new: NewVolume) -> Promise<VolumeInfo> {
+        let snapshot = snapshot.to_owned();
+        self.change(move |worker| worker.clone_snapshot(&snapshot, new))
+    }
+
+    /// Takes snapshots of several volumes at one moment: pairs of a volume and the name after the `@`.
+    /// Each holds exactly the writes that had been acknowledged before the call, and maybe some that
+    /// were in flight.
+    #[must_use]
+    pub fn create_snapshots(&self, names: &[(String, String)], created_unix_s: u64) -> Promise<()> {
+        let names = names.to_vec();
+        let (promise, resolver) = promise();
+        let called = self.shared.call(move |worker| {
+            worker.create_snapshots(&names, created_unix_s, resolver);
+        });
+        // On an error the resolver was dropped, and says so.
+        drop(called);
+        promise
+    }
+
+    /// Makes a volume show what one of its snapshots shows. Nothing of what was written since stays.
+    #[must_use]
+    pub fn rollback(&self, volume: &str, snapshot: &str) -> Promise<()> {
+        let (volume, snapshot) = (volume.to_owned(), snapshot.to_owned());
+        self.change(move |worker| worker.rollback(&volume, &snapshot))
+    }
+
+    /// Gives a volume another name. Its snapshots go with it.
+    #[must_use]
+    pub fn rename(&self, name: &str, new_name: &str) -> Promise<()> {
+        let (name, new_name) = (name.to_owned(), new_name.to_owned());
+        self.change(move |worker| worker.rename(&name, &new_name))
+    }
+
+    /// Deletes a volume or a snapshot. Its space comes back afterwards, bit by bit.
+    #[must_use]
+    pub fn delete(&self, name: &str) -> Promise<()> {
+        let name = name.to_owned();
+        self.change(move |worker| worker.delete(&name))
+    }
+
+    /// One volume or snapshot.
+    #[must_use]
+    pub fn volume(&self, name: &str) -> Promise<VolumeInfo> {
+        let name = name.to_owned();
+        self.ask(move |worker| worker.volume_info(&name))
+    }
+
+    /// Volumes and snapshots whose names come after `after`, in order, at most `limit`.
+    #[must_use]
+    pub fn volumes(&self, after: &str, limit: usize) -> Promise<Vec<VolumeInfo>> {
+        let after = after.to_owned();
+        self.ask(move |worker| Ok(worker.volumes(&after, limit)))
+    }
+
+    /// The block device of a volume or a snapshot.
+    #[must_use]
+    pub fn device(&self, name: &str) -> Promise<Arc<Volume>> {
+        let name = name.to_owned();
+        self.ask(move |worker| worker.device(&name))
+    }
+
+    /// Commits everything that has completed.
+    #[must_use]
+    pub fn commit(&self) -> Promise<()> {
+        self.change(|_| Ok(()))
+    }
+
+    /// Closes the pool. I/O that comes later fails. The pool is closed afterwards even if this fails.
+    #[must_use]
+    pub fn close(&self) -> Promise<()> {
+        self.ask(|worker| worker.close(false))
+    }
+
+    /// Closes the pool and wipes its superblocks: it is no more.
+    #[must_use]
+    pub fn destroy(&self) -> Promise<()> {
+        self.ask(|worker| worker.close(true))
+    }
+
+    /// A call that changes nothing, answered at once.
+    fn ask<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut PoolWorker) -> Result<T, LvolError> + Send + 'static,
+    ) -> Promise<T> {
+        let (promise, resolver) = promise();
+        let called = self
+            .shared
+            .call(move |worker| resolver.resolve(call(worker)));
+        drop(called);
+        promise
+    }
+
+    /// A call whose change is durable when it is answered.
+    fn change<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut PoolWorker) -> Result<T, LvolError> + Send + 'static,
+    ) -> Promise<T> {
+        let (promise, resolver) = promise();
+        let called = self.shared.call(move |worker| match call(worker) {
+            Err(error) => resolver.resolve(Err(error)),
+            Ok(answer) => worker.when_committed(|_, result| {
+                resolver.resolve(result.map(|()| answer));
+            }),
+        });
+        drop(called);
+        promise
+    }
+
+    /// Whether the pool has stopped: closed, or nobody knows what its device holds.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.shared.stopped.load(Ordering::SeqCst)
+    }
+}
+
+/// A name that a pool or a volume may have.
+fn check_name(name: &str) -> Result<(), LvolError> {
+    let problem = if name.is_empty() {
+        "is empty"
+    } else if name.len() > NAME_BYTES_MAX {
+        "is longer than 255 bytes"
+    } else if name.contains(['/', '@']) {
+        "has a / or a @ in it, which part names"
+    } else if name.chars().any(char::is_control) {
+        "has a control character in it"
+    } else {
+        return Ok(());
+    };
+    Err(LvolError::Name {
+        name: name.to_owned(),
+        problem,
+    })
+}

@@ -1,0 +1,331 @@
+//! How a pool comes to be and ends: create, open, close.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Waker;
+
+use block::Bdev;
+use metastore::pool::{PoolStore, PoolStoreOptions, Table};
+use uuid::Uuid;
+
+use super::commit::METADATA_RESERVE_BYTES_MIN;
+use super::disk::{Disk, Host};
+use super::metadata::Metadata;
+use super::worker::{Entry, Parts, PoolOptions, PoolWorker, damaged};
+use super::{Pool, check_name};
+use crate::LvolError;
+use crate::format::{
+    Extent, Found, LayerId, LayerRecord, NameRecord, POOL_KEY, PROBE_BYTES, PROBE_TAIL_BYTES,
+    PoolRecord, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, parse_layer_key, probe,
+};
+use crate::map::Granularity;
+
+/// Largest device of a pool, bytes.
+pub const POOL_BYTES_MAX: u64 = 64 << 40;
+/// Records read at a time.
+const SCAN_RECORDS: usize = 4096;
+
+/// How to make a pool.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    /// The pool's name.
+    pub name: String,
+    /// Bytes of a cluster: a power of two from 64 KiB to 32 MiB.
+    pub cluster_size: u64,
+    /// Overwrite what the device holds.
+    pub force: bool,
+}
+
+impl CreateOptions {
+    /// Bytes of a cluster when nothing else is said.
+    pub const CLUSTER_SIZE_DEFAULT: u64 = 1 << 20;
+
+    /// A pool of this name with the defaults.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            cluster_size: Self::CLUSTER_SIZE_DEFAULT,
+            force: false,
+        }
+    }
+}
+
+impl PoolWorker {
+    /// Makes a pool on a device. Writes as much on a large device as on a small one.
+    ///
+    /// # Errors
+    /// When the device holds something else, is too small or too large, or fails.
+    pub fn create(
+        base: &Arc<Bdev>,
+        create: &CreateOptions,
+        options: PoolOptions,
+        host: Box<dyn Host>,
+        waker: Waker,
+    ) -> Result<(Pool, Self), LvolError> {
+        check_name(&create.name)?;
+        let granularity = Granularity::new(create.cluster_size)
+            .map_err(|error| LvolError::Size(error.to_string()))?;
+        let geometry = base.geometry();
+        let len = geometry.len_bytes();
+        if len > POOL_BYTES_MAX {
+            let text = format!("a device of {len} bytes is larger than a pool's {POOL_BYTES_MAX}");
+            return Err(LvolError::Size(text));
+        }
+        let cluster_size = granularity.cluster_size();
+        let metadata_clusters = METADATA_RESERVE_BYTES_MIN.div_ceil(cluster_size);
+        // The header, the metadata, room for it to grow, and something to use.
+        let needed = (1 + 2 * metadata_clusters + 1) * cluster_size;
+        if len < needed {
+            return Err(LvolError::TooSmall { len, needed });
+        }
+        let disk = Self::open_disk(base, &options, host, &waker)?;
+        let found = look(&disk, base)?;
+        if !create.force && !matches!(found, Found::Nothing) {
+            let what = describe(&found);
+            return Err(LvolError::Foreign { what });
+        }
+        for offset in SUPERBLOCK_OFFSETS {
+            disk.write(offset, &[0; SUPERBLOCK_BYTES])?;
+        }
+        disk.flush()?;
+        let superblock = Superblock {
+            sequence: 0,
+            pool_uuid: *Uuid::new_v4().as_bytes(),
+            name: create.name.clone(),
+            granularity,
+            block_size: geometry.block_size,
+            clusters: len / cluster_size,
+            clean: false,
+            metadata: vec![Extent {
+                start: 1,
+                clusters: metadata_clusters,
+            }],
+        };
+        let metadata = Rc::new(Metadata::new(Rc::clone(&disk), superblock, 1));
+        let store = PoolStore::create(metadata.clone(), PoolStoreOptions::default())?;
+        let pool = PoolRecord {
+            next_layer: 1,
+            next_operation: 1,
+            used_clusters: 0,
+            reserved_clusters: 0,
+            label: String::new(),
+        };
+        let mut transaction = store.transaction();
+        transaction.put(Table::Pool, POOL_KEY, &pool.encode())?;
+        transaction.commit()?;
+        // Last: with this the pool is there.
+        metadata.store(|_| {})?;
+        metadata.store(|_| {})?;
+        let mut worker = Self::from_parts(Parts {
+            base: Arc::clone(base),
+            options,
+            disk,
+            metadata,
+            store,
+            pool,
+            waker,
+        });
+        worker.refill_reserve()?;
+        Ok((Pool::new(&worker.shared), worker))
+    }
+
+    /// Opens the pool on a device, however it was left. Reads the superblock, what redb needs, and the
+    /// records of volumes and layers; no map and no list of free clusters.
+    ///
+    /// # Errors
+    /// When the device holds no pool, one that this program cannot use, or fails.
+    pub fn open(
+        base: &Arc<Bdev>,
+        options: PoolOptions,
+        host: Box<dyn Host>,
+        waker: Waker,
+    ) -> Result<(Pool, Self), LvolError> {
+        let disk = Self::open_disk(base, &options, host, &waker)?;
+        let (superblock, copy) = read_superblock(&disk)?;
+        let geometry = base.geometry();
+        let (block_size, len) = (geometry.block_size, geometry.len_bytes());
+        let pool_len = superblock.clusters * superblock.granularity.cluster_size();
+        if superblock.block_size != block_size || pool_len > len {
+            let text = format!(
+                "the pool was made for blocks of {} bytes and at least {pool_len} bytes; this device has \
+                 blocks of {block_size} and {len} bytes",
+                superblock.block_size
+            );
+            return Err(LvolError::Size(text));
+        }
+        let metadata = Rc::new(Metadata::new(Rc::clone(&disk), superblock, copy));
+        let store = PoolStore::open(metadata.clone(), PoolStoreOptions::default())?;
+        let pool = store.get(Table::Pool, POOL_KEY)?.unwrap_or_default();
+        let pool = PoolRecord::decode(&pool).map_err(damaged(|| "pool".to_owned()))?;
+        let mut worker = Self::from_parts(Parts {
+            base: Arc::clone(base),
+            options,
+            disk,
+            metadata,
+            store,
+            pool,
+            waker,
+        });
+        worker.load_layers()?;
+        worker.load_names()?;
+        worker.load_garbage();
+        worker.refill_reserve()?;
+        worker
+            .metadata
+            .store(|superblock| superblock.clean = false)?;
+        Ok((Pool::new(&worker.shared), worker))
+    }
+
+    /// The name of the pool on a device, if there is one.
+    ///
+    /// # Errors
+    /// When the device cannot be read.
+    pub fn probe(
+        base: &Arc<Bdev>,
+        options: &PoolOptions,
+        host: Box<dyn Host>,
+        waker: &Waker,
+    ) -> Result<Found, LvolError> {
+        let disk = Self::open_disk(base, options, host, waker)?;
+        look(&disk, base)
+    }
+
+    /// Commits what is left and marks the pool as closed cleanly; with `wipe` the superblocks go
+    /// instead. I/O that comes later fails. The pool is closed afterwards even when this fails.
+    pub(super) fn close(&mut self, wipe: bool) -> Result<(), LvolError> {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        let committed = if wipe { Ok(()) } else { self.commit_now() };
+        // What channels had waiting is dropped: they see that the pool has stopped.
+        drop(self.shared.close());
+        let Some(store) = self.store.take() else {
+            return Ok(());
+        };
+        let closed = store.close().map_err(LvolError::from);
+        if wipe {
+            for offset in SUPERBLOCK_OFFSETS {
+                self.disk.write(offset, &[0; SUPERBLOCK_BYTES])?;
+            }
+            return self.disk.flush();
+        }
+        committed?;
+        closed?;
+        self.metadata.store(|superblock| superblock.clean = true)
+    }
+
+    fn load_layers(&mut self) -> Result<(), LvolError> {
+        let mut from = Vec::new();
+        loop {
+            let store = self.usable_store()?;
+            let entries = store.scan(Table::Layers, from.as_slice().., SCAN_RECORDS)?;
+            let Some((last, _)) = entries.last() else {
+                return Ok(());
+            };
+            from = after(last);
+            for (key, value) in entries {
+                let Some(layer) = parse_layer_key(&key) else {
+                    continue;
+                };
+                match LayerRecord::decode(&value) {
+                    Ok(record) => {
+                        self.layers.insert(layer, record);
+                    }
+                    Err(error) => {
+                        tracing::error!(layer = layer.0, %error, "the record of a layer is damaged");
+                    }
+                }
+            }
+        }
+    }
+
+    fn load_names(&mut self) -> Result<(), LvolError> {
+        let mut from = Vec::new();
+        loop {
+            let store = self.usable_store()?;
+            let entries = store.scan(Table::Names, from.as_slice().., SCAN_RECORDS)?;
+            let Some((last, _)) = entries.last() else {
+                return Ok(());
+            };
+            from = after(last);
+            for (key, value) in entries {
+                let name = String::from_utf8_lossy(&key).into_owned();
+                match NameRecord::decode(&value) {
+                    Ok(record) => self.load_name(name, record),
+                    Err(error) => {
+                        tracing::error!(name, %error, "the record of a volume is damaged");
+                    }
+                }
+            }
+        }
+    }
+
+    fn load_name(&mut self, name: String, record: NameRecord) {
+        let shared = self.volume_shared(&record);
+        if !self.has_layers(record.layer) {
+            tracing::error!(name, "a layer of the volume is missing or damaged");
+            shared.faulted.store(true, Ordering::SeqCst);
+        }
+        self.names.insert(name, Entry { record, shared });
+    }
+
+    /// Are this layer and all below it there?
+    fn has_layers(&self, layer: LayerId) -> bool {
+        let mut at = layer;
+        // More steps than layers would be a circle.
+        for _ in 0..=self.layers.len() {
+            let Some(record) = self.layers.get(&at) else {
+                return false;
+            };
+            match record.parent {
+                crate::format::Parent::Layer(parent) => at = parent,
+                _ => return true,
+            }
+        }
+        false
+    }
+}
+
+/// The smallest key after this one.
+fn after(key: &[u8]) -> Vec<u8> {
+    let mut next = key.to_vec();
+    next.push(0);
+    next
+}
+
+fn read_superblock(disk: &Disk) -> Result<(Superblock, usize), LvolError> {
+    let mut copies = [vec![0; SUPERBLOCK_BYTES], vec![0; SUPERBLOCK_BYTES]];
+    for (copy, offset) in copies.iter_mut().zip(SUPERBLOCK_OFFSETS) {
+        // One that cannot be read is as good as a damaged one.
+        if let Err(error) = disk.read(offset, copy) {
+            tracing::warn!(
+                offset,
+                error = crate::chain(&error),
+                "a superblock cannot be read"
+            );
+            copy.fill(0);
+        }
+    }
+    Superblock::newest([&copies[0], &copies[1]]).map_err(|error| LvolError::NoPool {
+        found: error.to_string(),
+    })
+}
+
+fn look(disk: &Disk, base: &Bdev) -> Result<Found, LvolError> {
+    let geometry = base.geometry();
+    let len = geometry.len_bytes();
+    let blocks = |bytes: usize| (bytes as u64).min(len) as usize;
+    let mut head = vec![0; blocks(PROBE_BYTES)];
+    disk.read(0, &mut head)?;
+    let mut tail = vec![0; blocks(PROBE_TAIL_BYTES)];
+    disk.read(len - tail.len() as u64, &mut tail)?;
+    Ok(probe(&head, &tail, geometry.block_size))
+}
+
+fn describe(found: &Found) -> String {
+    match found {
+        Found::Nothing => "nothing".to_owned(),
+        Found::Pool(superblock) => format!("the pool {:?}", superblock.name),
+        Found::Foreign { what } => (*what).to_owned(),
+    }
+}

@@ -1,0 +1,284 @@
+//! What the worker and the channels share.
+//!
+//! Nothing here is locked per I/O: a channel that has its chain of pieces touches atomics only. Locks
+//! are taken when a piece becomes dirty, when a chain is missing, and for batches of clusters.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use block::{Bdev, IoError};
+use dma::IobufPool;
+
+use super::worker::PoolWorker;
+use crate::LvolError;
+use crate::format::LayerId;
+use crate::map::{Change, Cluster, Epoch, Granularity, Piece};
+
+/// Management calls that may wait for the worker.
+const CALLS_MAX: usize = 4096;
+
+/// Everything of a pool that is not the worker's alone.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) base: Arc<Bdev>,
+    pub(crate) buffers: Arc<IobufPool>,
+    pub(crate) granularity: Granularity,
+    pub(crate) block_size: u32,
+    pub(crate) epoch: Arc<Epoch>,
+    /// Moves when the chains of any volume do. See [`VolumeShared::chains`].
+    pub(crate) chains: AtomicU64,
+    /// Held while chains of several volumes move, and to look at one's first number.
+    pub(crate) moving: Mutex<()>,
+    /// A commit has begun and not ended.
+    pub(crate) committing: AtomicBool,
+    /// Pieces that are dirty or were since the last commit began.
+    pub(crate) dirty_count: AtomicU64,
+    /// I/O fails: the pool was closed, or nobody knows what its device holds.
+    pub(crate) stopped: AtomicBool,
+    inbox: Mutex<Inbox>,
+    waker: Waker,
+}
+
+/// What waits for the worker.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    pub(crate) requests: Vec<Request>,
+    pub(crate) calls: VecDeque<Call>,
+    pub(crate) dirty: Vec<DirtyPiece>,
+    /// Clusters that layers gave up.
+    pub(crate) freed: Vec<Cluster>,
+    /// Clusters that were handed out and never used.
+    pub(crate) returned: Vec<Cluster>,
+    /// Nobody takes anything out any more.
+    closed: bool,
+}
+
+/// A management call, run by the worker.
+pub(crate) struct Call(pub(crate) Box<dyn FnOnce(&mut PoolWorker) + Send>);
+
+impl std::fmt::Debug for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Call")
+    }
+}
+
+/// A piece to commit.
+#[derive(Debug, Clone)]
+pub(crate) struct DirtyPiece {
+    pub(crate) layer: LayerId,
+    pub(crate) index: u64,
+    pub(crate) piece: Arc<Piece>,
+}
+
+/// What a channel asks of the worker. The answer goes into its mailbox.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// The pieces that a part of the volume is read from.
+    Resolve {
+        volume: Arc<VolumeShared>,
+        piece: u64,
+        mailbox: Arc<Mailbox>,
+    },
+    /// Clusters for first writes.
+    Clusters { thick: bool, mailbox: Arc<Mailbox> },
+    /// Everything that has completed is to be durable.
+    Commit { mailbox: Arc<Mailbox>, ticket: u64 },
+}
+
+/// An answer of the worker.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Resolved {
+        piece: u64,
+        /// [`VolumeShared::chains`] when it was looked up.
+        chains: u64,
+        chain: Result<Arc<Chain>, IoError>,
+    },
+    Clusters(Result<Vec<Cluster>, IoError>),
+    Committed {
+        ticket: u64,
+        result: Result<(), IoError>,
+    },
+}
+
+/// A channel's place for answers.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    replies: Mutex<Vec<Reply>>,
+    filled: AtomicBool,
+    waker: Waker,
+}
+
+/// The pieces that a stretch of 128 clusters is read from, the volume's own first.
+#[derive(Debug)]
+pub(crate) struct Chain {
+    pub(crate) layer: LayerId,
+    pub(crate) index: u64,
+    pub(crate) own: Arc<Piece>,
+    /// Of the layers below that have anything there, the nearest first.
+    pub(crate) ancestors: Vec<Arc<Piece>>,
+    /// Is there any layer below?
+    pub(crate) has_parent: bool,
+}
+
+/// A volume or a snapshot, as its channels and its device see it.
+#[derive(Debug)]
+pub(crate) struct VolumeShared {
+    /// The layer at the top. Changes only under [`Shared::moving`].
+    pub(crate) layer: AtomicU64,
+    pub(crate) block_count: AtomicU64,
+    /// Moves when the volume's chains do: those looked up before are to be dropped.
+    pub(crate) chains: AtomicU64,
+    /// I/O that is in flight may still change what is below: do not copy from there.
+    pub(crate) unsettled: AtomicBool,
+    /// The volume is gone, or its records are damaged.
+    pub(crate) faulted: AtomicBool,
+    pub(crate) read_only: bool,
+    pub(crate) thick: bool,
+    /// Channels that are open.
+    pub(crate) channels: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        base: Arc<Bdev>,
+        buffers: Arc<IobufPool>,
+        granularity: Granularity,
+        waker: Waker,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            block_size: base.geometry().block_size,
+            base,
+            buffers,
+            granularity,
+            epoch: Epoch::new(),
+            chains: AtomicU64::new(0),
+            moving: Mutex::default(),
+            committing: AtomicBool::new(false),
+            dirty_count: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
+            inbox: Mutex::default(),
+            waker,
+        })
+    }
+
+    pub(crate) fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        // A panic while it was held left plain lists behind.
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn wake_worker(&self) {
+        self.waker.wake_by_ref();
+    }
+
+    /// Asks the worker. Bounded by the I/Os of the channels: each waits for one answer at a time.
+    pub(crate) fn request(&self, request: Request) {
+        self.inbox().requests.push(request);
+        self.wake_worker();
+    }
+
+    /// Hands the worker a call.
+    pub(crate) fn call(
+        &self,
+        call: impl FnOnce(&mut PoolWorker) + Send + 'static,
+    ) -> Result<(), LvolError> {
+        {
+            let mut inbox = self.inbox();
+            if inbox.closed {
+                return Err(LvolError::Closed);
+            }
+            if inbox.calls.len() >= CALLS_MAX {
+                return Err(LvolError::Busy { waiting: CALLS_MAX });
+            }
+            inbox.calls.push_back(Call(Box::new(call)));
+        }
+        self.wake_worker();
+        Ok(())
+    }
+
+    /// Nothing is answered any more. Returns what was waiting, to be dropped.
+    pub(crate) fn close(&self) -> Inbox {
+        self.stopped.store(true, Ordering::SeqCst);
+        let mut inbox = self.inbox();
+        let waiting = std::mem::take(&mut *inbox);
+        inbox.closed = true;
+        waiting
+    }
+
+    /// What a change of a slot of `chain`'s own piece means for the pool.
+    pub(crate) fn note(&self, chain: &Chain, change: Change) {
+        self.note_piece(chain.layer, chain.index, &chain.own, change);
+    }
+
+    pub(crate) fn note_piece(
+        &self,
+        layer: LayerId,
+        index: u64,
+        piece: &Arc<Piece>,
+        change: Change,
+    ) {
+        if change.freed.is_none() && !change.queue {
+            return;
+        }
+        let mut inbox = self.inbox();
+        inbox.freed.extend(change.freed);
+        if change.queue {
+            inbox.dirty.push(DirtyPiece {
+                layer,
+                index,
+                piece: Arc::clone(piece),
+            });
+            self.dirty_count.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// May something that has completed be lost with power, though the device has it?
+    pub(crate) fn is_uncommitted(&self) -> bool {
+        self.dirty_count.load(Ordering::SeqCst) != 0 || self.committing.load(Ordering::SeqCst)
+    }
+}
+
+impl Mailbox {
+    pub(crate) fn new(waker: Waker) -> Arc<Self> {
+        Arc::new(Self {
+            replies: Mutex::default(),
+            filled: AtomicBool::new(false),
+            waker,
+        })
+    }
+
+    pub(crate) fn put(&self, reply: Reply) {
+        let mut replies = self.lock();
+        replies.push(reply);
+        self.filled.store(true, Ordering::Release);
+        drop(replies);
+        self.waker.wake_by_ref();
+    }
+
+    /// Moves the replies to `out`. One load while there are none.
+    pub(crate) fn take(&self, out: &mut Vec<Reply>) {
+        if self.filled.load(Ordering::Acquire) {
+            let mut replies = self.lock();
+            self.filled.store(false, Ordering::Relaxed);
+            out.append(&mut replies);
+        }
+    }
+
+    /// Wakes the channel's thread without an answer: something it waits for has changed.
+    pub(crate) fn wake(&self) {
+        self.waker.wake_by_ref();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Reply>> {
+        // A panic while it was held left a plain list behind.
+        self.replies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl VolumeShared {
+    pub(crate) fn layer(&self) -> LayerId {
+        LayerId(self.layer.load(Ordering::SeqCst))
+    }
+}

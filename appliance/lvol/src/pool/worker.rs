@@ -1,0 +1,401 @@
+//! [`PoolWorker`]: the one that touches the pool's metadata.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use block::{Bdev, IoError};
+use dma::IobufPool;
+use metastore::pool::{PoolStore, PoolStoreError, Table};
+
+use super::allocator::Allocator;
+use super::disk::{Disk, Host};
+use super::garbage::Moved;
+use super::metadata::Metadata;
+use super::shared::{Call, Mailbox, Reply, Request, Shared, VolumeShared};
+use crate::LvolError;
+use crate::format::{
+    FormatError, FreeChunk, LayerId, LayerRecord, NameKind, NameRecord, PoolRecord, chunk_key,
+};
+use crate::map::{Cluster, Grace, Piece};
+
+/// Clusters that a channel gets at a time, at most.
+const BATCH_CLUSTERS: u64 = 64;
+
+/// How a pool is run.
+#[derive(Debug, Clone)]
+pub struct PoolOptions {
+    /// Buffers for the worker, and for channels whose thread brings none.
+    pub buffers: Arc<IobufPool>,
+    /// Pieces of maps kept in memory while nobody uses them; each is 1 to 15 KiB.
+    pub cached_pieces: usize,
+    /// First writes that no FLUSH covers are committed after this time.
+    pub commit_interval: Duration,
+}
+
+impl PoolOptions {
+    /// The defaults.
+    #[must_use]
+    pub fn new(buffers: Arc<IobufPool>) -> Self {
+        Self {
+            buffers,
+            cached_pieces: 16384,
+            commit_interval: Duration::from_secs(5),
+        }
+    }
+}
+
+/// When to step the worker next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// At once.
+    Now,
+    /// Then, or when woken.
+    At(Instant),
+    /// When woken.
+    Idle,
+    /// Never: the pool is closed.
+    End,
+}
+
+/// A volume or a snapshot.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) record: NameRecord,
+    pub(super) shared: Arc<VolumeShared>,
+}
+
+/// What is to be told when a commit has ended.
+pub(super) enum Waiter {
+    Channel { mailbox: Arc<Mailbox>, ticket: u64 },
+    Call(Box<dyn FnOnce(&mut PoolWorker, Result<(), LvolError>)>),
+}
+
+/// What waits for I/O that was in flight.
+pub(super) type AfterGrace = (Grace, Box<dyn FnOnce(&mut PoolWorker)>);
+
+/// The pool's metadata and what changes it. Lives on one thread and is stepped there.
+pub struct PoolWorker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) options: PoolOptions,
+    pub(super) disk: Rc<Disk>,
+    pub(super) metadata: Rc<Metadata>,
+    /// None once closed.
+    pub(super) store: Option<PoolStore>,
+    pub(super) allocator: Allocator,
+    pub(super) pool: PoolRecord,
+    pub(super) names: BTreeMap<String, Entry>,
+    pub(super) layers: HashMap<LayerId, LayerRecord>,
+    /// Records for the next transaction; `None` deletes.
+    pub(super) staged: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
+    pub(super) pieces: HashMap<(LayerId, u64), Arc<Piece>>,
+    /// For the next commit.
+    pub(super) waiters: Vec<Waiter>,
+    /// Freed, and on the device still in a map.
+    pub(super) freed: Vec<Cluster>,
+    pub(super) after_grace: VecDeque<AfterGrace>,
+    /// Clusters that wait in [`Self::after_grace`] to become free.
+    pub(super) quarantined: u64,
+    /// Channels that wait for clusters to become free.
+    short: Vec<(Arc<Mailbox>, bool)>,
+    commit_due: Option<Instant>,
+    /// Layers without a name.
+    pub(super) garbage: BTreeSet<LayerId>,
+    /// A piece on its way from a layer to the one on it.
+    pub(super) moved: Option<Moved>,
+    /// The collector goes on after the next commit.
+    pub(super) collecting_waits: bool,
+    /// The collector goes on then.
+    pub(super) collect_at: Option<Instant>,
+    pub(super) fault: Option<String>,
+}
+
+impl std::fmt::Debug for PoolWorker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PoolWorker")
+            .field("pool", &self.metadata.superblock().name)
+            .field("names", &self.names.len())
+            .field("fault", &self.fault)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a worker is made of.
+pub(super) struct Parts {
+    pub(super) base: Arc<Bdev>,
+    pub(super) options: PoolOptions,
+    pub(super) disk: Rc<Disk>,
+    pub(super) metadata: Rc<Metadata>,
+    pub(super) store: PoolStore,
+    pub(super) pool: PoolRecord,
+    pub(super) waker: Waker,
+}
+
+impl PoolWorker {
+    pub(super) fn open_disk(
+        base: &Arc<Bdev>,
+        options: &PoolOptions,
+        host: Box<dyn Host>,
+        waker: &Waker,
+    ) -> Result<Rc<Disk>, LvolError> {
+        Disk::open(base, &options.buffers, host, waker.clone()).map(Rc::new)
+    }
+
+    pub(super) fn from_parts(parts: Parts) -> Self {
+        let superblock = parts.metadata.superblock();
+        let allocator = Allocator::new(
+            superblock.clusters,
+            parts.pool.used_clusters,
+            &superblock.metadata,
+        );
+        let shared = Shared::new(
+            parts.base,
+            Arc::clone(&parts.options.buffers),
+            superblock.granularity,
+            parts.waker,
+        );
+        Self {
+            shared,
+            options: parts.options,
+            disk: parts.disk,
+            metadata: parts.metadata,
+            store: Some(parts.store),
+            allocator,
+            pool: parts.pool,
+            names: BTreeMap::new(),
+            layers: HashMap::new(),
+            staged: BTreeMap::new(),
+            pieces: HashMap::new(),
+            waiters: Vec::new(),
+            freed: Vec::new(),
+            after_grace: VecDeque::new(),
+            quarantined: 0,
+            short: Vec::new(),
+            commit_due: None,
+            garbage: BTreeSet::new(),
+            moved: None,
+            collecting_waits: false,
+            collect_at: None,
+            fault: None,
+        }
+    }
+
+    /// Does what there is to do. Blocks while the device works on metadata.
+    pub fn step(&mut self, now: Instant) -> Next {
+        if self.store.is_none() {
+            return Next::End;
+        }
+        let mut calls = self.take_in(now);
+        while let Some(call) = calls.pop_front() {
+            (call.0)(self);
+            if self.store.is_none() {
+                return Next::End;
+            }
+        }
+        let mut worked = self.end_graces();
+        self.serve_short();
+        if self.collect_at.is_some_and(|at| at <= now) {
+            self.collect_at = None;
+        }
+        worked |= self.collect();
+        let due = self.commit_due.is_some_and(|due| due <= now);
+        if due || !self.waiters.is_empty() {
+            self.commit_due = None;
+            self.commit();
+            return Next::Now;
+        }
+        if worked {
+            return Next::Now;
+        }
+        self.drop_unused_pieces();
+        let deadline = [self.commit_due, self.collect_at]
+            .into_iter()
+            .flatten()
+            .min();
+        deadline.map_or(Next::Idle, Next::At)
+    }
+
+    /// Sorts what channels have put in; gives the calls. What is dirty stays for the commit.
+    fn take_in(&mut self, now: Instant) -> VecDeque<Call> {
+        let (requests, calls, returned, has_changes) = {
+            let mut inbox = self.shared.inbox();
+            let has_changes = !inbox.dirty.is_empty() || !inbox.freed.is_empty();
+            (
+                std::mem::take(&mut inbox.requests),
+                std::mem::take(&mut inbox.calls),
+                std::mem::take(&mut inbox.returned),
+                has_changes,
+            )
+        };
+        if has_changes {
+            self.commit_due
+                .get_or_insert(now + self.options.commit_interval);
+        }
+        for cluster in returned {
+            self.allocator.release(cluster);
+        }
+        for request in requests {
+            match request {
+                Request::Resolve {
+                    volume,
+                    piece,
+                    mailbox,
+                } => self.resolve(&volume, piece, &mailbox),
+                Request::Clusters { thick, mailbox } => self.short.push((mailbox, thick)),
+                Request::Commit { mailbox, ticket } => {
+                    self.waiters.push(Waiter::Channel { mailbox, ticket });
+                }
+            }
+        }
+        calls
+    }
+
+    /// Runs what waited for I/O that has ended. True if there was any.
+    fn end_graces(&mut self) -> bool {
+        let mut worked = false;
+        while let Some((grace, _)) = self.after_grace.front() {
+            if !self.shared.epoch.has_ended(*grace) {
+                break;
+            }
+            let Some((_, action)) = self.after_grace.pop_front() else {
+                break;
+            };
+            action(self);
+            worked = true;
+        }
+        if self.after_grace.is_empty() {
+            self.shared.epoch.stop_awaiting();
+        }
+        worked
+    }
+
+    pub(super) fn after_grace(&mut self, action: impl FnOnce(&mut Self) + 'static) {
+        let grace = self.shared.epoch.grace();
+        self.after_grace.push_back((grace, Box::new(action)));
+        // If nothing is in flight, nobody will wake the worker.
+        self.shared.wake_worker();
+    }
+
+    /// Gives clusters to channels that need them, or says that there are none.
+    fn serve_short(&mut self) {
+        for (mailbox, thick) in std::mem::take(&mut self.short) {
+            match self.batch(thick) {
+                Ok(clusters) if clusters.is_empty() => {
+                    if self.some_may_come_free() {
+                        // Freed clusters are on their way: a commit, then a grace period.
+                        self.short.push((mailbox, thick));
+                        if self.waiters.is_empty() && !self.freed_waits_only_for_grace() {
+                            self.waiters.push(Waiter::Call(Box::new(|_, _| {})));
+                        }
+                    } else {
+                        mailbox.put(Reply::Clusters(Err(IoError::NoSpace)));
+                    }
+                }
+                Ok(clusters) => mailbox.put(Reply::Clusters(Ok(clusters))),
+                Err(error) => {
+                    tracing::error!(%error, "clusters cannot be handed out");
+                    mailbox.put(Reply::Clusters(Err(IoError::Internal)));
+                }
+            }
+        }
+    }
+
+    fn some_may_come_free(&self) -> bool {
+        self.quarantined > 0 || !self.freed.is_empty() || !self.shared.inbox().freed.is_empty()
+    }
+
+    fn freed_waits_only_for_grace(&self) -> bool {
+        self.freed.is_empty() && self.shared.inbox().freed.is_empty()
+    }
+
+    fn batch(&mut self, thick: bool) -> Result<Vec<Cluster>, LvolError> {
+        let free = self.data_clusters_free(thick);
+        let wanted = (free / 16).clamp(1, BATCH_CLUSTERS).min(free);
+        let mut clusters = Vec::with_capacity(wanted as usize);
+        for _ in 0..wanted {
+            let Some(cluster) = self.take_cluster()? else {
+                break;
+            };
+            clusters.push(cluster);
+        }
+        Ok(clusters)
+    }
+
+    /// Clusters that a first write may take.
+    pub(super) fn data_clusters_free(&self, thick: bool) -> u64 {
+        let free = self.allocator.free();
+        if thick {
+            free
+        } else {
+            free.saturating_sub(self.pool.reserved_clusters)
+        }
+    }
+
+    pub(super) fn take_cluster(&mut self) -> Result<Option<Cluster>, LvolError> {
+        let store = self.store.as_ref().ok_or(LvolError::Closed)?;
+        let mut source = |number| load_chunk(store, number);
+        self.allocator.take(&mut source)
+    }
+
+    /// Stops the pool: nobody knows what its device holds.
+    pub(super) fn stop(&mut self, reason: &LvolError) {
+        let reason = crate::chain(reason);
+        tracing::error!(
+            pool = self.metadata.superblock().name,
+            reason,
+            "the pool stops"
+        );
+        self.fault.get_or_insert(reason);
+        self.shared.stopped.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn usable_store(&self) -> Result<&PoolStore, LvolError> {
+        if let Some(reason) = &self.fault {
+            return Err(LvolError::Faulted {
+                reason: reason.clone(),
+            });
+        }
+        self.store.as_ref().ok_or(LvolError::Closed)
+    }
+
+    pub(super) fn volume_shared(&self, record: &NameRecord) -> Arc<VolumeShared> {
+        Arc::new(VolumeShared {
+            layer: AtomicU64::new(record.layer.0),
+            block_count: AtomicU64::new(record.size_bytes / u64::from(self.shared.block_size)),
+            chains: AtomicU64::new(0),
+            unsettled: AtomicBool::new(false),
+            faulted: AtomicBool::new(false),
+            read_only: record.read_only || record.kind == NameKind::Snapshot,
+            thick: record.thick,
+            channels: AtomicU64::new(0),
+        })
+    }
+}
+
+/// A chunk of the FREE table; absent, none of it is used.
+pub(super) fn load_chunk(store: &PoolStore, number: u64) -> Result<FreeChunk, LvolError> {
+    match store.get(Table::Free, &chunk_key(number))? {
+        None => Ok(FreeChunk::default()),
+        Some(record) => {
+            FreeChunk::decode(&record).map_err(damaged(|| format!("free clusters {number}")))
+        }
+    }
+}
+
+pub(super) fn damaged(record: impl FnOnce() -> String) -> impl FnOnce(FormatError) -> LvolError {
+    move |source| LvolError::Damaged {
+        record: record(),
+        source,
+    }
+}
+
+/// Is the store of no use any more, or did only this call fail?
+pub(super) fn is_fatal(error: &PoolStoreError) -> bool {
+    !matches!(
+        error,
+        PoolStoreError::NoSpace { .. } | PoolStoreError::TooLong { .. }
+    )
+}

@@ -1,0 +1,163 @@
+//! One I/O of a volume on its way.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use block::{Io, IoError};
+use dma::IoBuf;
+
+use crate::map::{Cluster, GranuleRange, Granules};
+use crate::pool::Chain;
+
+/// An I/O, and how far it is.
+#[derive(Debug)]
+pub(super) struct Flight {
+    /// Without its payload while that is with the device below.
+    pub(super) io: Io,
+    pub(super) state: State,
+    /// The first error of its parts.
+    pub(super) error: Option<IoError>,
+    /// Parts that are with the device below.
+    pub(super) parts_out: u32,
+    /// Of a write of zeroes, once its whole granules are done: bytes of the cluster still to be written.
+    pub(super) edges: Option<Vec<Range<u64>>>,
+    /// A write of zeroes has changed the map.
+    pub(super) zeroed: bool,
+}
+
+/// What it waits for.
+#[derive(Debug)]
+pub(super) enum State {
+    /// Its chain of pieces.
+    Piece(u64),
+    /// A cluster.
+    Clusters,
+    /// Another I/O that has a granule locked, the end of a snapshot, or a buffer.
+    Retry,
+    /// The device below, which has all of it.
+    Below { token: u8, chain: Arc<Chain> },
+    /// The device below, which has parts of a read.
+    Reading(Box<Reading>),
+    /// The device below, which has the parts of a first write.
+    Writing(Box<Writing>),
+    /// The device below, for a flush.
+    Flushing { token: u8 },
+    /// A commit.
+    Committing,
+}
+
+impl State {
+    /// Does no completion of the device below end it?
+    pub(super) fn waits(&self) -> bool {
+        matches!(
+            self,
+            Self::Piece(_) | Self::Clusters | Self::Retry | Self::Committing
+        )
+    }
+}
+
+impl Flight {
+    pub(super) fn new(io: Io) -> Self {
+        Self {
+            io,
+            state: State::Retry,
+            error: None,
+            parts_out: 0,
+            edges: None,
+            zeroed: false,
+        }
+    }
+}
+
+/// A read from several places.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub(super) token: u8,
+    /// The parts of the payload, in order; `None` while it is read into. Empty of a verify.
+    pub(super) parts: Vec<Option<IoBuf>>,
+    /// Of a compare: what the host sent. The parts are of a buffer of the channel's.
+    pub(super) expected: Option<dma::Payload>,
+}
+
+/// A first write: its granules are locked.
+#[derive(Debug)]
+pub(super) struct Writing {
+    pub(super) token: u8,
+    pub(super) chain: Arc<Chain>,
+    pub(super) slot: usize,
+    pub(super) locked: Granules,
+    pub(super) cluster: Cluster,
+    /// Bytes of the cluster to be filled from below: before and after what the host wrote.
+    pub(super) fills: [Option<Fill>; 2],
+}
+
+/// A part of a granule that the host does not write.
+#[derive(Debug)]
+pub(super) struct Fill {
+    pub(super) bytes: Range<u64>,
+    /// Where it is read from; `None` when its buffer holds it.
+    pub(super) from: Option<Cluster>,
+    /// Not here while it is with the device below.
+    pub(super) buffer: Option<IoBuf>,
+}
+
+/// Where an I/O lies: in one cluster.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) piece: u64,
+    pub(super) slot: usize,
+    /// Bytes of the cluster.
+    pub(super) bytes: Range<u64>,
+}
+
+/// A stretch of a read from one source.
+#[derive(Debug, Clone)]
+pub(super) struct Run {
+    pub(super) bytes: Range<u64>,
+    /// `None`: zeroes.
+    pub(super) cluster: Option<Cluster>,
+}
+
+/// Number of an I/O to the device below: the flight, and which part of it.
+pub(super) fn tag(flight: usize, part: usize) -> u64 {
+    (flight as u64) << 16 | part as u64
+}
+
+pub(super) fn parse_tag(tag: u64) -> (usize, usize) {
+    ((tag >> 16) as usize, (tag & 0xffff) as usize)
+}
+
+/// The granules of `range` and where each is read from, through all layers of the chain.
+pub(super) fn runs(
+    chain: &Chain,
+    slot: usize,
+    bytes: &Range<u64>,
+    granules: GranuleRange,
+    granule_size: u64,
+) -> Vec<Run> {
+    let own = chain.own.look(slot);
+    let looks: Vec<_> = std::iter::once(own)
+        .chain(chain.ancestors.iter().map(|piece| piece.look(slot)))
+        .collect();
+    let mut runs: Vec<Run> = Vec::new();
+    for granule in granules.start..granules.end {
+        let source = looks
+            .iter()
+            .map(|look| look.source(granule))
+            .find(|source| *source != crate::map::Source::Parent);
+        let cluster = match source {
+            Some(crate::map::Source::Own(cluster)) => Some(cluster),
+            _ => None,
+        };
+        let start = bytes.start.max(u64::from(granule) * granule_size);
+        let end = bytes.end.min((u64::from(granule) + 1) * granule_size);
+        match runs.last_mut() {
+            Some(run) if run.cluster == cluster => run.bytes.end = end,
+            _ => runs.push(Run {
+                bytes: start..end,
+                cluster,
+            }),
+        }
+    }
+    runs
+}

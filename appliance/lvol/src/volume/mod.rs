@@ -1,0 +1,10 @@
+//! Volumes as block devices.
+
+mod cache;
+mod channel;
+mod device;
+mod flight;
+mod read;
+mod write;
+
+pub use device::Volume;

@@ -1,0 +1,224 @@
+//! Reads, compares and verifies.
+
+use std::sync::Arc;
+
+use block::{Completion, Io, IoError, Op, Submit};
+use dma::{IoBuf, Payload};
+
+use super::channel::{Attempt, VolumeChannel, fill_with_zeroes};
+use super::flight::{Flight, Reading, Run, State, runs, tag};
+use crate::map::{Cluster, Look, Source};
+
+impl VolumeChannel {
+    pub(super) fn attempt_read(&mut self, index: usize, flight: &mut Flight) -> Attempt {
+        let place = self.place(&flight.io);
+        let token = self.epoch.enter();
+        let Some(chain) = self.chain(place.piece) else {
+            self.leave(token);
+            return self.need_piece(place.piece);
+        };
+        let whole = match chain.own.look(place.slot) {
+            Look::Whole(Source::Own(cluster)) => Some(Some(cluster)),
+            Look::Whole(Source::Zero) => Some(None),
+            Look::Whole(Source::Parent) if chain.ancestors.is_empty() => Some(None),
+            _ => None,
+        };
+        let only = whole.or_else(|| self.only_run(&chain, &place));
+        match only {
+            Some(Some(cluster)) => {
+                let at = self.block_of(cluster, place.bytes.start);
+                let payload = flight.io.payload.take();
+                let io =
+                    Io::with_payload(flight.io.op, at, flight.io.blocks, payload, tag(index, 0));
+                self.submit_below(index, flight, io, token, chain)
+            }
+            Some(_) if flight.io.op != Op::Compare => {
+                self.leave(token);
+                Attempt::Done(fill_with_zeroes(&mut flight.io.payload))
+            }
+            _ => {
+                let span = self.shared.granularity.span(place.bytes.clone());
+                let granule = self.shared.granularity.granule_size();
+                let runs = runs(&chain, place.slot, &place.bytes, span.touched, granule);
+                self.start_runs(index, flight, token, &runs)
+            }
+        }
+    }
+
+    /// The one source of an I/O, if it has only one.
+    pub(super) fn only_run(
+        &self,
+        chain: &crate::pool::Chain,
+        place: &super::flight::Place,
+    ) -> Option<Option<Cluster>> {
+        let span = self.shared.granularity.span(place.bytes.clone());
+        let granule = self.shared.granularity.granule_size();
+        match runs(chain, place.slot, &place.bytes, span.touched, granule).as_slice() {
+            [run] => Some(run.cluster),
+            _ => None,
+        }
+    }
+
+    /// The block of the device below at a byte of a cluster.
+    pub(super) fn block_of(&self, cluster: Cluster, byte: u64) -> u64 {
+        let at = cluster.get() * self.shared.granularity.cluster_size() + byte;
+        at / u64::from(self.shared.block_size)
+    }
+
+    /// Gives all of an I/O with a chain to the device below.
+    pub(super) fn submit_below(
+        &mut self,
+        index: usize,
+        flight: &mut Flight,
+        io: Io,
+        token: u8,
+        chain: Arc<crate::pool::Chain>,
+    ) -> Attempt {
+        match self.submit_to_base(io) {
+            Submit::Pending => Attempt::Going(State::Below { token, chain }),
+            Submit::Done(completion) => {
+                flight.io.payload = completion.io.payload;
+                self.leave(token);
+                self.whole_ended(index, flight, &chain, completion.result)
+            }
+        }
+    }
+
+    /// Reads from several places, all at once.
+    fn start_runs(
+        &mut self,
+        index: usize,
+        flight: &mut Flight,
+        token: u8,
+        runs: &[Run],
+    ) -> Attempt {
+        let mut reading = Box::new(Reading {
+            token,
+            parts: Vec::new(),
+            expected: None,
+        });
+        let mut rest = match flight.io.op {
+            Op::Verify => None,
+            Op::Compare => {
+                let Some(buffer) = self.buffers.get(flight.io.payload.len()) else {
+                    self.leave(token);
+                    return self.no_buffer(flight.io.payload.len());
+                };
+                reading.expected = Some(flight.io.payload.take());
+                Some(buffer)
+            }
+            _ => match flight.io.payload.take() {
+                Payload::Buf(buffer) => Some(buffer),
+                other => {
+                    flight.io.payload = other;
+                    self.leave(token);
+                    return Attempt::Done(Err(IoError::InvalidField));
+                }
+            },
+        };
+        flight.error = None;
+        for (part, run) in runs.iter().enumerate() {
+            let len = (run.bytes.end - run.bytes.start) as usize;
+            let mut buffer = rest.as_mut().map(|rest| rest.split_to(len));
+            let Some(cluster) = run.cluster else {
+                if let Some(buffer) = &mut buffer {
+                    match buffer.try_as_mut_slice() {
+                        Some(bytes) => bytes.fill(0),
+                        None => flight.error = Some(IoError::InvalidField),
+                    }
+                }
+                reading.parts.push(buffer);
+                continue;
+            };
+            let at = self.block_of(cluster, run.bytes.start);
+            let blocks = len as u32 / self.shared.block_size;
+            let op = if buffer.is_some() {
+                Op::Read
+            } else {
+                Op::Verify
+            };
+            let payload = buffer.map_or(Payload::None, Payload::Buf);
+            let io = Io::with_payload(op, at, blocks, payload, tag(index, part));
+            reading.parts.push(None);
+            match self.submit_to_base(io) {
+                Submit::Pending => flight.parts_out += 1,
+                Submit::Done(completion) => keep_part(flight, &mut reading, part, completion),
+            }
+        }
+        drop(rest);
+        self.reading_goes_on(flight, reading)
+    }
+
+    pub(super) fn read_part_ended(
+        &mut self,
+        flight: &mut Flight,
+        mut reading: Box<Reading>,
+        part: usize,
+        completion: Completion,
+    ) -> Attempt {
+        flight.parts_out -= 1;
+        keep_part(flight, &mut reading, part, completion);
+        self.reading_goes_on(flight, reading)
+    }
+
+    fn reading_goes_on(&mut self, flight: &mut Flight, mut reading: Box<Reading>) -> Attempt {
+        if flight.parts_out > 0 {
+            return Attempt::Going(State::Reading(reading));
+        }
+        self.leave(reading.token);
+        let read = join(std::mem::take(&mut reading.parts));
+        let result = match (reading.expected, read) {
+            (Some(expected), Some(read)) => {
+                let result = flight.error.map_or_else(|| compare(&expected, &read), Err);
+                flight.io.payload = expected;
+                result
+            }
+            (_, read) => {
+                flight.io.payload = read.map_or(Payload::None, Payload::Buf);
+                flight.error.map_or(Ok(()), Err)
+            }
+        };
+        Attempt::Done(result)
+    }
+
+    /// There may be a buffer at the next poll, unless none is ever as long.
+    pub(super) fn no_buffer(&self, len: usize) -> Attempt {
+        let longest = self.buffers.pool().options().large_bufsize as usize;
+        if len > longest {
+            return Attempt::Done(Err(IoError::InvalidField));
+        }
+        Attempt::Going(State::Retry)
+    }
+}
+
+fn keep_part(flight: &mut Flight, reading: &mut Reading, part: usize, completion: Completion) {
+    if let Payload::Buf(buffer) = completion.io.payload {
+        reading.parts[part] = Some(buffer);
+    }
+    if let Err(error) = completion.result {
+        flight.error.get_or_insert(error);
+    }
+}
+
+/// The parts of a payload as one again.
+fn join(parts: Vec<Option<IoBuf>>) -> Option<IoBuf> {
+    let mut parts = parts.into_iter().flatten();
+    let mut whole = parts.next()?;
+    for part in parts {
+        let joined = whole.join(part);
+        debug_assert!(joined.is_ok(), "parts were split off in this order");
+    }
+    Some(whole)
+}
+
+fn compare(expected: &Payload, read: &IoBuf) -> Result<(), IoError> {
+    let mut bytes = vec![0; expected.len()];
+    expected.copy_range_to(0, &mut bytes);
+    let mut pairs = bytes.iter().zip(read.as_slice());
+    match pairs.position(|(expected, read)| expected != read) {
+        None => Ok(()),
+        Some(offset) => Err(IoError::CompareMismatch {
+            offset_bytes: offset as u32,
+        }),
+    }
+}

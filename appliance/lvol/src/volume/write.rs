@@ -1,0 +1,426 @@
+//! Writes, unmaps and writes of zeroes.
+//!
+//! A first write locks its granules, writes the data and what they lack from below, and then says that
+//! they are written. Until then nobody reads them, and a crash finds the old content.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use block::{Completion, Io, Op, Submit};
+use dma::Payload;
+
+use super::channel::{Attempt, VolumeChannel};
+use super::flight::{Fill, Flight, Place, State, Writing, tag};
+use crate::map::{Change, Cluster, Granules, Look, PartialGranule, Source};
+use crate::pool::Chain;
+
+/// Number of the part that the host's data are.
+const DATA: usize = 0;
+
+impl VolumeChannel {
+    pub(super) fn attempt_write(&mut self, index: usize, flight: &mut Flight) -> Attempt {
+        let place = self.place(&flight.io);
+        self.write_at(index, flight, &place)
+    }
+
+    /// Writes the payload to a place.
+    fn write_at(&mut self, index: usize, flight: &mut Flight, place: &Place) -> Attempt {
+        let token = self.epoch.enter();
+        let Some(chain) = self.chain(place.piece) else {
+            self.leave(token);
+            return self.need_piece(place.piece);
+        };
+        let touched = self.shared.granularity.span(place.bytes.clone()).touched;
+        match chain.own.look(place.slot) {
+            Look::Whole(Source::Own(cluster)) => {
+                self.write_in_place(index, flight, place, cluster, token, chain)
+            }
+            Look::Mixed {
+                cluster: Some(cluster),
+                written,
+                ..
+            } if written.contains(touched.into()) => {
+                self.write_in_place(index, flight, place, cluster, token, chain)
+            }
+            _ => self.write_first(index, flight, place, token, chain),
+        }
+    }
+
+    fn write_in_place(
+        &mut self,
+        index: usize,
+        flight: &mut Flight,
+        place: &Place,
+        cluster: Cluster,
+        token: u8,
+        chain: Arc<Chain>,
+    ) -> Attempt {
+        let io = self.data_io(index, flight, place, cluster, flight.io.op.fua());
+        self.submit_below(index, flight, io, token, chain)
+    }
+
+    fn data_io(
+        &self,
+        index: usize,
+        flight: &mut Flight,
+        place: &Place,
+        cluster: Cluster,
+        fua: bool,
+    ) -> Io {
+        let at = self.block_of(cluster, place.bytes.start);
+        let len = (place.bytes.end - place.bytes.start) as u32;
+        let payload = flight.io.payload.take();
+        let blocks = len / self.shared.block_size;
+        Io::with_payload(Op::Write { fua }, at, blocks, payload, tag(index, DATA))
+    }
+
+    /// Writes granules that the volume does not have yet.
+    fn write_first(
+        &mut self,
+        index: usize,
+        flight: &mut Flight,
+        place: &Place,
+        token: u8,
+        chain: Arc<Chain>,
+    ) -> Attempt {
+        let locked = Granules::from(self.shared.granularity.span(place.bytes.clone()).touched);
+        if !chain.own.lock(place.slot, locked) {
+            self.leave(token);
+            return Attempt::Going(State::Retry);
+        }
+        // Nobody writes these granules for the first time now but this.
+        match self.prepare_first(place, &chain, locked) {
+            Err(attempt) => {
+                let change = chain.own.unlock(place.slot, locked);
+                self.shared.note(&chain, change);
+                self.leave(token);
+                attempt
+            }
+            Ok((cluster, fills)) => {
+                let writing = Box::new(Writing {
+                    token,
+                    chain,
+                    slot: place.slot,
+                    locked,
+                    cluster,
+                    fills,
+                });
+                self.start_writing(index, flight, place, writing)
+            }
+        }
+    }
+
+    /// What a first write needs: a cluster, and what is to be filled from below.
+    fn prepare_first(
+        &mut self,
+        place: &Place,
+        chain: &Chain,
+        locked: Granules,
+    ) -> Result<(Cluster, [Option<Fill>; 2]), Attempt> {
+        let look = chain.own.look(place.slot);
+        let written = match look {
+            Look::Whole(Source::Own(_)) => locked,
+            Look::Whole(_) => Granules::NONE,
+            Look::Mixed { written, .. } => written,
+        };
+        let mut fills = [None, None];
+        for (fill, bytes) in fills.iter_mut().zip(self.unwritten_edges(place, written)) {
+            if let Some(bytes) = bytes {
+                *fill = Some(self.prepare_fill(place, chain, bytes)?);
+            }
+        }
+        let cluster = match look.cluster() {
+            Some(cluster) => cluster,
+            None => {
+                let Some(cluster) = self.clusters.pop() else {
+                    return Err(self.need_clusters());
+                };
+                match chain.own.allocate(place.slot, cluster) {
+                    Ok(()) => cluster,
+                    Err(winner) => {
+                        self.clusters.push(cluster);
+                        winner
+                    }
+                }
+            }
+        };
+        Ok((cluster, fills))
+    }
+
+    /// The bytes of unwritten granules before and after what is written.
+    fn unwritten_edges(&self, place: &Place, written: Granules) -> [Option<Range<u64>>; 2] {
+        let span = self.shared.granularity.span(place.bytes.clone());
+        let granule = self.shared.granularity.granule_size();
+        let unwritten = |edge: &PartialGranule| !written.test(edge.granule);
+        let start = |edge: &PartialGranule| u64::from(edge.granule) * granule;
+        let before = span
+            .head
+            .filter(unwritten)
+            .and_then(|head| (head.start > 0).then(|| start(&head)..place.bytes.start));
+        // The last granule: the first, if it is the only one.
+        let last = span.tail.or_else(|| {
+            span.head
+                .filter(|head| head.granule + 1 == span.touched.end)
+        });
+        let after = last.filter(unwritten).and_then(|tail| {
+            (u64::from(tail.end) < granule).then(|| place.bytes.end..start(&tail) + granule)
+        });
+        [before, after]
+    }
+
+    fn prepare_fill(
+        &mut self,
+        place: &Place,
+        chain: &Chain,
+        bytes: Range<u64>,
+    ) -> Result<Fill, Attempt> {
+        let granule = (bytes.start / self.shared.granularity.granule_size()) as u16;
+        let own = chain.own.look(place.slot).source(granule);
+        let mut below = chain
+            .ancestors
+            .iter()
+            .map(|piece| piece.look(place.slot).source(granule));
+        let source = match own {
+            Source::Parent => below.find(|source| *source != Source::Parent),
+            own => Some(own),
+        };
+        let from = match source {
+            Some(Source::Own(cluster)) => Some(cluster),
+            _ => None,
+        };
+        // I/O that was in flight at the snapshot may still change what is below.
+        if own == Source::Parent
+            && chain.has_parent
+            && self
+                .volume
+                .unsettled
+                .load(std::sync::atomic::Ordering::SeqCst)
+        {
+            return Err(Attempt::Going(State::Retry));
+        }
+        let len = (bytes.end - bytes.start) as usize;
+        let Some(mut buffer) = self.buffers.get(len) else {
+            return Err(self.no_buffer(len));
+        };
+        if from.is_none() {
+            buffer.as_mut_slice().fill(0);
+        }
+        Ok(Fill {
+            bytes,
+            from,
+            buffer: Some(buffer),
+        })
+    }
+
+    fn start_writing(
+        &mut self,
+        index: usize,
+        flight: &mut Flight,
+        place: &Place,
+        mut writing: Box<Writing>,
+    ) -> Attempt {
+        flight.error = None;
+        let data = self.data_io(index, flight, place, writing.cluster, false);
+        self.submit_part(index, flight, &mut writing, DATA, data);
+        for part in 1..=2 {
+            self.start_fill(index, flight, &mut writing, part);
+        }
+        self.writing_goes_on(index, flight, writing)
+    }
+
+    /// Reads what a fill needs, or writes it when it is there.
+    fn start_fill(
+        &mut self,
+        index: usize,
+        flight: &mut Flight,
+        writing: &mut Box<Writing>,
+        part: usize,
+    ) {
+        let cluster = writing.cluster;
+        let Some(fill) = &mut writing.fills[part - 1] else {
+            return;
+        };
+        let Some(buffer) = fill.buffer.take() else {
+            return;
+        };
+        let (op, cluster) = match fill.from {
+            Some(from) => (Op::Read, from),
+            None => (Op::Write { fua: false }, cluster),
+        };
+        let at = self.block_of(cluster, fill.bytes.start);
+        let blocks = buffer.len() as u32 / self.shared.block_size;
+        let io = Io::with_payload(op, at, blocks, buffer.into(), tag(index, part));
+        self.submit_part(index, flight, writing, part, io);
+    }
+
+    fn submit_part(
+        &mut self,
+        index: usize,
+        flight: &mut Flight,
+        writing: &mut Box<Writing>,
+        part: usize,
+        io: Io,
+    ) {
+        flight.parts_out += 1;
+        if let Submit::Done(completion) = self.submit_to_base(io) {
+            self.take_part(index, flight, writing, part, completion);
+        }
+    }
+
+    fn take_part(
+        &mut self,
+        index: usize,
+        flight: &mut Flight,
+        writing: &mut Box<Writing>,
+        part: usize,
+        completion: Completion,
+    ) {
+        flight.parts_out -= 1;
+        if let Err(error) = completion.result {
+            flight.error.get_or_insert(error);
+        }
+        if part == DATA {
+            flight.io.payload = completion.io.payload;
+            return;
+        }
+        let Some(fill) = &mut writing.fills[part - 1] else {
+            return;
+        };
+        // It was read: now it can be written.
+        if fill.from.take().is_some() && flight.error.is_none() {
+            if let Payload::Buf(buffer) = completion.io.payload {
+                fill.buffer = Some(buffer);
+            }
+            self.start_fill(index, flight, writing, part);
+        }
+    }
+
+    pub(super) fn write_part_ended(
+        &mut self,
+        index: usize,
+        flight: &mut Flight,
+        mut writing: Box<Writing>,
+        part: usize,
+        completion: Completion,
+    ) -> Attempt {
+        self.take_part(index, flight, &mut writing, part, completion);
+        self.writing_goes_on(index, flight, writing)
+    }
+
+    fn writing_goes_on(
+        &mut self,
+        index: usize,
+        flight: &mut Flight,
+        writing: Box<Writing>,
+    ) -> Attempt {
+        if flight.parts_out > 0 {
+            return Attempt::Going(State::Writing(writing));
+        }
+        let own = &writing.chain.own;
+        let change = match flight.error {
+            None => own.complete_write(writing.slot, writing.locked),
+            Some(_) => own.unlock(writing.slot, writing.locked),
+        };
+        self.shared.note(&writing.chain, change);
+        self.leave(writing.token);
+        if let Some(error) = flight.error {
+            return Attempt::Done(Err(error));
+        }
+        if flight.edges.is_some() {
+            return self.next_edge(index, flight);
+        }
+        if flight.io.op.fua() {
+            return self.need_commit(index);
+        }
+        Attempt::Done(Ok(()))
+    }
+
+    pub(super) fn attempt_zero(&mut self, index: usize, flight: &mut Flight) -> Attempt {
+        if flight.edges.is_some() {
+            return self.next_edge(index, flight);
+        }
+        let place = self.place(&flight.io);
+        let token = self.epoch.enter();
+        let Some(chain) = self.chain(place.piece) else {
+            self.leave(token);
+            return self.need_piece(place.piece);
+        };
+        let span = self.shared.granularity.span(place.bytes.clone());
+        let whole = span.whole();
+        if !whole.is_empty() {
+            let hides = !chain.ancestors.is_empty();
+            let Ok(change) = chain.own.zero(place.slot, whole.into(), hides) else {
+                self.leave(token);
+                return Attempt::Going(State::Retry);
+            };
+            flight.zeroed |= change != Change::default();
+            self.shared.note(&chain, change);
+        }
+        self.leave(token);
+        if flight.io.op == Op::Unmap {
+            // A part of a granule stays as it is: unmap is advice.
+            return Attempt::Done(Ok(()));
+        }
+        let granule = self.shared.granularity.granule_size();
+        let edges = [span.head, span.tail].into_iter().flatten();
+        let edges = edges.map(|edge| {
+            let start = u64::from(edge.granule) * granule;
+            start + u64::from(edge.start)..start + u64::from(edge.end)
+        });
+        flight.edges = Some(edges.collect());
+        self.next_edge(index, flight)
+    }
+
+    /// Writes zeroes to the next part of a granule, or ends.
+    pub(super) fn next_edge(&mut self, index: usize, flight: &mut Flight) -> Attempt {
+        loop {
+            // Of the edge before.
+            flight.io.payload = Payload::None;
+            let Some(bytes) = flight
+                .edges
+                .as_ref()
+                .and_then(|edges| edges.last().cloned())
+            else {
+                if flight.io.op.fua() && (flight.zeroed || self.shared.is_uncommitted()) {
+                    return self.need_commit(index);
+                }
+                return Attempt::Done(Ok(()));
+            };
+            let attempt = self.write_edge(index, flight, bytes);
+            match &attempt {
+                Attempt::Done(Err(_)) => return attempt,
+                // Not begun: it is tried again.
+                Attempt::Going(state) if state.waits() => return attempt,
+                _ => {}
+            }
+            flight.edges.as_mut().and_then(Vec::pop);
+            if matches!(attempt, Attempt::Going(_)) {
+                return attempt;
+            }
+        }
+    }
+
+    fn write_edge(&mut self, index: usize, flight: &mut Flight, bytes: Range<u64>) -> Attempt {
+        let place = Place {
+            bytes,
+            ..self.place(&flight.io)
+        };
+        let token = self.epoch.enter();
+        let Some(chain) = self.chain(place.piece) else {
+            self.leave(token);
+            return self.need_piece(place.piece);
+        };
+        let is_zero = self.only_run(&chain, &place) == Some(None);
+        self.leave(token);
+        if is_zero {
+            return Attempt::Done(Ok(()));
+        }
+        let len = (place.bytes.end - place.bytes.start) as usize;
+        let Some(mut buffer) = self.buffers.get(len) else {
+            return self.no_buffer(len);
+        };
+        buffer.as_mut_slice().fill(0);
+        flight.io.payload = buffer.into();
+        self.write_at(index, flight, &place)
+    }
+}

@@ -1,0 +1,269 @@
+//! A pool on a simulated drive, stepped by hand.
+
+use std::cell::Cell;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use block::{
+    Bdev, BdevChannel, BdevOptions, ChannelContext, Completion, Io, IoError, Op, Submit,
+};
+use dma::{BackingPreference, ChannelOptions, IobufChannel, IobufOptions, IobufPool, Payload};
+use lvol::{CreateOptions, Host, LvolError, NewVolume, Pool, PoolOptions, PoolWorker, Promise};
+use simulation::{Image, SimDevice, SimOptions};
+
+/// Turns after which something that has not ended never will.
+const TURNS_MAX: u32 = 200_000;
+
+/// A clock that goes on with each look.
+#[derive(Debug)]
+struct TestHost {
+    start: Instant,
+    looks: Cell<u64>,
+}
+
+impl Host for TestHost {
+    fn now(&self) -> Instant {
+        self.looks.set(self.looks.get() + 1);
+        self.start + Duration::from_micros(self.looks.get())
+    }
+
+    fn wait(&self, _: Option<BorrowedFd<'_>>, _: Option<Instant>) {}
+}
+
+/// Small buffers without locked memory.
+pub fn buffers() -> Arc<IobufPool> {
+    let options = IobufOptions {
+        small_pool_count: 512,
+        large_pool_count: 128,
+        backing: BackingPreference::Plain4K,
+        ..IobufOptions::default()
+    };
+    IobufPool::new(options).unwrap()
+}
+
+/// A drive, its pool, and the clock.
+pub struct Rig {
+    pub drive: Arc<SimDevice>,
+    pub buffers: Arc<IobufPool>,
+    pub pool: Pool,
+    pub worker: PoolWorker,
+    pub now: Instant,
+    payloads: IobufChannel,
+}
+
+/// A drive of `mib` MiB with blocks of 512 bytes.
+pub fn drive(mib: u64, seed: u64) -> Arc<SimDevice> {
+    SimDevice::new(SimOptions::new(512, mib << 11, seed))
+}
+
+fn base(drive: &Arc<SimDevice>) -> Arc<Bdev> {
+    Bdev::new(BdevOptions::named("base"), drive.clone(), Instant::now()).unwrap()
+}
+
+impl Rig {
+    /// A new pool with clusters of 64 KiB on a drive of `mib` MiB.
+    pub fn create(mib: u64, seed: u64) -> Self {
+        Self::create_on(drive(mib, seed), 64 << 10).unwrap()
+    }
+
+    pub fn create_on(drive: Arc<SimDevice>, cluster_size: u64) -> Result<Self, LvolError> {
+        let buffers = buffers();
+        let create = CreateOptions {
+            cluster_size,
+            ..CreateOptions::named("tank")
+        };
+        let options = PoolOptions::new(Arc::clone(&buffers));
+        let base = base(&drive);
+        let (pool, worker) =
+            PoolWorker::create(&base, &create, options, host(), Waker::noop().clone())?;
+        Ok(Self::new(drive, buffers, pool, worker))
+    }
+
+    pub fn open(drive: Arc<SimDevice>) -> Result<Self, LvolError> {
+        let buffers = buffers();
+        let options = PoolOptions::new(Arc::clone(&buffers));
+        let base = base(&drive);
+        let (pool, worker) = PoolWorker::open(&base, options, host(), Waker::noop().clone())?;
+        Ok(Self::new(drive, buffers, pool, worker))
+    }
+
+    pub fn open_image(image: Image, seed: u64) -> Result<Self, LvolError> {
+        Self::open(SimDevice::from_image(image, SimOptions::new(512, 1, seed)))
+    }
+
+    fn new(
+        drive: Arc<SimDevice>,
+        buffers: Arc<IobufPool>,
+        pool: Pool,
+        worker: PoolWorker,
+    ) -> Self {
+        let payloads = buffers.channel("test", ChannelOptions::default()).unwrap();
+        Self {
+            drive,
+            buffers,
+            pool,
+            worker,
+            now: Instant::now(),
+            payloads,
+        }
+    }
+
+    /// One step of the worker.
+    pub fn step(&mut self) {
+        self.now += Duration::from_micros(10);
+        self.worker.step(self.now);
+    }
+
+    /// Steps until the promise is kept.
+    pub fn wait<T>(&mut self, promise: Promise<T>) -> Result<T, LvolError> {
+        for _ in 0..TURNS_MAX {
+            if let Some(answer) = promise.try_take() {
+                return answer;
+            }
+            self.step();
+        }
+        panic!("the promise is not kept");
+    }
+
+    pub fn create_volume(&mut self, name: &str, size_bytes: u64) {
+        let new = NewVolume {
+            name: name.to_owned(),
+            size_bytes,
+            ..NewVolume::default()
+        };
+        let promise = self.pool.create_volume(new);
+        self.wait(promise).unwrap();
+    }
+
+    pub fn snapshot(&mut self, names: &[(&str, &str)]) -> Result<(), LvolError> {
+        let names: Vec<(String, String)> = names
+            .iter()
+            .map(|(volume, snapshot)| ((*volume).to_owned(), (*snapshot).to_owned()))
+            .collect();
+        let promise = self.pool.create_snapshots(&names, 0);
+        self.wait(promise)
+    }
+
+    pub fn clone_snapshot(&mut self, snapshot: &str, name: &str) -> Result<(), LvolError> {
+        let new = NewVolume {
+            name: name.to_owned(),
+            ..NewVolume::default()
+        };
+        let promise = self.pool.clone_snapshot(snapshot, new);
+        self.wait(promise).map(|_| ())
+    }
+
+    pub fn delete(&mut self, name: &str) -> Result<(), LvolError> {
+        let promise = self.pool.delete(name);
+        self.wait(promise)
+    }
+
+    pub fn commit(&mut self) {
+        let promise = self.pool.commit();
+        self.wait(promise).unwrap();
+    }
+
+    /// Steps until the collector has nothing left, and everything is committed.
+    pub fn settle(&mut self) {
+        let mut before = None;
+        for _ in 0..1000 {
+            for _ in 0..50 {
+                self.now += Duration::from_millis(20);
+                self.step();
+            }
+            self.commit();
+            let promise = self.pool.info();
+            let info = self.wait(promise).unwrap();
+            if before.as_ref() == Some(&info) {
+                return;
+            }
+            before = Some(info);
+        }
+        panic!("the pool does not come to rest");
+    }
+
+    pub fn free_clusters(&mut self) -> u64 {
+        let promise = self.pool.info();
+        self.wait(promise).unwrap().free_clusters
+    }
+
+    /// A channel to a volume.
+    pub fn channel(&mut self, name: &str) -> BdevChannel {
+        let promise = self.pool.device(name);
+        let device = self.wait(promise).unwrap();
+        let bdev = Bdev::new(BdevOptions::named("volume"), device, self.now).unwrap();
+        let context = ChannelContext::new("test", Waker::noop().clone())
+            .with_pool(Arc::clone(&self.buffers))
+            .with_queue_depth(256);
+        bdev.open(&context).unwrap()
+    }
+
+    pub fn payload(&self, bytes: &[u8]) -> Payload {
+        let mut buffer = self.payloads.get(bytes.len()).expect("enough buffers");
+        buffer.as_mut_slice().copy_from_slice(bytes);
+        buffer.into()
+    }
+
+    /// Runs one I/O to its end.
+    pub fn run(&mut self, channel: &mut BdevChannel, io: Io) -> (Result<(), IoError>, Payload) {
+        let mut done = Vec::new();
+        match channel.submit(io, self.now) {
+            Submit::Done(completion) => done.push(completion),
+            Submit::Pending => {}
+        }
+        for _ in 0..TURNS_MAX {
+            if let Some(Completion { io, result }) = done.pop() {
+                return (result, io.payload);
+            }
+            self.step();
+            channel.poll(self.now, &mut done);
+        }
+        panic!("the i/o does not end");
+    }
+
+    pub fn read(&mut self, channel: &mut BdevChannel, offset: u64, len: usize) -> Vec<u8> {
+        let payload = self.payload(&vec![0xee; len]);
+        let io = Io::with_payload(Op::Read, offset / 512, (len / 512) as u32, payload, 1);
+        let (result, payload) = self.run(channel, io);
+        result.unwrap();
+        let mut bytes = vec![0; len];
+        payload.copy_range_to(0, &mut bytes);
+        bytes
+    }
+
+    pub fn write(&mut self, channel: &mut BdevChannel, offset: u64, data: &[u8]) {
+        self.try_write(channel, offset, data, false).unwrap();
+    }
+
+    pub fn try_write(
+        &mut self,
+        channel: &mut BdevChannel,
+        offset: u64,
+        data: &[u8],
+        fua: bool,
+    ) -> Result<(), IoError> {
+        let payload = self.payload(data);
+        let blocks = (data.len() / 512) as u32;
+        let io = Io::with_payload(Op::Write { fua }, offset / 512, blocks, payload, 1);
+        self.run(channel, io).0
+    }
+
+    pub fn op(&mut self, channel: &mut BdevChannel, op: Op, offset: u64, len: u64) {
+        let io = Io::new(op, offset / 512, (len / 512) as u32, 1);
+        self.run(channel, io).0.unwrap();
+    }
+
+    pub fn flush(&mut self, channel: &mut BdevChannel) {
+        let (result, _) = self.run(channel, Io::new(Op::Flush, 0, 0, 1));
+        result.unwrap();
+    }
+}
+
+fn host() -> Box<dyn Host> {
+    Box::new(TestHost {
+        start: Instant::now(),
+        looks: Cell::new(0),
+    })
+}

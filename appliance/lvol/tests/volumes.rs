@@ -1,0 +1,227 @@
+//! What volumes do, on a simulated drive, one call after another.
+
+mod rig;
+
+use block::Op;
+use lvol::LvolError;
+use rig::Rig;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len)
+        .map(|at| (at as u8).wrapping_mul(7).wrapping_add(seed) | 1)
+        .collect()
+}
+
+#[test]
+fn a_new_volume_reads_as_zeroes_and_takes_no_cluster() {
+    let mut rig = Rig::create(64, 1);
+    let free = rig.free_clusters();
+    rig.create_volume("v", 1 << 40);
+    let mut channel = rig.channel("v");
+    assert_eq!(rig.read(&mut channel, (1 << 40) - 8192, 8192), vec![0; 8192]);
+    assert_eq!(rig.free_clusters(), free);
+}
+
+#[test]
+fn what_was_written_is_read_at_every_alignment() {
+    let mut rig = Rig::create(64, 2);
+    rig.create_volume("v", 8 * MIB);
+    let mut channel = rig.channel("v");
+    let mut expected = vec![0; 2 * MIB as usize];
+    for (number, (offset, len)) in [
+        (0, 512),
+        (512, 512),
+        (4096, 4096),
+        (3584, 1024),
+        (65536 - 512, 1024),
+        (100 * 512, 131072),
+        (MIB, 65536),
+        (MIB + 4096 + 512, 8192),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let data = pattern(len, number as u8);
+        rig.write(&mut channel, offset, &data);
+        expected[offset as usize..offset as usize + len].copy_from_slice(&data);
+    }
+    for offset in (0..2 * MIB).step_by(131072) {
+        let read = rig.read(&mut channel, offset, 131072);
+        assert!(read == expected[offset as usize..][..131072], "at {offset}");
+    }
+}
+
+#[test]
+fn flushed_data_is_there_after_the_power_was_cut() {
+    let mut rig = Rig::create(64, 3);
+    rig.create_volume("v", 8 * MIB);
+    let mut channel = rig.channel("v");
+    let data = pattern(8192, 5);
+    rig.write(&mut channel, 12288, &data);
+    rig.flush(&mut channel);
+    let image = rig.drive.cut(0);
+    let mut rig = Rig::open_image(image, 4).unwrap();
+    let mut channel = rig.channel("v");
+    assert_eq!(rig.read(&mut channel, 12288, 8192), data);
+}
+
+#[test]
+fn fua_data_is_there_after_the_power_was_cut() {
+    let mut rig = Rig::create(64, 5);
+    rig.create_volume("v", 8 * MIB);
+    let mut channel = rig.channel("v");
+    let first = pattern(4096, 5);
+    rig.write(&mut channel, 0, &first);
+    // In place of one that is not committed.
+    let second = pattern(4096, 9);
+    rig.try_write(&mut channel, 0, &second, true).unwrap();
+    let mut rig = Rig::open_image(rig.drive.cut(0), 6).unwrap();
+    let mut channel = rig.channel("v");
+    assert_eq!(rig.read(&mut channel, 0, 4096), second);
+}
+
+#[test]
+fn a_snapshot_keeps_what_was_and_the_volume_goes_on() {
+    let mut rig = Rig::create(64, 7);
+    rig.create_volume("v", 8 * MIB);
+    let mut channel = rig.channel("v");
+    let old = pattern(65536, 1);
+    rig.write(&mut channel, 0, &old);
+    rig.snapshot(&[("v", "s")]).unwrap();
+    let new = pattern(512, 99);
+    rig.write(&mut channel, 1024, &new);
+    let mut expected = old.clone();
+    expected[1024..1536].copy_from_slice(&new);
+    assert_eq!(rig.read(&mut channel, 0, 65536), expected);
+    let mut frozen = rig.channel("v@s");
+    assert_eq!(rig.read(&mut frozen, 0, 65536), old);
+    rig.clone_snapshot("v@s", "c").unwrap();
+    let mut clone = rig.channel("c");
+    assert_eq!(rig.read(&mut clone, 0, 65536), old);
+    rig.op(&mut clone, Op::Unmap, 0, 8192);
+    assert_eq!(rig.read(&mut clone, 0, 8192), vec![0; 8192]);
+    assert_eq!(rig.read(&mut frozen, 0, 65536), old);
+    let image = {
+        rig.flush(&mut channel);
+        rig.drive.cut(0)
+    };
+    let mut rig = Rig::open_image(image, 8).unwrap();
+    for (name, expected) in [("v", &expected), ("v@s", &old)] {
+        let mut channel = rig.channel(name);
+        assert_eq!(&rig.read(&mut channel, 0, 65536), expected, "{name}");
+    }
+    let mut clone = rig.channel("c");
+    assert_eq!(rig.read(&mut clone, 8192, 8192), old[8192..16384]);
+    assert_eq!(rig.read(&mut clone, 0, 8192), vec![0; 8192]);
+}
+
+#[test]
+fn space_comes_back_exactly_whatever_the_order_of_deletions() {
+    // Every order of deleting a volume, its two snapshots and a clone of the first.
+    let names = ["v", "v@a", "v@b", "c"];
+    for order in 0..24_usize {
+        let mut left: Vec<&str> = names.to_vec();
+        let mut rig = Rig::create(64, 100 + order as u64);
+        let free = rig.free_clusters();
+        rig.create_volume("v", 8 * MIB);
+        let mut channel = rig.channel("v");
+        rig.write(&mut channel, 0, &pattern(65536, 1));
+        rig.write(&mut channel, 3 * 65536, &pattern(4096, 2));
+        rig.snapshot(&[("v", "a")]).unwrap();
+        rig.clone_snapshot("v@a", "c").unwrap();
+        rig.write(&mut channel, 4096, &pattern(4096, 3));
+        rig.write(&mut channel, 65536, &pattern(65536, 4));
+        rig.snapshot(&[("v", "b")]).unwrap();
+        rig.write(&mut channel, 8192, &pattern(4096, 5));
+        rig.op(&mut channel, Op::Unmap, 65536, 65536);
+        let expected = rig.read(&mut channel, 0, 131072);
+        drop(channel);
+        let mut clone = rig.channel("c");
+        rig.write(&mut clone, 512, &pattern(512, 6));
+        let expected_clone = rig.read(&mut clone, 0, 131072);
+        drop(clone);
+        let mut number = order;
+        while !left.is_empty() {
+            let name = left.remove(number % left.len());
+            number /= left.len() + 1;
+            rig.delete(name).unwrap();
+            rig.settle();
+            for (name, expected) in [("v", &expected), ("c", &expected_clone)] {
+                if left.contains(&name) {
+                    let mut channel = rig.channel(name);
+                    let read = rig.read(&mut channel, 0, 131072);
+                    assert!(&read == expected, "{name} changed, order {order}, left {left:?}");
+                }
+            }
+        }
+        rig.settle();
+        assert_eq!(rig.free_clusters(), free, "order {order}");
+    }
+}
+
+#[test]
+fn unmap_gives_clusters_back() {
+    let mut rig = Rig::create(64, 9);
+    let free = rig.free_clusters();
+    rig.create_volume("v", 8 * MIB);
+    let mut channel = rig.channel("v");
+    rig.write(&mut channel, 0, &pattern(131072, 1));
+    rig.flush(&mut channel);
+    rig.op(&mut channel, Op::Unmap, 0, 131072);
+    assert_eq!(rig.read(&mut channel, 0, 131072), vec![0; 131072]);
+    rig.flush(&mut channel);
+    drop(channel);
+    rig.settle();
+    assert_eq!(rig.free_clusters(), free);
+}
+
+#[test]
+fn zeroes_are_written_where_they_end_inside_a_granule() {
+    let mut rig = Rig::create(64, 10);
+    rig.create_volume("v", 8 * MIB);
+    let mut channel = rig.channel("v");
+    let mut expected = pattern(131072, 1);
+    rig.write(&mut channel, 0, &expected);
+    let zeroes = Op::WriteZeroes {
+        unmap: true,
+        fua: false,
+    };
+    rig.op(&mut channel, zeroes, 1536, 70000 / 512 * 512);
+    expected[1536..1536 + 70000 / 512 * 512].fill(0);
+    assert_eq!(rig.read(&mut channel, 0, 131072), expected);
+}
+
+#[test]
+fn a_full_pool_refuses_what_needs_a_cluster_and_goes_on() {
+    let mut rig = Rig::create(16, 11);
+    rig.create_volume("v", 64 * MIB);
+    let mut channel = rig.channel("v");
+    let data = pattern(65536, 1);
+    let mut written = 0;
+    while rig.try_write(&mut channel, written, &data, false).is_ok() {
+        written += 65536;
+    }
+    assert!(written > 4 * MIB, "{written}");
+    assert_eq!(
+        rig.try_write(&mut channel, written, &data, false),
+        Err(block::IoError::NoSpace)
+    );
+    rig.write(&mut channel, 0, &pattern(65536, 2));
+    rig.flush(&mut channel);
+    rig.op(&mut channel, Op::Unmap, 0, 2 * 65536);
+    rig.write(&mut channel, written, &data);
+    rig.flush(&mut channel);
+    assert_eq!(rig.read(&mut channel, written, 65536), data);
+}
+
+#[test]
+fn a_device_with_something_on_it_is_refused() {
+    let rig = Rig::create(64, 12);
+    let drive = rig.drive.clone();
+    drop(rig);
+    let refused = Rig::create_on(drive, 64 << 10).err();
+    assert!(matches!(refused, Some(LvolError::Foreign { .. })), "{refused:?}");
+}

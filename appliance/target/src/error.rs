@@ -107,6 +107,20 @@ pub enum ControlError {
         /// How much is missing, and what to do.
         reason: String,
     },
+    /// More wait for it than may.
+    #[error("{what} has no turn now: {reason}")]
+    Busy {
+        /// What was asked, of what.
+        what: String,
+        /// What it would wait for.
+        reason: String,
+    },
+    /// This program cannot do it.
+    #[error("{what}: this version does not do that yet")]
+    Unimplemented {
+        /// What was asked, of what.
+        what: String,
+    },
     /// The state could not be stored; nothing was changed.
     #[error("nothing was changed: {0}")]
     Store(#[from] metastore::CommitError),

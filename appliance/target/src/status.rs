@@ -92,6 +92,14 @@ fn describe(error: &ControlError, details: &mut ErrorDetails) -> Code {
             details.add_quota_failure_violation(format!("space of pool {pool}"), reason);
             Code::ResourceExhausted
         }
+        ControlError::Busy { what, .. } => {
+            info(details, "BUSY", &[("what", what.clone())]);
+            Code::Unavailable
+        }
+        ControlError::Unimplemented { what } => {
+            info(details, "UNIMPLEMENTED", &[("what", what.clone())]);
+            Code::Unimplemented
+        }
         ControlError::Store(cause) => match cause {
             CommitError::QueueFull => Code::ResourceExhausted,
             CommitError::TooLong { .. } => Code::InvalidArgument,

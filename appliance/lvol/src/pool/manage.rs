@@ -408,7 +408,7 @@ impl PoolWorker {
         self.stage(Table::Layers, &layer_key(layer), Some(value));
     }
 
-    fn put_name(&mut self, name: &str, record: &NameRecord) {
+    pub(super) fn put_name(&mut self, name: &str, record: &NameRecord) {
         self.stage(Table::Names, name.as_bytes(), Some(record.encode()));
     }
 
@@ -416,7 +416,7 @@ impl PoolWorker {
         self.staged.insert((table, key.to_vec()), value);
     }
 
-    fn entry(&self, name: &str) -> Result<&Entry, LvolError> {
+    pub(super) fn entry(&self, name: &str) -> Result<&Entry, LvolError> {
         self.names.get(name).ok_or_else(|| LvolError::NotFound {
             name: name.to_owned(),
         })
@@ -442,7 +442,7 @@ impl PoolWorker {
         Ok(())
     }
 
-    fn check_size(&self, name: &str, size_bytes: u64) -> Result<(), LvolError> {
+    pub(super) fn check_size(&self, name: &str, size_bytes: u64) -> Result<(), LvolError> {
         let block = u64::from(self.shared.block_size);
         if size_bytes == 0 || !size_bytes.is_multiple_of(block) || size_bytes > 1 << 60 {
             return Err(LvolError::Refused {

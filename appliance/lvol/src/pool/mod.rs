@@ -9,6 +9,7 @@ mod metadata;
 mod open;
 mod pieces;
 mod promise;
+mod resize;
 mod shared;
 mod worker;
 
@@ -117,6 +118,25 @@ impl Pool {
     pub fn rollback(&self, volume: &str, snapshot: &str) -> Promise<()> {
         let (volume, snapshot) = (volume.to_owned(), snapshot.to_owned());
         self.change(move |worker| worker.rollback(&volume, &snapshot))
+    }
+
+    /// Gives a volume another size. What lies past a new end is gone: grown again, it reads as zeroes
+    /// there.
+    #[must_use]
+    pub fn resize(&self, name: &str, size_bytes: u64) -> Promise<()> {
+        let name = name.to_owned();
+        let (promise, resolver) = promise();
+        let called = self
+            .shared
+            .call(move |worker| worker.resize(&name, size_bytes, resolver));
+        drop(called);
+        promise
+    }
+
+    /// Uses what the device has grown by.
+    #[must_use]
+    pub fn grow(&self) -> Promise<()> {
+        self.change(PoolWorker::grow)
     }
 
     /// Gives a volume another name. Its snapshots go with it.

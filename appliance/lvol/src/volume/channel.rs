@@ -151,6 +151,9 @@ impl VolumeChannel {
         if self.volume.faulted.load(Ordering::Acquire) {
             return Attempt::Done(Err(IoError::Internal));
         }
+        if flight.io.op.has_range() && self.is_beyond_end(&flight.io) {
+            return Attempt::Done(Err(IoError::OutOfRange));
+        }
         match flight.io.op {
             Op::Read | Op::Compare | Op::Verify => self.attempt_read(index, flight),
             Op::Write { .. } => self.attempt_write(index, flight),
@@ -159,6 +162,13 @@ impl VolumeChannel {
             Op::Reset => Attempt::Done(Ok(())),
             Op::CompareAndWrite { .. } => Attempt::Done(Err(IoError::Unsupported)),
         }
+    }
+
+    /// The volume may have shrunk since the I/O was checked. This is before it enters its epoch in any
+    /// case, so that a grace period after the new size leaves none beyond it.
+    fn is_beyond_end(&self, io: &Io) -> bool {
+        let end = io.lba.0.saturating_add(u64::from(io.blocks));
+        end > self.volume.block_count.load(Ordering::SeqCst)
     }
 
     /// Asks the worker for a chain, once.

@@ -1,0 +1,4 @@
+//! Pools on a simulated drive: what volumes do, and what is left of them after a power cut.
+
+mod rig;
+mod volumes;

@@ -220,7 +220,7 @@ impl PoolWorker {
             if names[..index].iter().any(|(other, _)| other == volume) {
                 return Err(refused("is named twice"));
             }
-            self.check_free(&format!("{volume}@{snapshot}"))?;
+            self.check_unnamed(&format!("{volume}@{snapshot}"))?;
         }
         Ok(())
     }
@@ -323,7 +323,7 @@ impl PoolWorker {
             .collect();
         pairs.push((name.to_owned(), new_name.to_owned()));
         for (_, to) in &pairs {
-            self.check_free(to)?;
+            self.check_unnamed(to)?;
         }
         for (from, to) in pairs {
             if let Some(entry) = self.names.remove(&from) {
@@ -424,10 +424,10 @@ impl PoolWorker {
 
     fn check_new(&self, name: &str) -> Result<(), LvolError> {
         check_name(name)?;
-        self.check_free(name)
+        self.check_unnamed(name)
     }
 
-    fn check_free(&self, name: &str) -> Result<(), LvolError> {
+    fn check_unnamed(&self, name: &str) -> Result<(), LvolError> {
         if name.len() > 2 * NAME_BYTES_MAX + 1 {
             return Err(LvolError::Name {
                 name: name.to_owned(),

@@ -1,6 +1,7 @@
 //! Pools: the worker that owns the metadata, and the handle that calls it.
 
 mod allocator;
+mod check;
 mod commit;
 mod disk;
 mod garbage;
@@ -17,6 +18,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+pub use self::check::Finding;
 pub use self::disk::Host;
 pub use self::manage::{NewVolume, VolumeInfo};
 pub use self::open::{CreateOptions, POOL_BYTES_MAX};
@@ -172,6 +174,13 @@ impl Pool {
     pub fn device(&self, name: &str) -> Promise<Arc<Volume>> {
         let name = name.to_owned();
         self.ask(move |worker| worker.device(&name))
+    }
+
+    /// Compares all records of the pool with each other. Nothing else is done for the pool meanwhile, but
+    /// I/O to what is mapped goes on.
+    #[must_use]
+    pub fn check(&self) -> Promise<Vec<Finding>> {
+        self.ask(PoolWorker::check)
     }
 
     /// Commits everything that has completed.

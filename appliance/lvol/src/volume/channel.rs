@@ -151,9 +151,6 @@ impl VolumeChannel {
         if self.volume.faulted.load(Ordering::Acquire) {
             return Attempt::Done(Err(IoError::Internal));
         }
-        if flight.io.op.has_range() && self.is_beyond_end(&flight.io) {
-            return Attempt::Done(Err(IoError::OutOfRange));
-        }
         match flight.io.op {
             Op::Read | Op::Compare | Op::Verify => self.attempt_read(index, flight),
             Op::Write { .. } => self.attempt_write(index, flight),
@@ -164,11 +161,16 @@ impl VolumeChannel {
         }
     }
 
-    /// The volume may have shrunk since the I/O was checked. This is before it enters its epoch in any
-    /// case, so that a grace period after the new size leaves none beyond it.
-    fn is_beyond_end(&self, io: &Io) -> bool {
+    /// Begins an I/O's part in an epoch. The volume may have shrunk since the I/O was checked: looked at
+    /// after entering, so that a grace period after the new size leaves no I/O beyond it.
+    pub(super) fn enter(&self, io: &Io) -> Result<u8, Attempt> {
+        let token = self.epoch.enter();
         let end = io.lba.0.saturating_add(u64::from(io.blocks));
-        end > self.volume.block_count.load(Ordering::SeqCst)
+        if end > self.volume.block_count.load(Ordering::SeqCst) {
+            self.leave(token);
+            return Err(Attempt::Done(Err(IoError::OutOfRange)));
+        }
+        Ok(token)
     }
 
     /// Asks the worker for a chain, once.
@@ -379,7 +381,7 @@ impl VolumeChannel {
         match clusters {
             Ok(clusters) => self.clusters.extend(clusters),
             Err(error) => {
-                self.end_waiting(|_, state| matches!(state, State::Clusters).then_some(Err(error)))
+                self.end_waiting(|_, state| matches!(state, State::Clusters).then_some(Err(error)));
             }
         }
     }

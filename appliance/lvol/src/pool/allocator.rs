@@ -158,20 +158,6 @@ impl Allocator {
         Ok(extents)
     }
 
-    /// Gives back what [`Allocator::take_extents`] took, or a part of the metadata.
-    pub(crate) fn release_extent(&mut self, extent: Extent) {
-        let position = self.fixed.iter().position(|fixed| *fixed == extent);
-        let Some(position) = position else {
-            debug_assert!(false, "{extent:?} was not taken");
-            return;
-        };
-        self.fixed.swap_remove(position);
-        self.fixed_clusters -= extent.clusters;
-        for cluster in extent.start..extent.start + extent.clusters {
-            self.clear_taken(cluster);
-        }
-    }
-
     /// A cluster that was taken, or freed long enough ago, may be used again.
     pub(crate) fn release(&mut self, cluster: Cluster) {
         self.outstanding -= 1;

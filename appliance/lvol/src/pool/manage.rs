@@ -246,7 +246,7 @@ impl PoolWorker {
             if names[..index].iter().any(|(other, _)| other == volume) {
                 return Err(refused("is named twice"));
             }
-            self.check_free(&format!("{volume}@{snapshot}"))?;
+            self.check_unnamed(&format!("{volume}@{snapshot}"))?;
         }
         Ok(())
     }
@@ -349,7 +349,7 @@ impl PoolWorker {
             .collect();
         pairs.push((name.to_owned(), new_name.to_owned()));
         for (_, to) in &pairs {
-            self.check_free(to)?;
+            self.check_unnamed(to)?;
         }
         for (from, to) in pairs {
             if let Some(entry) = self.names.remove(&from) {
@@ -434,7 +434,7 @@ impl PoolWorker {
         self.stage(Table::Layers, &layer_key(layer), Some(value));
     }
 
-    fn put_name(&mut self, name: &str, record: &NameRecord) {
+    pub(super) fn put_name(&mut self, name: &str, record: &NameRecord) {
         self.stage(Table::Names, name.as_bytes(), Some(record.encode()));
     }
 
@@ -442,7 +442,7 @@ impl PoolWorker {
         self.staged.insert((table, key.to_vec()), value);
     }
 
-    fn entry(&self, name: &str) -> Result<&Entry, LvolError> {
+    pub(super) fn entry(&self, name: &str) -> Result<&Entry, LvolError> {
         self.names.get(name).ok_or_else(|| LvolError::NotFound {
             name: name.to_owned(),
         })
@@ -450,10 +450,10 @@ impl PoolWorker {
 
     fn check_new(&self, name: &str) -> Result<(), LvolError> {
         check_name(name)?;
-        self.check_free(name)
+        self.check_unnamed(name)
     }
 
-    fn check_free(&self, name: &str) -> Result<(), LvolError> {
+    fn check_unnamed(&self, name: &str) -> Result<(), LvolError> {
         if name.len() > 2 * NAME_BYTES_MAX + 1 {
             return Err(LvolError::Name {
                 name: name.to_owned(),
@@ -468,7 +468,7 @@ impl PoolWorker {
         Ok(())
     }
 
-    fn check_size(&self, name: &str, size_bytes: u64) -> Result<(), LvolError> {
+    pub(super) fn check_size(&self, name: &str, size_bytes: u64) -> Result<(), LvolError> {
         let block = u64::from(self.shared.block_size);
         if size_bytes == 0 || !size_bytes.is_multiple_of(block) || size_bytes > 1 << 60 {
             return Err(LvolError::Refused {

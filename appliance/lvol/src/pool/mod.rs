@@ -1,6 +1,7 @@
 //! Pools: the worker that owns the metadata, and the handle that calls it.
 
 mod allocator;
+mod check;
 mod commit;
 mod disk;
 mod garbage;
@@ -9,6 +10,7 @@ mod metadata;
 mod open;
 mod pieces;
 mod promise;
+mod resize;
 mod shared;
 mod worker;
 
@@ -16,6 +18,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+pub use self::check::Finding;
 pub use self::disk::Host;
 pub use self::manage::{NewVolume, VolumeInfo};
 pub use self::open::{CreateOptions, POOL_BYTES_MAX};
@@ -121,6 +124,25 @@ impl Pool {
         self.change(move |worker| worker.rollback(&volume, &snapshot))
     }
 
+    /// Gives a volume another size. What lies past a new end is gone: grown again, it reads as zeroes
+    /// there.
+    #[must_use]
+    pub fn resize(&self, name: &str, size_bytes: u64) -> Promise<()> {
+        let name = name.to_owned();
+        let (promise, resolver) = promise();
+        let called = self
+            .shared
+            .call(move |worker| worker.resize(&name, size_bytes, resolver));
+        drop(called);
+        promise
+    }
+
+    /// Uses what the device has grown by.
+    #[must_use]
+    pub fn grow(&self) -> Promise<()> {
+        self.change(PoolWorker::grow)
+    }
+
     /// Gives a volume another name. Its snapshots go with it.
     #[must_use]
     pub fn rename(&self, name: &str, new_name: &str) -> Promise<()> {
@@ -154,6 +176,13 @@ impl Pool {
     pub fn device(&self, name: &str) -> Promise<Arc<Volume>> {
         let name = name.to_owned();
         self.ask(move |worker| worker.device(&name))
+    }
+
+    /// Compares all records of the pool with each other. Nothing else is done for the pool meanwhile, but
+    /// I/O to what is mapped goes on.
+    #[must_use]
+    pub fn check(&self) -> Promise<Vec<Finding>> {
+        self.ask(PoolWorker::check)
     }
 
     /// Commits everything that has completed.

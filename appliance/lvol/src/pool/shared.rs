@@ -266,11 +266,6 @@ impl Mailbox {
         }
     }
 
-    /// Wakes the channel's thread without an answer: something it waits for has changed.
-    pub(crate) fn wake(&self) {
-        self.waker.wake_by_ref();
-    }
-
     fn lock(&self) -> MutexGuard<'_, Vec<Reply>> {
         // A panic while it was held left a plain list behind.
         self.replies.lock().unwrap_or_else(PoisonError::into_inner)

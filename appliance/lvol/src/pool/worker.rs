@@ -68,10 +68,12 @@ pub(super) struct Entry {
     pub(super) shared: Arc<VolumeShared>,
 }
 
+type Tell = dyn FnOnce(&mut PoolWorker, Result<(), LvolError>);
+
 /// What is to be told when a commit has ended.
 pub(super) enum Waiter {
     Channel { mailbox: Arc<Mailbox>, ticket: u64 },
-    Call(Box<dyn FnOnce(&mut PoolWorker, Result<(), LvolError>)>),
+    Call(Box<Tell>),
 }
 
 /// What waits for I/O that was in flight.

@@ -161,6 +161,18 @@ impl VolumeChannel {
         }
     }
 
+    /// Begins an I/O's part in an epoch. The volume may have shrunk since the I/O was checked: looked at
+    /// after entering, so that a grace period after the new size leaves no I/O beyond it.
+    pub(super) fn enter(&self, io: &Io) -> Result<u8, Attempt> {
+        let token = self.epoch.enter();
+        let end = io.lba.0.saturating_add(u64::from(io.blocks));
+        if end > self.volume.block_count.load(Ordering::SeqCst) {
+            self.leave(token);
+            return Err(Attempt::Done(Err(IoError::OutOfRange)));
+        }
+        Ok(token)
+    }
+
     /// Asks the worker for a chain, once.
     pub(super) fn need_piece(&mut self, piece: u64) -> Attempt {
         if !self.asked_pieces.contains(&piece) {
@@ -369,7 +381,7 @@ impl VolumeChannel {
         match clusters {
             Ok(clusters) => self.clusters.extend(clusters),
             Err(error) => {
-                self.end_waiting(|_, state| matches!(state, State::Clusters).then_some(Err(error)))
+                self.end_waiting(|_, state| matches!(state, State::Clusters).then_some(Err(error)));
             }
         }
     }

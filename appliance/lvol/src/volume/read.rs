@@ -12,7 +12,10 @@ use crate::map::{Cluster, Look, Source};
 impl VolumeChannel {
     pub(super) fn attempt_read(&mut self, index: usize, flight: &mut Flight) -> Attempt {
         let place = self.place(&flight.io);
-        let token = self.epoch.enter();
+        let token = match self.enter(&flight.io) {
+            Ok(token) => token,
+            Err(attempt) => return attempt,
+        };
         let Some(chain) = self.chain(place.piece) else {
             self.leave(token);
             return self.need_piece(place.piece);

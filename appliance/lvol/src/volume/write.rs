@@ -25,7 +25,10 @@ impl VolumeChannel {
 
     /// Writes the payload to a place.
     fn write_at(&mut self, index: usize, flight: &mut Flight, place: &Place) -> Attempt {
-        let token = self.epoch.enter();
+        let token = match self.enter(&flight.io) {
+            Ok(token) => token,
+            Err(attempt) => return attempt,
+        };
         let Some(chain) = self.chain(place.piece) else {
             self.leave(token);
             return self.need_piece(place.piece);
@@ -340,7 +343,10 @@ impl VolumeChannel {
             return self.next_edge(index, flight);
         }
         let place = self.place(&flight.io);
-        let token = self.epoch.enter();
+        let token = match self.enter(&flight.io) {
+            Ok(token) => token,
+            Err(attempt) => return attempt,
+        };
         let Some(chain) = self.chain(place.piece) else {
             self.leave(token);
             return self.need_piece(place.piece);
@@ -405,7 +411,10 @@ impl VolumeChannel {
             bytes,
             ..self.place(&flight.io)
         };
-        let token = self.epoch.enter();
+        let token = match self.enter(&flight.io) {
+            Ok(token) => token,
+            Err(attempt) => return attempt,
+        };
         let Some(chain) = self.chain(place.piece) else {
             self.leave(token);
             return self.need_piece(place.piece);

@@ -1,14 +1,14 @@
 //! A pool on a simulated drive, stepped by hand.
 
+#![expect(clippy::unwrap_used, reason = "a rig that fails fails its test")]
+
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use block::{
-    Bdev, BdevChannel, BdevOptions, ChannelContext, Completion, Io, IoError, Op, Submit,
-};
+use block::{Bdev, BdevChannel, BdevOptions, ChannelContext, Completion, Io, IoError, Op, Submit};
 use dma::{BackingPreference, ChannelOptions, IobufChannel, IobufOptions, IobufPool, Payload};
 use lvol::{CreateOptions, Host, LvolError, NewVolume, Pool, PoolOptions, PoolWorker, Promise};
 use simulation::{Image, SimDevice, SimOptions};
@@ -33,7 +33,7 @@ impl Host for TestHost {
 }
 
 /// Small buffers without locked memory.
-pub fn buffers() -> Arc<IobufPool> {
+pub(crate) fn buffers() -> Arc<IobufPool> {
     let options = IobufOptions {
         small_pool_count: 512,
         large_pool_count: 128,
@@ -44,17 +44,18 @@ pub fn buffers() -> Arc<IobufPool> {
 }
 
 /// A drive, its pool, and the clock.
-pub struct Rig {
-    pub drive: Arc<SimDevice>,
-    pub buffers: Arc<IobufPool>,
-    pub pool: Pool,
-    pub worker: PoolWorker,
-    pub now: Instant,
+pub(crate) struct Rig {
+    pub(crate) drive: Arc<SimDevice>,
+    pub(crate) base: Arc<Bdev>,
+    pub(crate) buffers: Arc<IobufPool>,
+    pub(crate) pool: Pool,
+    pub(crate) worker: PoolWorker,
+    pub(crate) now: Instant,
     payloads: IobufChannel,
 }
 
 /// A drive of `mib` MiB with blocks of 512 bytes.
-pub fn drive(mib: u64, seed: u64) -> Arc<SimDevice> {
+pub(crate) fn drive(mib: u64, seed: u64) -> Arc<SimDevice> {
     SimDevice::new(SimOptions::new(512, mib << 11, seed))
 }
 
@@ -64,11 +65,11 @@ fn base(drive: &Arc<SimDevice>) -> Arc<Bdev> {
 
 impl Rig {
     /// A new pool with clusters of 64 KiB on a drive of `mib` MiB.
-    pub fn create(mib: u64, seed: u64) -> Self {
+    pub(crate) fn create(mib: u64, seed: u64) -> Self {
         Self::create_on(drive(mib, seed), 64 << 10).unwrap()
     }
 
-    pub fn create_on(drive: Arc<SimDevice>, cluster_size: u64) -> Result<Self, LvolError> {
+    pub(crate) fn create_on(drive: Arc<SimDevice>, cluster_size: u64) -> Result<Self, LvolError> {
         let buffers = buffers();
         let create = CreateOptions {
             cluster_size,
@@ -78,23 +79,24 @@ impl Rig {
         let base = base(&drive);
         let (pool, worker) =
             PoolWorker::create(&base, &create, options, host(), Waker::noop().clone())?;
-        Ok(Self::new(drive, buffers, pool, worker))
+        Ok(Self::new(drive, base, buffers, pool, worker))
     }
 
-    pub fn open(drive: Arc<SimDevice>) -> Result<Self, LvolError> {
+    pub(crate) fn open(drive: Arc<SimDevice>) -> Result<Self, LvolError> {
         let buffers = buffers();
         let options = PoolOptions::new(Arc::clone(&buffers));
         let base = base(&drive);
         let (pool, worker) = PoolWorker::open(&base, options, host(), Waker::noop().clone())?;
-        Ok(Self::new(drive, buffers, pool, worker))
+        Ok(Self::new(drive, base, buffers, pool, worker))
     }
 
-    pub fn open_image(image: Image, seed: u64) -> Result<Self, LvolError> {
+    pub(crate) fn open_image(image: Image, seed: u64) -> Result<Self, LvolError> {
         Self::open(SimDevice::from_image(image, SimOptions::new(512, 1, seed)))
     }
 
     fn new(
         drive: Arc<SimDevice>,
+        base: Arc<Bdev>,
         buffers: Arc<IobufPool>,
         pool: Pool,
         worker: PoolWorker,
@@ -102,6 +104,7 @@ impl Rig {
         let payloads = buffers.channel("test", ChannelOptions::default()).unwrap();
         Self {
             drive,
+            base,
             buffers,
             pool,
             worker,
@@ -111,13 +114,13 @@ impl Rig {
     }
 
     /// One step of the worker.
-    pub fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         self.now += Duration::from_micros(10);
         self.worker.step(self.now);
     }
 
     /// Steps until the promise is kept.
-    pub fn wait<T>(&mut self, promise: Promise<T>) -> Result<T, LvolError> {
+    pub(crate) fn wait<T>(&mut self, promise: Promise<T>) -> Result<T, LvolError> {
         for _ in 0..TURNS_MAX {
             if let Some(answer) = promise.try_take() {
                 return answer;
@@ -127,7 +130,7 @@ impl Rig {
         panic!("the promise is not kept");
     }
 
-    pub fn create_volume(&mut self, name: &str, size_bytes: u64) {
+    pub(crate) fn create_volume(&mut self, name: &str, size_bytes: u64) {
         let new = NewVolume {
             name: name.to_owned(),
             size_bytes,
@@ -137,7 +140,7 @@ impl Rig {
         self.wait(promise).unwrap();
     }
 
-    pub fn snapshot(&mut self, names: &[(&str, &str)]) -> Result<(), LvolError> {
+    pub(crate) fn snapshot(&mut self, names: &[(&str, &str)]) -> Result<(), LvolError> {
         let names: Vec<(String, String)> = names
             .iter()
             .map(|(volume, snapshot)| ((*volume).to_owned(), (*snapshot).to_owned()))
@@ -146,7 +149,7 @@ impl Rig {
         self.wait(promise)
     }
 
-    pub fn clone_snapshot(&mut self, snapshot: &str, name: &str) -> Result<(), LvolError> {
+    pub(crate) fn clone_snapshot(&mut self, snapshot: &str, name: &str) -> Result<(), LvolError> {
         let new = NewVolume {
             name: name.to_owned(),
             ..NewVolume::default()
@@ -155,18 +158,18 @@ impl Rig {
         self.wait(promise).map(|_| ())
     }
 
-    pub fn delete(&mut self, name: &str) -> Result<(), LvolError> {
+    pub(crate) fn delete(&mut self, name: &str) -> Result<(), LvolError> {
         let promise = self.pool.delete(name);
         self.wait(promise)
     }
 
-    pub fn commit(&mut self) {
+    pub(crate) fn commit(&mut self) {
         let promise = self.pool.commit();
         self.wait(promise).unwrap();
     }
 
     /// Steps until the collector has nothing left, and everything is committed.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         let mut before = None;
         for _ in 0..1000 {
             for _ in 0..50 {
@@ -184,13 +187,13 @@ impl Rig {
         panic!("the pool does not come to rest");
     }
 
-    pub fn free_clusters(&mut self) -> u64 {
+    pub(crate) fn free_clusters(&mut self) -> u64 {
         let promise = self.pool.info();
         self.wait(promise).unwrap().free_clusters
     }
 
     /// A channel to a volume.
-    pub fn channel(&mut self, name: &str) -> BdevChannel {
+    pub(crate) fn channel(&mut self, name: &str) -> BdevChannel {
         let promise = self.pool.device(name);
         let device = self.wait(promise).unwrap();
         let bdev = Bdev::new(BdevOptions::named("volume"), device, self.now).unwrap();
@@ -200,14 +203,18 @@ impl Rig {
         bdev.open(&context).unwrap()
     }
 
-    pub fn payload(&self, bytes: &[u8]) -> Payload {
+    pub(crate) fn payload(&self, bytes: &[u8]) -> Payload {
         let mut buffer = self.payloads.get(bytes.len()).expect("enough buffers");
         buffer.as_mut_slice().copy_from_slice(bytes);
         buffer.into()
     }
 
     /// Runs one I/O to its end.
-    pub fn run(&mut self, channel: &mut BdevChannel, io: Io) -> (Result<(), IoError>, Payload) {
+    pub(crate) fn run(
+        &mut self,
+        channel: &mut BdevChannel,
+        io: Io,
+    ) -> (Result<(), IoError>, Payload) {
         let mut done = Vec::new();
         match channel.submit(io, self.now) {
             Submit::Done(completion) => done.push(completion),
@@ -223,7 +230,7 @@ impl Rig {
         panic!("the i/o does not end");
     }
 
-    pub fn read(&mut self, channel: &mut BdevChannel, offset: u64, len: usize) -> Vec<u8> {
+    pub(crate) fn read(&mut self, channel: &mut BdevChannel, offset: u64, len: usize) -> Vec<u8> {
         let payload = self.payload(&vec![0xee; len]);
         let io = Io::with_payload(Op::Read, offset / 512, (len / 512) as u32, payload, 1);
         let (result, payload) = self.run(channel, io);
@@ -233,11 +240,11 @@ impl Rig {
         bytes
     }
 
-    pub fn write(&mut self, channel: &mut BdevChannel, offset: u64, data: &[u8]) {
+    pub(crate) fn write(&mut self, channel: &mut BdevChannel, offset: u64, data: &[u8]) {
         self.try_write(channel, offset, data, false).unwrap();
     }
 
-    pub fn try_write(
+    pub(crate) fn try_write(
         &mut self,
         channel: &mut BdevChannel,
         offset: u64,
@@ -250,12 +257,12 @@ impl Rig {
         self.run(channel, io).0
     }
 
-    pub fn op(&mut self, channel: &mut BdevChannel, op: Op, offset: u64, len: u64) {
+    pub(crate) fn op(&mut self, channel: &mut BdevChannel, op: Op, offset: u64, len: u64) {
         let io = Io::new(op, offset / 512, (len / 512) as u32, 1);
         self.run(channel, io).0.unwrap();
     }
 
-    pub fn flush(&mut self, channel: &mut BdevChannel) {
+    pub(crate) fn flush(&mut self, channel: &mut BdevChannel) {
         let (result, _) = self.run(channel, Io::new(Op::Flush, 0, 0, 1));
         result.unwrap();
     }

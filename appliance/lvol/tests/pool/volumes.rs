@@ -1,10 +1,8 @@
 //! What volumes do, on a simulated drive, one call after another.
 
-mod rig;
-
+use crate::rig::Rig;
 use block::Op;
 use lvol::LvolError;
-use rig::Rig;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -21,7 +19,10 @@ fn a_new_volume_reads_as_zeroes_and_takes_no_cluster() {
     let free = rig.free_clusters();
     rig.create_volume("v", 1 << 40);
     let mut channel = rig.channel("v");
-    assert_eq!(rig.read(&mut channel, (1 << 40) - 8192, 8192), vec![0; 8192]);
+    assert_eq!(
+        rig.read(&mut channel, (1 << 40) - 8192, 8192),
+        vec![0; 8192]
+    );
     assert_eq!(rig.free_clusters(), free);
 }
 
@@ -153,7 +154,10 @@ fn space_comes_back_exactly_whatever_the_order_of_deletions() {
                 if left.contains(&name) {
                     let mut channel = rig.channel(name);
                     let read = rig.read(&mut channel, 0, 131072);
-                    assert!(&read == expected, "{name} changed, order {order}, left {left:?}");
+                    assert!(
+                        &read == expected,
+                        "{name} changed, order {order}, left {left:?}"
+                    );
                 }
             }
         }
@@ -223,5 +227,63 @@ fn a_device_with_something_on_it_is_refused() {
     let drive = rig.drive.clone();
     drop(rig);
     let refused = Rig::create_on(drive, 64 << 10).err();
-    assert!(matches!(refused, Some(LvolError::Foreign { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Some(LvolError::Foreign { .. })),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_volume_that_shrank_and_grew_reads_as_zeroes_past_the_old_end() {
+    let mut rig = Rig::create(64, 13);
+    let free = rig.free_clusters();
+    rig.create_volume("v", 16 * MIB);
+    let mut channel = rig.channel("v");
+    let data = pattern(65536, 1);
+    for offset in [0, 65536, 12 * MIB] {
+        rig.write(&mut channel, offset, &data);
+    }
+    rig.snapshot(&[("v", "s")]).unwrap();
+    rig.write(&mut channel, 13 * MIB, &data);
+    drop(channel);
+    for size in [65536 + 8192, 16 * MIB] {
+        let promise = rig.pool.resize("v", size);
+        rig.wait(promise).unwrap();
+    }
+    let mut channel = rig.channel("v");
+    let mut expected = vec![0; 131072];
+    expected[..65536].copy_from_slice(&data);
+    expected[65536..65536 + 8192].copy_from_slice(&data[..8192]);
+    assert!(rig.read(&mut channel, 0, 131072) == expected);
+    for offset in [12 * MIB, 13 * MIB] {
+        assert!(
+            rig.read(&mut channel, offset, 65536) == vec![0; 65536],
+            "at {offset}"
+        );
+    }
+    let mut frozen = rig.channel("v@s");
+    assert!(rig.read(&mut frozen, 12 * MIB, 65536) == data);
+    drop((channel, frozen));
+    for name in ["v@s", "v"] {
+        rig.delete(name).unwrap();
+        rig.settle();
+    }
+    assert_eq!(rig.free_clusters(), free);
+}
+
+#[test]
+fn a_pool_uses_what_its_device_has_grown_by() {
+    let mut rig = Rig::create(16, 14);
+    let free = rig.free_clusters();
+    block::BlockDevice::resize(&*rig.drive, 64 << 11).unwrap();
+    rig.base.resize(64 << 11).unwrap();
+    let promise = rig.pool.grow();
+    rig.wait(promise).unwrap();
+    assert_eq!(rig.free_clusters(), free + 48 * 16);
+    let mut rig = Rig::open_image(rig.drive.cut(0), 15).unwrap();
+    rig.create_volume("v", 64 * MIB);
+    let mut channel = rig.channel("v");
+    for offset in (0..32 * MIB).step_by(65536) {
+        rig.write(&mut channel, offset, &pattern(65536, 3));
+    }
 }

@@ -1,0 +1,5 @@
+//! Pools on a simulated drive: what volumes do, and what is left of them after a power cut.
+
+mod model;
+mod rig;
+mod volumes;

@@ -91,15 +91,10 @@ impl Bell {
         self.sleeps.store(true, Ordering::SeqCst);
         if !self.rung.load(Ordering::SeqCst) {
             let own = PollFd::new(self.event.as_fd(), PollFlags::POLLIN);
-            let mut fds = [own, own];
-            let fds = match fd {
-                Some(fd) => {
-                    fds[1] = PollFd::new(fd, PollFlags::POLLIN);
-                    &mut fds[..]
-                }
-                None => &mut fds[..1],
-            };
-            match ppoll(fds, timeout.map(TimeSpec::from_duration), None) {
+            let other = fd.unwrap_or(self.event.as_fd());
+            let mut fds = [own, PollFd::new(other, PollFlags::POLLIN)];
+            let count = if fd.is_some() { 2 } else { 1 };
+            match ppoll(&mut fds[..count], timeout.map(TimeSpec::from_duration), None) {
                 // Also one that comes late, after the thread has seen that it was rung.
                 Ok(_) if fds[0].any() == Some(true) => drop(self.event.read()),
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -121,7 +116,7 @@ impl Wake for Bell {
         let is_first = !self.rung.swap(true, Ordering::SeqCst);
         if is_first && self.sleeps.load(Ordering::SeqCst) {
             // Cannot fail but by being full, and then the thread wakes as well.
-            let _ = self.event.arm();
+            let _ = self.event.write(1);
         }
     }
 }

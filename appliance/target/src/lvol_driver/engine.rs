@@ -221,11 +221,21 @@ impl Pool for LvolPool {
     }
 
     fn grow(&self) -> Work<()> {
-        self.unimplemented("growing", "")
+        work(self.asked("growing", ""), self.pool.grow())
     }
 
     fn check(&self, repair: bool) -> Work<Vec<v1::Finding>> {
-        self.unimplemented(if repair { "repairing" } else { "checking" }, "")
+        if repair {
+            return self.unimplemented("repairing", "");
+        }
+        let checked = work(self.asked("checking", ""), self.pool.check());
+        let object = self.name.clone();
+        let finding = move |found: lvol::Finding| v1::Finding {
+            object: object.clone(),
+            problem: format!("{}: {}", found.record, found.problem),
+            action: "this version does not repair it".to_owned(),
+        };
+        Box::pin(async move { Ok(checked.await?.into_iter().map(finding).collect()) })
     }
 
     fn scrub(&self, _: u64) -> Work<u64> {

@@ -288,6 +288,20 @@ impl OpenPool {
 
     fn unregister_all(&self) -> Result<(), ControlError> {
         let names: Vec<String> = self.nguids().keys().cloned().collect();
+        self.unregister_each(names).map(drop)
+    }
+
+    fn unregister_with_snapshots(&self, name: &str) -> Result<Vec<VolumeDevice>, ControlError> {
+        let is_of = |other: &&String| {
+            let rest = other.strip_prefix(name);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('@'))
+        };
+        let names: Vec<String> = self.nguids().keys().filter(is_of).cloned().collect();
+        self.unregister_each(names)
+    }
+
+    /// All of these, or none.
+    fn unregister_each(&self, names: Vec<String>) -> Result<Vec<VolumeDevice>, ControlError> {
         let mut gone = Vec::with_capacity(names.len());
         for name in names {
             match self.unregister(&name) {
@@ -298,7 +312,7 @@ impl OpenPool {
                 }
             }
         }
-        Ok(())
+        Ok(gone)
     }
 
     fn put_back(&self, volumes: impl IntoIterator<Item = VolumeDevice>) {
@@ -310,9 +324,10 @@ impl OpenPool {
         }
     }
 
-    /// Keeps other calls off these names.
+    /// Keeps other calls off these names; a volume and its snapshots go together.
     async fn lock_names(&self, names: &[&str]) -> Vec<OwnedMutexGuard<()>> {
-        let shard = |name: &&str| self.hasher.hash_one(*name) as usize % SHARDS;
+        let volume = |name: &&str| name.split('@').next().unwrap_or_default().to_owned();
+        let shard = |name: &&str| self.hasher.hash_one(volume(name)) as usize % SHARDS;
         let mut shards: Vec<usize> = names.iter().map(shard).collect();
         // In one order for all, so that no two calls wait for each other.
         shards.sort_unstable();
@@ -434,14 +449,14 @@ impl Pool for Handle {
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
         Box::pin(async move {
             let _names = pool.lock_names(&[&name, &new_name]).await;
-            let volume = pool.unregister(&name)?;
+            // Its snapshots are named after it.
+            let volumes = pool.unregister_with_snapshots(&name)?;
             let renamed = pool.engine.rename_volume(&name, &new_name).await;
-            let now = if renamed.is_ok() { new_name } else { name };
-            let now = volume.map(|volume| VolumeDevice {
-                name: now,
+            let now = if renamed.is_ok() { &new_name } else { &name };
+            pool.put_back(volumes.into_iter().map(|volume| VolumeDevice {
+                name: format!("{now}{}", &volume.name[name.len()..]),
                 ..volume
-            });
-            pool.put_back(now);
+            }));
             renamed
         })
     }
@@ -468,7 +483,12 @@ impl Pool for Handle {
         let (name, snapshot) = (name.to_owned(), snapshot.to_owned());
         Box::pin(async move {
             let _names = pool.lock_names(&[&name, &snapshot]).await;
-            pool.engine.rollback_volume(&name, &snapshot).await
+            pool.engine.rollback_volume(&name, &snapshot).await?;
+            // It has the snapshot's size now.
+            match pool.engine.volume(&name).await? {
+                Some(volume) => pool.size_changed(&name, volume.size_bytes).await,
+                None => Ok(()),
+            }
         })
     }
 

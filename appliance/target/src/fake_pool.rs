@@ -167,11 +167,18 @@ impl Pool for FakePool {
 
     fn rename_volume(&self, name: &str, new_name: &str) -> Work<()> {
         let mut inner = self.inner();
-        let mut volume = inner.volumes.remove(name).unwrap();
-        volume.name = format!("{}/{new_name}", self.name);
-        inner.volumes.insert(new_name.to_owned(), volume);
-        if let Some(device) = inner.devices.remove(name) {
-            inner.devices.insert(new_name.to_owned(), device);
+        let is_of =
+            |other: &&String| other.as_str() == name || other.starts_with(&format!("{name}@"));
+        let names: Vec<String> = inner.volumes.keys().filter(is_of).cloned().collect();
+        assert!(names.iter().any(|other| other == name));
+        for old in names {
+            let new = format!("{new_name}{}", &old[name.len()..]);
+            let mut volume = inner.volumes.remove(&old).unwrap();
+            volume.name = format!("{}/{new}", self.name);
+            inner.volumes.insert(new.clone(), volume);
+            if let Some(device) = inner.devices.remove(&old) {
+                inner.devices.insert(new, device);
+            }
         }
         ready(Ok(()))
     }

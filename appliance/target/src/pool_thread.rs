@@ -94,7 +94,11 @@ impl Bell {
             let other = fd.unwrap_or(self.event.as_fd());
             let mut fds = [own, PollFd::new(other, PollFlags::POLLIN)];
             let count = if fd.is_some() { 2 } else { 1 };
-            match ppoll(&mut fds[..count], timeout.map(TimeSpec::from_duration), None) {
+            match ppoll(
+                &mut fds[..count],
+                timeout.map(TimeSpec::from_duration),
+                None,
+            ) {
                 // Also one that comes late, after the thread has seen that it was rung.
                 Ok(_) if fds[0].any() == Some(true) => drop(self.event.read()),
                 Ok(_) | Err(Errno::EINTR) => {}

@@ -128,7 +128,10 @@ impl Reader {
             thick: record.thick,
             read_only: record.read_only,
             snapshot: record.kind == NameKind::Snapshot,
-            parent: info.parent.as_ref().map_or(String::new(), |parent| self.full(parent)),
+            parent: info
+                .parent
+                .as_ref()
+                .map_or(String::new(), |parent| self.full(parent)),
             exclusive_bytes: info.clusters * self.cluster_size,
             children: info.children,
             status,
@@ -285,11 +288,17 @@ impl Pool for LvolPool {
         if let Err(error) = self.check_size(name, "size_bytes", size_bytes) {
             return Box::pin(std::future::ready(Err(error)));
         }
-        work(self.asked("resizing", name), self.pool.resize(name, size_bytes))
+        work(
+            self.asked("resizing", name),
+            self.pool.resize(name, size_bytes),
+        )
     }
 
     fn rename_volume(&self, name: &str, new_name: &str) -> Work<()> {
-        work(self.asked("renaming", name), self.pool.rename(name, new_name))
+        work(
+            self.asked("renaming", name),
+            self.pool.rename(name, new_name),
+        )
     }
 
     fn delete_volume(&self, name: &str) -> Work<Option<u64>> {
@@ -303,7 +312,10 @@ impl Pool for LvolPool {
     }
 
     fn rollback_volume(&self, name: &str, snapshot: &str) -> Work<()> {
-        work(self.asked("rolling back", name), self.pool.rollback(name, snapshot))
+        work(
+            self.asked("rolling back", name),
+            self.pool.rollback(name, snapshot),
+        )
     }
 
     fn create_snapshots(&self, names: &[(String, String)]) -> Work<()> {
@@ -311,7 +323,10 @@ impl Pool for LvolPool {
             [(volume, snapshot)] => self.asked("taking", &format!("{volume}@{snapshot}")),
             _ => self.asked("taking snapshots in", ""),
         };
-        work(asked, self.pool.create_snapshots(names, now_unix_ms() / 1000))
+        work(
+            asked,
+            self.pool.create_snapshots(names, now_unix_ms() / 1000),
+        )
     }
 
     fn diff(&self, _: &str, to: &str, _: u64, _: usize) -> Work<Vec<v1::Extent>> {

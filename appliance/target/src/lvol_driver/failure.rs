@@ -53,9 +53,11 @@ impl Asked {
                 name: self.full(&name),
                 differences: Vec::new(),
             },
-            LvolError::Name { name, problem } => {
-                ControlError::field(format!("{} {:?}", kind(&name), self.full(&name)), "name", problem)
-            }
+            LvolError::Name { name, problem } => ControlError::field(
+                format!("{} {:?}", kind(&name), self.full(&name)),
+                "name",
+                problem,
+            ),
             LvolError::Refused { name, problem } => ControlError::Precondition {
                 problem: format!("{} {:?} {problem}", kind(&name), self.full(&name)),
                 subject: self.full(&name),

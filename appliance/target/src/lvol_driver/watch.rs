@@ -87,7 +87,10 @@ impl Watch {
             text,
         };
         if self.events.try_send(event).is_err() {
-            tracing::warn!(pool = self.name, "an event of the pool was lost: too many wait");
+            tracing::warn!(
+                pool = self.name,
+                "an event of the pool was lost: too many wait"
+            );
         }
     }
 }

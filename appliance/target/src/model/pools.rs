@@ -74,6 +74,18 @@ impl Model {
         is_there.then(|| Key::Pool(pool.to_owned()))
     }
 
+    /// Snapshots of a volume that something uses, in order.
+    #[must_use]
+    pub fn snapshots_in_use(&self, volume: &str) -> Vec<String> {
+        let is_of = |name: &&String| {
+            let rest = name.strip_prefix(volume);
+            rest.is_some_and(|rest| rest.starts_with('@'))
+        };
+        let mut names: Vec<String> = self.bdev_users.keys().filter(is_of).cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
     /// Who uses volumes of a pool, with the volume.
     pub fn users_of_volumes(&self, pool: &str) -> impl Iterator<Item = (&str, &Key)> {
         let of_pool = move |name: &str| split_volume(name).is_some_and(|(found, _)| found == pool);

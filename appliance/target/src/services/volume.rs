@@ -293,6 +293,10 @@ impl Services {
             }
             (true, false) => {
                 self.check_free("volume", &name)?;
+                // They are named after it.
+                for snapshot in self.control.read(|view| view.model.snapshots_in_use(&name)) {
+                    self.check_free("snapshot", &snapshot)?;
+                }
                 pool.rename_volume(old, new).await?;
                 self.tell(EventType::Deleted, "volume", &name);
                 self.tell(EventType::Created, "volume", &new_name);

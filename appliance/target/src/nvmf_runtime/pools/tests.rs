@@ -72,14 +72,14 @@ async fn volumes_are_block_devices_while_their_pool_is_open() {
     let nguid = pools.nguid("p/v").unwrap();
     pool.rename_volume("v", "x").await.unwrap();
     pool.delete_volume("w").await.unwrap();
-    assert_eq!(names(&pools), ["b0", "p/c", "p/v@s", "p/x"]);
+    assert_eq!(names(&pools), ["b0", "p/c", "p/x", "p/x@s"]);
     pools.close("p", false).await.unwrap();
     assert_eq!(names(&pools), ["b0"]);
     assert!(pools.get("p").is_none());
     // Closed already.
     pools.close("p", false).await.unwrap();
     put(&pools, Attach::Open).await;
-    assert_eq!(names(&pools), ["b0", "p/c", "p/v@s", "p/x"]);
+    assert_eq!(names(&pools), ["b0", "p/c", "p/x", "p/x@s"]);
     let bdev = pools.plane.registry().get("p/x").unwrap();
     assert_eq!(
         (bdev.uuid(), pools.nguid("p/x")),

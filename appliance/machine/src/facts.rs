@@ -13,10 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CpuList, FactsError, Host, PciAddress};
 
-pub(crate) use block::holders_of;
 pub(crate) use memory::hugepages_folder;
-pub(crate) use source::{last_name, text, value};
-pub(crate) use users::users_of;
+pub(crate) use source::{last_name, text};
 
 /// The host as it is. Lists are in the order of their keys, so equal hosts have equal facts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

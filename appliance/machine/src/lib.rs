@@ -25,13 +25,16 @@
 //! [`ApplyError`] when an action failed. Both name the file.
 
 mod address;
+mod apply;
 mod config;
 mod cpu_list;
 mod error;
 mod facts;
 mod host;
+mod plan;
 
 pub use crate::address::{PciAddress, PciAddressError};
+pub use crate::apply::{Applied, Verification, apply, verify};
 pub use crate::config::{
     Claim, Config, Former, HugepageRule, NicMode, NicRule, Reservation, Selector,
 };
@@ -42,6 +45,7 @@ pub use crate::facts::{
     NumaNode, NvmeController, NvmeNamespace, PciDevice, PciLink, RdmaDevice, RouteFamily,
 };
 pub use crate::host::{Host, Root};
+pub use crate::plan::{Action, Plan, Reason, Refusal, Subject, claim_of, plan};
 
 /// The driver that hands a PCI function to user space.
 pub const VFIO_DRIVER: &str = "vfio-pci";

@@ -9,24 +9,6 @@ use crate::{FactsError, Host, PciAddress};
 
 const CLASS: &str = "sys/class/block";
 
-/// Who holds the disks of one function now, as `nvme0n1p1: mounted at /data`.
-pub(crate) fn holders_of(
-    host: &dyn Host,
-    address: PciAddress,
-) -> Result<Vec<(String, Holder)>, FactsError> {
-    let users = users::read(host)?;
-    let devices = read(host, &users)?
-        .into_iter()
-        .filter(|each| each.pci.contains(&address));
-    Ok(devices
-        .flat_map(|each| {
-            each.holders
-                .into_iter()
-                .map(move |h| (each.name.clone(), h))
-        })
-        .collect())
-}
-
 pub(super) fn read(host: &dyn Host, users: &Users) -> Result<Vec<BlockDevice>, FactsError> {
     let in_use = InUse::read(host)?;
     let mut devices: Vec<BlockDevice> = names(host, CLASS)

@@ -40,8 +40,3 @@ pub(super) fn read(host: &dyn Host) -> Result<Users, FactsError> {
 pub(super) fn of(users: &Users, node: &str) -> Vec<String> {
     users.get(node).into_iter().flatten().cloned().collect()
 }
-
-/// The processes that have one node open now.
-pub(crate) fn users_of(host: &dyn Host, node: &str) -> Result<Vec<String>, FactsError> {
-    Ok(of(&read(host)?, node))
-}

@@ -42,7 +42,8 @@ pub enum Verification {
 /// Carries `action` out. What is so already is not written again.
 ///
 /// Before a function is taken or given back, the host is read again: who began to use it since the
-/// plan was made keeps it. A function that vfio-pci did not take goes back to where it was.
+/// plan was made keeps it, and so does whoever got a default route through it. A function that
+/// vfio-pci did not take goes back to where it was.
 ///
 /// # Errors
 /// [`ApplyError`], with what is now and what to do.
@@ -265,7 +266,11 @@ impl Function<'_> {
             },
             Err(second) => format!("and it could not be given back: {}", with_source(&second)),
         };
-        self.not_taken(format!("{}; {after}", with_source(&error)))
+        let reason = match error {
+            ApplyError::NotTaken { reason, .. } => reason,
+            error => with_source(&error),
+        };
+        self.not_taken(format!("{reason}; {after}"))
     }
 
     fn give_back(&self, to: &Former) -> Result<Applied, ApplyError> {

@@ -297,7 +297,8 @@ pub struct Irq {
 
 impl Facts {
     /// Reads the host, and changes nothing. What a host does not have or does not show is absent in
-    /// the facts.
+    /// the facts. Without the rights of root that includes the open files of other processes, and
+    /// whether the kernel has a disk for itself.
     ///
     /// # Errors
     /// Only when it cannot be told which devices are in use.

@@ -139,3 +139,48 @@ impl Host for Root {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> (tempfile::TempDir, Root) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(folder.path());
+        (folder, root)
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_not_made() {
+        let (folder, root) = root();
+        assert_eq!(
+            root.write("x", "1").unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+        assert!(!folder.path().join("x").exists());
+    }
+
+    #[test]
+    fn a_file_of_any_bytes_is_read_up_to_the_bound() {
+        let (folder, root) = root();
+        fs::write(folder.path().join("bytes"), b"a\xffb").unwrap();
+        assert_eq!(root.read("bytes").unwrap(), "a\u{fffd}b");
+        let long = File::create(folder.path().join("long")).unwrap();
+        long.set_len(FILE_BYTES_MAX).unwrap();
+        assert_eq!(root.read("long").unwrap().len() as u64, FILE_BYTES_MAX);
+        long.set_len(FILE_BYTES_MAX + 1).unwrap();
+        assert_eq!(
+            root.read("long").unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
+    }
+
+    #[test]
+    fn only_a_block_device_is_asked_for_its_claim() {
+        let (folder, root) = root();
+        fs::write(folder.path().join("file"), "").unwrap();
+        assert_eq!(root.is_claimed("file"), None);
+        assert_eq!(root.is_claimed("nothing"), None);
+        assert_eq!(Root::new("/").is_claimed("dev/null"), None);
+    }
+}

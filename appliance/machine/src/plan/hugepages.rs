@@ -47,11 +47,13 @@ pub(super) fn plan(facts: &Facts, config: &Config, plan: &mut Plan) {
     let mut taken_kib = BTreeMap::new();
     let mut actions = Vec::new();
     for wish in &wishes {
-        let taken_kib = taken_kib.entry(wish.node.node).or_insert(0);
+        let taken_kib: &mut u64 = taken_kib.entry(wish.node.node).or_insert(0);
         let keep_kib = kept_kib.saturating_add(*taken_kib);
         if let Some(pages) = pages(wish, keep_kib, kept_kib, plan) {
             let more = pages - wish.pool.reserved();
-            *taken_kib += more * wish.pool.size_kib;
+            *taken_kib = more
+                .saturating_mul(wish.pool.size_kib)
+                .saturating_add(*taken_kib);
             actions.push(Action::ReserveHugepages {
                 node: wish.node.node,
                 size_kib: wish.pool.size_kib,

@@ -84,7 +84,9 @@ pub fn verify(action: &Action, host: &dyn Host) -> Verification {
             ..
         } => match reserved(host, *node, *size_kib) {
             Ok(reserved) if reserved >= *pages => Verification::Verified,
-            Ok(reserved) => Verification::Failed(short(reserved, *pages)),
+            Ok(reserved) => {
+                Verification::Failed(format!("{reserved} of {pages} pages are reserved"))
+            }
             Err(error) => Verification::Failed(with_source(&error)),
         },
         Action::Bind { address, .. } => Function {

@@ -75,6 +75,8 @@ pub enum IommuGap {
     Hypervisor(String),
     /// Firmware offers one, arguments allow it, and still there is none.
     Unexplained,
+    /// Only root may see what the firmware offers.
+    NotShown,
 }
 
 /// A PCI function.

@@ -1,5 +1,7 @@
 //! The IOMMU: its groups, or what stands in its way.
 
+use std::io;
+
 use super::source::{names, numbered, text};
 use super::users::{self, Users};
 use super::{Group, Iommu, IommuGap};
@@ -27,13 +29,20 @@ pub(super) fn read(host: &dyn Host, users: &Users) -> Iommu {
 /// an emulated AMD processor in many a virtual machine.
 fn gap(host: &dyn Host) -> IommuGap {
     let command_line = text(host, "proc/cmdline").unwrap_or_default();
-    let has_table = |name: &str| host.exists(&format!("sys/firmware/acpi/tables/{name}"));
     if let Some(argument) = last(&command_line, &["iommu"], &["off"]) {
         return IommuGap::ArgumentForbids(argument);
     }
+    let tables = match host.list("sys/firmware/acpi/tables") {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return IommuGap::NotShown,
+        other => other.unwrap_or_default(),
+    };
+    let has_table = |name: &str| tables.iter().any(|table| table == name);
     if has_table("DMAR") {
         return match last(&command_line, &["intel_iommu"], &["on", "off"]) {
-            Some(argument) if argument.ends_with("=off") => IommuGap::ArgumentForbids(argument),
+            // Without the argument it is on in some kernels and off in others.
+            Some(argument) if argument.ends_with("=off") => {
+                IommuGap::ArgumentMissing(format!("intel_iommu=on in place of {argument}"))
+            }
             Some(_) => IommuGap::Unexplained,
             None => IommuGap::ArgumentMissing("intel_iommu=on".to_owned()),
         };

@@ -150,6 +150,7 @@ impl Display for IommuGap {
                 "firmware offers one and the kernel's arguments allow it: see the kernel log for \
                  DMAR, AMD-Vi or SMMU"
             ),
+            Self::NotShown => write!(f, "ask again as root, who may see what the firmware offers"),
         }
     }
 }

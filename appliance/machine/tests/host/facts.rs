@@ -1,6 +1,9 @@
 //! What is read of a host.
 
-use machine::{Facts, FactsError, Holder, IommuGap, PciLink, RouteFamily};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use machine::{Config, Facts, FactsError, Holder, IommuGap, PciLink, RouteFamily};
 
 use crate::fake::FakeHost;
 use crate::{assert_golden, facts};
@@ -295,6 +298,70 @@ fn what_an_iommu_wants_is_named() {
     ];
     let text: String = table.iter().map(|gap| format!("{gap}\n")).collect();
     assert_golden("iommu-gaps.txt", &text);
+}
+
+/// Every plain file below a folder.
+fn files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            files(&entry.path(), found);
+        } else if kind.is_file() {
+            found.push(entry.path());
+        }
+    }
+}
+
+#[test]
+fn no_text_in_any_file_makes_reading_or_planning_panic() {
+    let host = rich();
+    host.process(7, "aditd", "/dev/vfio/11");
+    host.file("sys/bus/pci/devices/0000:01:00.0/sriov_numvfs", "0\n");
+    let config: Config = serde_json::from_str(
+        r#"{"hugepages": [{"size_kib": 2048, "pages": 18446744073709551615,
+                           "reservation": "best_effort"},
+                          {"size_kib": 1048576, "pages": 1}],
+            "vfio": [{"class": "nvme"}, {"slot": "7"}, {"serial": "S1"}],
+            "nic": [{"port": {"interface": "eth0"}, "mode": "vfio"}]}"#,
+    )
+    .unwrap();
+    let mut all = Vec::new();
+    files(host.path(), &mut all);
+    assert!(all.len() > 40, "{all:?}");
+    let texts = [
+        "",
+        "\n\n",
+        " - ",
+        "-1",
+        "0",
+        "18446744073709551615",
+        "99999999999999999999",
+        "0xffffffff",
+        "0-4294967295",
+        "a\tb\tc\td\te\tf\tg\th",
+        "0.0 GT/s",
+        "9999999.9 GT/s",
+        "\u{fffd}/\\04",
+        "MemTotal: 18446744073709551615 kB\nMemFree: 18446744073709551615 kB\n\
+         Active(file): 18446744073709551615 kB",
+        "1 2 3 4 5 6 - 7 /dev/",
+        "eth0 00000000 0 zz 0 0 0 00000000",
+    ];
+    for path in all {
+        let before = fs::read(&path).unwrap();
+        for text in texts {
+            fs::write(&path, text).unwrap();
+            if let Ok(facts) = Facts::read(&host) {
+                let plan = machine::plan(&facts, &config).to_string();
+                assert!(!plan.is_empty());
+            }
+        }
+        // As far as it was written when the power went.
+        fs::write(&path, &before[..before.len() / 2]).unwrap();
+        let _ = Facts::read(&host);
+        fs::write(&path, before).unwrap();
+    }
 }
 
 #[test]

@@ -81,7 +81,8 @@ pub enum Selector {
     Slot(String),
     /// Every device of a class; `nvme` is the one class there is.
     Class(String),
-    /// Name of a network interface.
+    /// Name of a network interface. A port on vfio-pci has none: a [`Claim`] remembers it, and its
+    /// MAC address.
     Interface(String),
     /// MAC address of a network interface, as in `52:54:00:12:34:56`.
     Mac(String),
@@ -130,9 +131,9 @@ pub struct Claim {
     pub address: PciAddress,
     /// Who had it before.
     pub former: Former,
-    /// Serial number, where the former driver told it.
+    /// What it was called by that only the former driver shows: serial, interface, mac.
     #[serde(default)]
-    pub serial: Option<String>,
+    pub known_as: Vec<Selector>,
 }
 
 /// Who had a function before it was bound to vfio-pci.

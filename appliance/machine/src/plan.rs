@@ -10,7 +10,7 @@ pub(crate) use text::pool;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Claim, Config, Facts, Former, Holder, IommuGap, PciAddress, Reservation};
+use crate::{Claim, Config, Facts, Former, Holder, IommuGap, PciAddress, Reservation, Selector};
 
 /// What [`plan`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,8 +49,8 @@ pub enum Action {
         group: u32,
         /// Who has it now.
         former: Former,
-        /// Its serial number, where it is known.
-        serial: Option<String>,
+        /// What it is called by that vfio-pci does not show.
+        known_as: Vec<Selector>,
     },
     /// Takes a function from vfio-pci and gives it back.
     GiveBack {
@@ -199,12 +199,12 @@ pub fn claim_of(action: &Action) -> Option<Claim> {
         Action::Bind {
             address,
             former,
-            serial,
+            known_as,
             ..
         } => Some(Claim {
             address: *address,
             former: former.clone(),
-            serial: serial.clone(),
+            known_as: known_as.clone(),
         }),
         _ => None,
     }

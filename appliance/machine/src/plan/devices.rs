@@ -49,7 +49,7 @@ fn management(facts: &Facts, config: &Config, plan: &mut Plan) -> Management {
     let mut functions = facts.management();
     let mut is_known = facts.net.iter().any(|each| !each.default_routes.is_empty());
     if let Some(selector) = &config.management {
-        match select::ports(facts, selector) {
+        match select::ports(facts, config, selector) {
             Ok(found) => {
                 is_known = true;
                 functions.extend(found.into_iter().map(|at| (at, selector.to_string())));
@@ -141,7 +141,7 @@ fn add(plan: &mut Plan, subject: Subject, reason: Reason) {
 fn port_wishes(facts: &Facts, config: &Config, wishes: &mut Wishes, plan: &mut Plan) {
     let mut doubles = BTreeSet::new();
     for rule in &config.nic {
-        match select::port(facts, &rule.port) {
+        match select::port(facts, config, &rule.port) {
             Ok(address) => {
                 let before = wishes.ports.insert(address, rule.mode);
                 if before.is_some_and(|mode| mode != rule.mode) {
@@ -227,7 +227,7 @@ pub(crate) fn why_not(facts: &Facts, device: &PciDevice) -> Vec<Reason> {
     reasons(facts, device, device.is_nic(), &management)
 }
 
-fn is_overridden(device: &PciDevice) -> bool {
+pub(super) fn is_overridden(device: &PciDevice) -> bool {
     device.driver_override.as_deref() == Some(VFIO_DRIVER)
 }
 
@@ -314,7 +314,7 @@ fn bind(facts: &Facts, config: &Config, wishes: &Wishes, management: &Management
                 address,
                 group,
                 former: former(config, device),
-                serial: select::serial(config, device).map(str::to_owned),
+                known_as: select::known_as(facts, config, device),
             });
         }
     }

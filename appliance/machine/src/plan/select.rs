@@ -1,7 +1,8 @@
 //! Which functions a selector means.
 
 use super::Reason;
-use crate::{Config, Facts, PciAddress, PciDevice, Selector};
+use super::devices::is_overridden;
+use crate::{Claim, Config, Facts, PciAddress, PciDevice, Selector, VFIO_DRIVER};
 
 /// The serial number of a controller: its driver shows it, or a claim remembers it.
 pub(super) fn serial<'a>(config: &'a Config, device: &'a PciDevice) -> Option<&'a str> {
@@ -10,14 +11,66 @@ pub(super) fn serial<'a>(config: &'a Config, device: &'a PciDevice) -> Option<&'
             .filter(|serial| !serial.is_empty())
             .map(String::as_str);
     }
-    let claim = config
+    let known_as = config
         .claims
         .iter()
-        .find(|claim| claim.address == device.address)?;
-    claim
-        .serial
-        .as_deref()
-        .filter(|_| device.driver.as_deref() == Some(crate::VFIO_DRIVER))
+        .find(|claim| is_taken(device, claim))
+        .map(|c| &c.known_as)?;
+    known_as.iter().find_map(|each| match each {
+        Selector::Serial(serial) => Some(serial.as_str()),
+        _ => None,
+    })
+}
+
+/// Whether a claim is on a function that has been taken, or was about to be.
+fn is_taken(device: &PciDevice, claim: &Claim) -> bool {
+    let taken = match device.driver.as_deref() {
+        Some(driver) => driver == VFIO_DRIVER,
+        None => is_overridden(device),
+    };
+    taken && claim.address == device.address
+}
+
+/// What a function is called by that vfio-pci does not show.
+pub(super) fn known_as(facts: &Facts, config: &Config, device: &PciDevice) -> Vec<Selector> {
+    let serial = device.nvme.iter().map(|nvme| nvme.serial.clone());
+    let mut names: Vec<Selector> = serial
+        .filter(|serial| !serial.is_empty())
+        .map(Selector::Serial)
+        .collect();
+    for each in facts
+        .net
+        .iter()
+        .filter(|each| each.pci == Some(device.address))
+    {
+        names.push(Selector::Interface(each.name.clone()));
+        names.push(Selector::Mac(each.mac.clone()));
+    }
+    if names.is_empty() {
+        let claim = config.claims.iter().find(|claim| is_taken(device, claim));
+        names.extend(
+            claim
+                .into_iter()
+                .flat_map(|claim| claim.known_as.iter().cloned()),
+        );
+    }
+    names
+}
+
+/// The taken functions that were called so. They come before what is called so now: the name of an
+/// interface that is gone may be given to another.
+fn remembered(facts: &Facts, config: &Config, selector: &Selector) -> Vec<PciAddress> {
+    let same = |known: &Selector| match (known, selector) {
+        (Selector::Mac(known), Selector::Mac(wanted)) => known.eq_ignore_ascii_case(wanted),
+        _ => known == selector,
+    };
+    let claims = config.claims.iter().filter(|claim| {
+        claim.known_as.iter().any(same)
+            && facts
+                .device(claim.address)
+                .is_some_and(|device| is_taken(device, claim))
+    });
+    claims.map(|claim| claim.address).collect()
 }
 
 /// The NVMe controllers that a selector means; never none.
@@ -53,7 +106,17 @@ pub(super) fn controllers(
 }
 
 /// The functions below the network port that a selector means.
-pub(super) fn ports(facts: &Facts, selector: &Selector) -> Result<Vec<PciAddress>, Reason> {
+pub(super) fn ports(
+    facts: &Facts,
+    config: &Config,
+    selector: &Selector,
+) -> Result<Vec<PciAddress>, Reason> {
+    if matches!(selector, Selector::Interface(_) | Selector::Mac(_)) {
+        let found = remembered(facts, config, selector);
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
     let below = |name: &str| facts.functions_below(name);
     match selector {
         Selector::Address(address) => one(facts, *address),
@@ -93,8 +156,12 @@ pub(super) fn ports(facts: &Facts, selector: &Selector) -> Result<Vec<PciAddress
 }
 
 /// The one function of a port.
-pub(super) fn port(facts: &Facts, selector: &Selector) -> Result<PciAddress, Reason> {
-    let found = ports(facts, selector)?;
+pub(super) fn port(
+    facts: &Facts,
+    config: &Config,
+    selector: &Selector,
+) -> Result<PciAddress, Reason> {
+    let found = ports(facts, config, selector)?;
     match found.as_slice() {
         [] => Err(Reason::NotFound),
         [one] => Ok(*one),

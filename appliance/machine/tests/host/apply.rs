@@ -32,7 +32,7 @@ fn bind() -> Action {
         address: at(DRIVE),
         group: 11,
         former: nvme(),
-        serial: None,
+        known_as: vec![],
     }
 }
 
@@ -113,9 +113,10 @@ fn a_whole_plan_is_carried_out_and_then_nothing_is_left_to_do() {
         host.remove(&format!("sys/class/block/nvme{number}n1"));
         host.remove(&format!("sys/bus/pci/devices/0000:0{number}:00.0/nvme"));
     }
-    // The interface is gone as well; a claimed port is named by its address.
+    // The interface is gone as well: its claim remembers it, whoever is called eth1 now.
     host.remove("sys/class/net/eth1");
-    config.nic[0].port = Selector::Address(at("0000:00:11.0"));
+    let other = host.nic(2, 22);
+    host.link("sys/class/net/eth1", &format!("{other}/net/eth2"));
     let again = plan_of(&host, &config);
     assert!(
         again.actions.is_empty() && again.refusals.is_empty(),
@@ -267,7 +268,7 @@ fn a_port_that_got_the_default_route_since_the_plan_is_left_alone() {
         address: at("0000:00:10.0"),
         group: 20,
         former: Former::Driver("virtio-pci".to_owned()),
-        serial: None,
+        known_as: vec![],
     };
     let error = apply(&action, &host).unwrap_err();
     assert!(

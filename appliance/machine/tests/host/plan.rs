@@ -316,7 +316,7 @@ fn bound() -> (FakeHost, Claim) {
     let claim = Claim {
         address: at("0000:01:00.0"),
         former: Former::Driver("nvme".to_owned()),
-        serial: Some("S1".to_owned()),
+        known_as: vec![Selector::Serial("S1".to_owned())],
     };
     (host, claim)
 }
@@ -400,6 +400,39 @@ fn a_wish_that_is_not_understood_gives_nothing_back() {
 }
 
 #[test]
+fn a_port_for_the_kernel_is_given_back_by_the_name_that_it_had() {
+    let host = FakeHost::new();
+    let folder = host.nic(0, 20);
+    host.remove("sys/class/net/eth0");
+    host.link(&format!("{folder}/driver"), "sys/bus/pci/drivers/vfio-pci");
+    let claim = Claim {
+        address: at("0000:00:10.0"),
+        former: Former::Driver("virtio-pci".to_owned()),
+        known_as: vec![Selector::Mac("52:54:00:AA:00:00".to_owned())],
+    };
+    let named = Selector::Mac("52:54:00:aa:00:00".to_owned());
+    let nic = vec![NicRule {
+        port: named,
+        mode: NicMode::Kernel,
+    }];
+    let mut config = Config {
+        nic,
+        claims: vec![claim],
+        ..Config::default()
+    };
+    let plan = plan_of(&host, &config);
+    assert_eq!(
+        plan.to_string(),
+        "to do:\n  0000:00:10.0: give back to virtio-pci\n"
+    );
+    config.claims.clear();
+    assert_eq!(
+        plan_of(&host, &config).refusals[0].reasons,
+        [Reason::NotFound]
+    );
+}
+
+#[test]
 fn a_port_for_the_kernel_is_given_back_without_a_claim() {
     let host = FakeHost::new();
     let folder = host.nic(0, 20);
@@ -427,7 +460,7 @@ fn a_bind_that_was_cut_short_is_finished_and_remembers_the_driver() {
     let claim = Claim {
         address: at("0000:01:00.0"),
         former: Former::Driver("nvme".to_owned()),
-        serial: None,
+        known_as: vec![],
     };
     let config = Config {
         claims: vec![claim.clone()],

@@ -1,5 +1,6 @@
 //! Pools on a simulated drive: what volumes do, and what is left of them after a power cut.
 
+mod cuts;
 mod in_flight;
 mod model;
 mod rig;

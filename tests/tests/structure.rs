@@ -294,8 +294,9 @@ fn every_crate_begins_by_saying_what_it_is() {
 
 /// A file up to its tests.
 fn code(text: &str) -> &str {
-    let end = text.find("#[cfg(test)]\nmod ").unwrap_or(text.len());
-    &text[..end]
+    let begins = ["#[cfg(test)]\nmod ", "#[cfg(all(test, "];
+    let found = begins.iter().filter_map(|begin| text.find(begin)).min();
+    &text[..found.unwrap_or(text.len())]
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! The commit: what completed before it began is durable when it ends.
 //!
 //! 1. Mark the dirty pieces clean and encode them: what is encoded had completed.
-//! 2. FLUSH the device: the data are there.
-//! 3. One transaction (or a few, when there is much): pieces, the chunks of free clusters that differ
-//!    by them, and the records that calls have staged.
-//! 4. Tell those who waited.
-//! 5. Clusters that no map has any more become free after a grace period.
+//! 2. One transaction (or a few, when there is much): pieces, the chunks of free clusters that differ
+//!    by them, and the records that calls have staged. Its pages are written and the device is FLUSHed,
+//!    which covers the data too; then the transaction is made visible, and the device FLUSHed again.
+//! 3. Tell those who waited.
+//! 4. Clusters that no map has any more become free after a grace period.
 //!
 //! FREE always says what the maps say, because it is made from how a piece's record changes.
 
@@ -84,7 +84,7 @@ impl PoolWorker {
             return self.disk.flush();
         }
         let encoded: Vec<Slots> = dirty.iter().map(|entry| self.encode(entry)).collect();
-        self.disk.flush()?;
+        self.metadata.flush_before_commit();
         let mut pairs = dirty.iter().zip(&encoded);
         loop {
             let part: Vec<_> = pairs.by_ref().take(PIECES_PER_TRANSACTION).collect();

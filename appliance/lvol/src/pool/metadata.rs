@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
-use metastore::pool::MetadataDevice;
+use metastore::pool::{METADATA_BLOCK_BYTES, MetadataDevice};
 
 use super::disk::Disk;
 use crate::LvolError;
@@ -21,6 +21,8 @@ pub(crate) struct Metadata {
     /// The copy that the next write of the superblock replaces.
     next_copy: Cell<usize>,
     reserve: RefCell<Vec<Extent>>,
+    /// Data that the next transaction names may not be on the medium yet.
+    data_unflushed: Cell<bool>,
 }
 
 impl Metadata {
@@ -31,6 +33,7 @@ impl Metadata {
             superblock: RefCell::new(superblock),
             next_copy: Cell::new(1 - copy),
             reserve: RefCell::default(),
+            data_unflushed: Cell::new(false),
         }
     }
 
@@ -71,6 +74,11 @@ impl Metadata {
             .iter()
             .map(|extent| extent.clusters)
             .sum()
+    }
+
+    /// The device is to be flushed before the next transaction becomes visible.
+    pub(crate) fn flush_before_commit(&self) {
+        self.data_unflushed.set(true);
     }
 
     /// Adds to the reserve.
@@ -124,13 +132,20 @@ impl MetadataDevice for Metadata {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        // The database's first block is what makes a transaction visible. Its pages were flushed before, and
+        // the data with them; if one day they are not, the data still are.
+        if offset < METADATA_BLOCK_BYTES && self.data_unflushed.get() {
+            MetadataDevice::flush(self)?;
+        }
         self.for_each_part(offset, data.len(), |at, part| {
             self.disk.write(at, &data[part])
         })
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.disk.flush().map_err(io::Error::other)
+        self.disk.flush().map_err(io::Error::other)?;
+        self.data_unflushed.set(false);
+        Ok(())
     }
 
     fn grow(&self, len: u64) -> io::Result<()> {

@@ -122,7 +122,8 @@ impl VolumeChannel {
     }
 
     /// The chain of a piece, if the channel has it. To be asked after entering the epoch.
-    pub(super) fn chain(&mut self, piece: u64) -> Option<Arc<Chain>> {
+    #[inline]
+    pub(super) fn chain(&mut self, piece: u64) -> Option<&Arc<Chain>> {
         let all = self.shared.chains.load(Ordering::SeqCst);
         if all != self.seen.0 {
             let _still = self.shared.moving.lock();
@@ -133,7 +134,7 @@ impl VolumeChannel {
             }
             self.seen = (all, chains);
         }
-        self.cache.get(piece).cloned()
+        self.cache.get(piece)
     }
 
     /// Ends an I/O's part in its epoch.
@@ -309,7 +310,7 @@ impl VolumeChannel {
                 if flight.edges.is_some() && completion.result.is_ok() {
                     self.next_edge(index, &mut flight)
                 } else {
-                    self.whole_ended(index, &flight, &chain, completion.result)
+                    self.whole_ended(index, &flight, chain.as_deref(), completion.result)
                 }
             }
             State::Reading(reading) => self.read_part_ended(&mut flight, reading, part, completion),
@@ -329,13 +330,16 @@ impl VolumeChannel {
         &mut self,
         index: usize,
         flight: &Flight,
-        chain: &Chain,
+        chain: Option<&Chain>,
         result: Result<(), IoError>,
     ) -> Attempt {
-        // A write in place is durable by FUA below only if the map that names the place is.
-        let is_mapped = || !chain.own.is_dirty() && !self.shared.committing.load(Ordering::SeqCst);
-        // Of a write of zeroes there may be more to come.
-        if result.is_ok() && flight.edges.is_none() && flight.io.op.fua() && !is_mapped() {
+        // A write in place is durable by FUA below only if the map that names the place is. Of a write of
+        // zeroes there may be more to come.
+        if let Some(chain) = chain
+            && result.is_ok()
+            && flight.edges.is_none()
+            && (chain.own.is_dirty() || self.shared.committing.load(Ordering::SeqCst))
+        {
             return self.need_commit(index);
         }
         Attempt::Done(result)

@@ -34,8 +34,11 @@ pub(super) enum State {
     Clusters,
     /// Another I/O that has a granule locked, the end of a snapshot, or a buffer.
     Retry,
-    /// The device below, which has all of it.
-    Below { token: u8, chain: Arc<Chain> },
+    /// The device below, which has all of it. With the chain if it is a write by FUA.
+    Below {
+        token: u8,
+        chain: Option<Arc<Chain>>,
+    },
     /// The device below, which has parts of a read.
     Reading(Box<Reading>),
     /// The device below, which has the parts of a first write.

@@ -6,7 +6,7 @@ use block::{Completion, Io, IoError, Op, Submit};
 use dma::{IoBuf, Payload};
 
 use super::channel::{Attempt, VolumeChannel, fill_with_zeroes};
-use super::flight::{Flight, Reading, Run, State, runs, tag};
+use super::flight::{Flight, Place, Reading, Run, State, runs, tag};
 use crate::map::{Cluster, Look, Source};
 
 impl VolumeChannel {
@@ -16,43 +16,59 @@ impl VolumeChannel {
             Ok(token) => token,
             Err(attempt) => return attempt,
         };
+        let whole = match self.chain(place.piece) {
+            None => {
+                self.leave(token);
+                return self.need_piece(place.piece);
+            }
+            Some(chain) => match chain.own.look(place.slot) {
+                Look::Whole(Source::Own(cluster)) => Some(Some(cluster)),
+                Look::Whole(Source::Zero) => Some(None),
+                Look::Whole(Source::Parent) if chain.ancestors.is_empty() => Some(None),
+                _ => {
+                    let chain = Arc::clone(chain);
+                    self.only_run(&chain, &place)
+                }
+            },
+        };
+        match whole {
+            Some(Some(cluster)) => {
+                let at = self.block_of(cluster, place.bytes.start);
+                let payload = flight.io.payload.take();
+                let (op, blocks) = (flight.io.op, flight.io.blocks);
+                let io = Io::with_payload(op, at, blocks, payload, tag(index, 0));
+                self.submit_below(index, flight, io, token, None)
+            }
+            Some(None) if flight.io.op != Op::Compare => {
+                self.leave(token);
+                Attempt::Done(fill_with_zeroes(&mut flight.io.payload))
+            }
+            _ => self.read_runs(index, flight, token, &place),
+        }
+    }
+
+    fn read_runs(
+        &mut self,
+        index: usize,
+        flight: &mut Flight,
+        token: u8,
+        place: &Place,
+    ) -> Attempt {
+        let span = self.shared.granularity.span(place.bytes.clone());
+        let granule = self.shared.granularity.granule_size();
         let Some(chain) = self.chain(place.piece) else {
             self.leave(token);
             return self.need_piece(place.piece);
         };
-        let whole = match chain.own.look(place.slot) {
-            Look::Whole(Source::Own(cluster)) => Some(Some(cluster)),
-            Look::Whole(Source::Zero) => Some(None),
-            Look::Whole(Source::Parent) if chain.ancestors.is_empty() => Some(None),
-            _ => None,
-        };
-        let only = whole.or_else(|| self.only_run(&chain, &place));
-        match only {
-            Some(Some(cluster)) => {
-                let at = self.block_of(cluster, place.bytes.start);
-                let payload = flight.io.payload.take();
-                let io =
-                    Io::with_payload(flight.io.op, at, flight.io.blocks, payload, tag(index, 0));
-                self.submit_below(index, flight, io, token, chain)
-            }
-            Some(_) if flight.io.op != Op::Compare => {
-                self.leave(token);
-                Attempt::Done(fill_with_zeroes(&mut flight.io.payload))
-            }
-            _ => {
-                let span = self.shared.granularity.span(place.bytes.clone());
-                let granule = self.shared.granularity.granule_size();
-                let runs = runs(&chain, place.slot, &place.bytes, span.touched, granule);
-                self.start_runs(index, flight, token, &runs)
-            }
-        }
+        let runs = runs(chain, place.slot, &place.bytes, span.touched, granule);
+        self.start_runs(index, flight, token, &runs)
     }
 
     /// The one source of an I/O, if it has only one.
     pub(super) fn only_run(
         &self,
         chain: &crate::pool::Chain,
-        place: &super::flight::Place,
+        place: &Place,
     ) -> Option<Option<Cluster>> {
         let span = self.shared.granularity.span(place.bytes.clone());
         let granule = self.shared.granularity.granule_size();
@@ -75,14 +91,14 @@ impl VolumeChannel {
         flight: &mut Flight,
         io: Io,
         token: u8,
-        chain: Arc<crate::pool::Chain>,
+        chain: Option<Arc<crate::pool::Chain>>,
     ) -> Attempt {
         match self.submit_to_base(io) {
             Submit::Pending => Attempt::Going(State::Below { token, chain }),
             Submit::Done(completion) => {
                 flight.io.payload = completion.io.payload;
                 self.leave(token);
-                self.whole_ended(index, flight, &chain, completion.result)
+                self.whole_ended(index, flight, chain.as_deref(), completion.result)
             }
         }
     }

@@ -29,36 +29,25 @@ impl VolumeChannel {
             Ok(token) => token,
             Err(attempt) => return attempt,
         };
+        let touched = self.shared.granularity.span(place.bytes.clone()).touched;
+        let is_fua = flight.io.op.fua();
         let Some(chain) = self.chain(place.piece) else {
             self.leave(token);
             return self.need_piece(place.piece);
         };
-        let touched = self.shared.granularity.span(place.bytes.clone()).touched;
-        match chain.own.look(place.slot) {
-            Look::Whole(Source::Own(cluster)) => {
-                self.write_in_place(index, flight, place, cluster, token, chain)
-            }
+        let cluster = match chain.own.look(place.slot) {
+            Look::Whole(Source::Own(cluster)) => Some(cluster),
             Look::Mixed {
-                cluster: Some(cluster),
-                written,
-                ..
-            } if written.contains(touched.into()) => {
-                self.write_in_place(index, flight, place, cluster, token, chain)
-            }
-            _ => self.write_first(index, flight, place, token, chain),
-        }
-    }
-
-    fn write_in_place(
-        &mut self,
-        index: usize,
-        flight: &mut Flight,
-        place: &Place,
-        cluster: Cluster,
-        token: u8,
-        chain: Arc<Chain>,
-    ) -> Attempt {
-        let io = self.data_io(index, flight, place, cluster, flight.io.op.fua());
+                cluster, written, ..
+            } if written.contains(touched.into()) => cluster,
+            _ => None,
+        };
+        let Some(cluster) = cluster else {
+            let chain = Arc::clone(chain);
+            return self.write_first(index, flight, place, token, chain);
+        };
+        let chain = is_fua.then(|| Arc::clone(chain));
+        let io = self.data_io(index, flight, place, cluster, is_fua);
         self.submit_below(index, flight, io, token, chain)
     }
 
@@ -347,7 +336,7 @@ impl VolumeChannel {
             Ok(token) => token,
             Err(attempt) => return attempt,
         };
-        let Some(chain) = self.chain(place.piece) else {
+        let Some(chain) = self.chain(place.piece).cloned() else {
             self.leave(token);
             return self.need_piece(place.piece);
         };
@@ -415,7 +404,7 @@ impl VolumeChannel {
             Ok(token) => token,
             Err(attempt) => return attempt,
         };
-        let Some(chain) = self.chain(place.piece) else {
+        let Some(chain) = self.chain(place.piece).cloned() else {
             self.leave(token);
             return self.need_piece(place.piece);
         };

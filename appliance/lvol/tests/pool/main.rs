@@ -1,5 +1,9 @@
 //! Pools on a simulated drive: what volumes do, and what is left of them after a power cut.
 
+mod cuts;
+mod damage;
+mod in_flight;
 mod model;
+mod opening;
 mod rig;
 mod volumes;

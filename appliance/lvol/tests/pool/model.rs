@@ -15,7 +15,7 @@ use simulation::Random;
 
 use crate::rig::Rig;
 
-const BLOCK: u64 = 512;
+pub(crate) const BLOCK: u64 = 512;
 /// Blocks of a new volume: 20 clusters of 64 KiB.
 const BLOCKS: u64 = 20 * 128;
 const VOLUMES_MAX: usize = 6;
@@ -23,7 +23,7 @@ const NAMES_MAX: usize = 16;
 
 /// The content of a volume or a snapshot.
 #[derive(Clone, Default)]
-struct Content {
+pub(crate) struct Content {
     /// Stamp by block; 0 is zeroes.
     now: Vec<u64>,
     /// By block, what was there since the last flush, the last flushed first. Absent: only `now`.
@@ -31,23 +31,31 @@ struct Content {
 }
 
 impl Content {
-    fn zeroes(blocks: u64) -> Self {
+    pub(crate) fn zeroes(blocks: u64) -> Self {
         Self {
             now: vec![0; blocks as usize],
             before: BTreeMap::new(),
         }
     }
 
-    fn put(&mut self, block: u64, stamp: u64) {
+    pub(crate) fn put(&mut self, block: u64, stamp: u64) {
         let old = std::mem::replace(&mut self.now[block as usize], stamp);
         self.before.entry(block).or_default().push(old);
     }
 
-    fn flushed(&mut self) {
+    pub(crate) fn blocks(&self) -> u64 {
+        self.now.len() as u64
+    }
+
+    pub(crate) fn is_durable(&mut self, block: u64) {
+        self.before.remove(&block);
+    }
+
+    pub(crate) fn flushed(&mut self) {
         self.before.clear();
     }
 
-    fn resize(&mut self, blocks: u64) {
+    pub(crate) fn resize(&mut self, blocks: u64) {
         self.now.resize(blocks as usize, 0);
         self.before.retain(|block, _| *block < blocks);
     }
@@ -199,7 +207,7 @@ impl Run {
             let payload = match op {
                 Op::Unmap | Op::WriteZeroes { .. } => Payload::None,
                 Op::Read => self.rig.payload(&vec![0xee; (len * BLOCK) as usize]),
-                _ => self.rig.payload(&bytes(&stamps)),
+                _ => self.rig.payload(&stamped(&stamps)),
             };
             self.note(format!("{name} {op:?} {lba}+{len}"));
             let io = Io::with_payload(op, lba, len as u32, payload, tag);
@@ -261,7 +269,7 @@ impl Run {
             Op::Read => {
                 let mut read = vec![0; stamps.len() * BLOCK as usize];
                 completion.io.payload.copy_range_to(0, &mut read);
-                if read != bytes(stamps) {
+                if read != stamped(stamps) {
                     self.fail(&format!("{name} reads wrong at {lba}"));
                 }
             }
@@ -297,27 +305,10 @@ impl Run {
     }
 
     fn read_stamps(&mut self, name: &str, lba: u64, len: u64) -> Vec<u64> {
-        let mut channel = self.rig.channel(name);
-        let mut stamps = Vec::with_capacity(len as usize);
-        let mut at = lba;
-        while at < lba + len {
-            let part = (lba + len - at).min(256);
-            let read = self
-                .rig
-                .read(&mut channel, at * BLOCK, (part * BLOCK) as usize);
-            for block in read.chunks(BLOCK as usize) {
-                let mut words = block
-                    .chunks(8)
-                    .map(|word| u64::from_le_bytes(word.try_into().expect("a chunk of 8")));
-                let first = words.next().expect("a block has words");
-                if words.any(|word| word != first) {
-                    self.fail(&format!("{name} has a torn block near {at}"));
-                }
-                stamps.push(first);
-            }
-            at += part;
+        match read_stamps(&mut self.rig, name, lba, len) {
+            Ok(stamps) => stamps,
+            Err(problem) => self.fail(&problem),
         }
-        stamps
     }
 
     fn flush(&mut self) {
@@ -572,12 +563,40 @@ impl Run {
     }
 }
 
-fn bytes(stamps: &[u64]) -> Vec<u8> {
+pub(crate) fn stamped(stamps: &[u64]) -> Vec<u8> {
     stamps
         .iter()
         .flat_map(|stamp| std::iter::repeat_n(stamp.to_le_bytes(), 64))
         .flatten()
         .collect()
+}
+
+/// The stamps of blocks; an error if one has more than one.
+pub(crate) fn read_stamps(
+    rig: &mut Rig,
+    name: &str,
+    lba: u64,
+    len: u64,
+) -> Result<Vec<u64>, String> {
+    let mut channel = rig.channel(name);
+    let mut stamps = Vec::with_capacity(len as usize);
+    let mut at = lba;
+    while at < lba + len {
+        let part = (lba + len - at).min(256);
+        let read = rig.read(&mut channel, at * BLOCK, (part * BLOCK) as usize);
+        for block in read.chunks(BLOCK as usize) {
+            let mut words = block
+                .chunks(8)
+                .map(|word| u64::from_le_bytes(word.try_into().expect("a chunk of 8")));
+            let first = words.next().expect("a block has words");
+            if words.any(|word| word != first) {
+                return Err(format!("{name} has a torn block near {at}"));
+            }
+            stamps.push(first);
+        }
+        at += part;
+    }
+    Ok(stamps)
 }
 
 fn may_be(content: &Content, block: u64, stamp: u64) -> bool {
@@ -588,7 +607,7 @@ fn may_be(content: &Content, block: u64, stamp: u64) -> bool {
             .is_some_and(|before| before.contains(&stamp))
 }
 
-fn fits(content: &Content, found: &[u64]) -> bool {
+pub(crate) fn fits(content: &Content, found: &[u64]) -> bool {
     found
         .iter()
         .enumerate()

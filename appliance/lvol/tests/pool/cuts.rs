@@ -1,0 +1,262 @@
+//! The power is cut after every single write of every operation, and what is left is compared.
+//!
+//! A scenario runs once and is recorded. At each step of the recording several cuts are opened: all of what was
+//! not flushed is lost, all of it survives, and subsets of it. `ADIT_CUTS` is the number of subsets.
+
+use std::collections::BTreeMap;
+
+use block::Op;
+use simulation::{Image, Step};
+
+use crate::model::{BLOCK, Content, fits, read_stamps, stamped};
+use crate::rig::Rig;
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+type Names = BTreeMap<String, Content>;
+
+/// Operations that are recorded; after each one a mark, and what the model says then.
+struct Scenario {
+    rig: Rig,
+    names: Names,
+    /// Before the first mark, after it, and so on.
+    states: Vec<Names>,
+    stamp: u64,
+}
+
+impl Scenario {
+    fn start() -> Self {
+        let rig = Rig::create(32, 77);
+        rig.drive.start_recording();
+        Self {
+            rig,
+            names: Names::new(),
+            states: vec![Names::new()],
+            stamp: 0,
+        }
+    }
+
+    fn acknowledged(&mut self) {
+        self.rig.drive.mark(self.states.len() as u64);
+        self.states.push(self.names.clone());
+    }
+
+    /// A management call was acknowledged: it is durable, with all that had completed.
+    fn durable(&mut self) {
+        self.names.values_mut().for_each(Content::flushed);
+        self.acknowledged();
+    }
+
+    fn create(&mut self, name: &str, size: u64) {
+        self.rig.create_volume(name, size);
+        self.names
+            .insert(name.to_owned(), Content::zeroes(size / BLOCK));
+        self.durable();
+    }
+
+    fn write(&mut self, name: &str, offset: u64, len: u64, fua: bool) {
+        let mut stamps = Vec::new();
+        for block in offset / BLOCK..(offset + len) / BLOCK {
+            self.stamp += 1;
+            stamps.push(self.stamp);
+            let content = self.names.get_mut(name).unwrap();
+            content.put(block, self.stamp);
+        }
+        let mut channel = self.rig.channel(name);
+        self.rig
+            .try_write(&mut channel, offset, &stamped(&stamps), fua)
+            .unwrap();
+        if fua {
+            let content = self.names.get_mut(name).unwrap();
+            (offset / BLOCK..(offset + len) / BLOCK).for_each(|block| content.is_durable(block));
+        }
+        self.acknowledged();
+    }
+
+    fn zero(&mut self, name: &str, op: Op, offset: u64, len: u64) {
+        let content = self.names.get_mut(name).unwrap();
+        (offset / BLOCK..(offset + len) / BLOCK).for_each(|block| content.put(block, 0));
+        let mut channel = self.rig.channel(name);
+        self.rig.op(&mut channel, op, offset, len);
+        self.acknowledged();
+    }
+
+    fn flush(&mut self, name: &str) {
+        let mut channel = self.rig.channel(name);
+        self.rig.flush(&mut channel);
+        self.names.get_mut(name).unwrap().flushed();
+        self.acknowledged();
+    }
+
+    fn snapshot(&mut self, pairs: &[(&str, &str)]) {
+        self.rig.snapshot(pairs).unwrap();
+        for (volume, snapshot) in pairs {
+            let content = self.names[*volume].clone();
+            self.names.insert(format!("{volume}@{snapshot}"), content);
+        }
+        self.durable();
+    }
+
+    fn clone_snapshot(&mut self, snapshot: &str, name: &str) {
+        self.rig.clone_snapshot(snapshot, name).unwrap();
+        let content = self.names[snapshot].clone();
+        self.names.insert(name.to_owned(), content);
+        self.durable();
+    }
+
+    fn delete(&mut self, name: &str) {
+        self.rig.delete(name).unwrap();
+        self.names.remove(name);
+        self.durable();
+        // Its clusters come back in steps that are cut too.
+        self.rig.settle();
+        self.durable();
+    }
+
+    fn rollback(&mut self, volume: &str, snapshot: &str) {
+        let promise = self.rig.pool.rollback(volume, snapshot);
+        self.rig.wait(promise).unwrap();
+        let content = self.names[snapshot].clone();
+        self.names.insert(volume.to_owned(), content);
+        self.durable();
+        self.rig.settle();
+        self.durable();
+    }
+
+    fn resize(&mut self, name: &str, size: u64) {
+        let promise = self.rig.pool.resize(name, size);
+        self.rig.wait(promise).unwrap();
+        self.names.get_mut(name).unwrap().resize(size / BLOCK);
+        self.durable();
+    }
+
+    fn rename(&mut self, name: &str, new_name: &str) {
+        let promise = self.rig.pool.rename(name, new_name);
+        self.rig.wait(promise).unwrap();
+        let names = std::mem::take(&mut self.names);
+        for (other, content) in names {
+            let renamed = match other.strip_prefix(name) {
+                Some(rest) if rest.is_empty() || rest.starts_with('@') => {
+                    format!("{new_name}{rest}")
+                }
+                _ => other,
+            };
+            self.names.insert(renamed, content);
+        }
+        self.durable();
+    }
+
+    /// Opens cuts at every step.
+    fn cut_everywhere(self, subsets: u64) {
+        let recording = self.rig.drive.stop_recording();
+        let mut replay = recording.replay();
+        let (mut mark, mut step) = (0, 0_u64);
+        while let Some(kind) = replay.next() {
+            step += 1;
+            match kind {
+                Step::Mark(number) => mark = number as usize,
+                Step::End | Step::Flush => {
+                    let random = (0..subsets).map(|subset| step * 1000 + subset + 2);
+                    for seed in [0, 1].into_iter().chain(random) {
+                        self.look(replay.cut(seed), mark, &format!("step {step} seed {seed}"));
+                    }
+                }
+                _ => {}
+            }
+        }
+        println!("{step} steps, {mark} operations");
+    }
+
+    /// What is there is what the last acknowledged operation left, or what the next one would have.
+    fn look(&self, image: Image, mark: usize, place: &str) {
+        let mut rig = Rig::open_image(image, 1)
+            .unwrap_or_else(|error| panic!("{place}: the pool does not open: {error}"));
+        let promise = rig.pool.check();
+        let findings = rig.wait(promise).unwrap();
+        assert!(findings.is_empty(), "{place}: {findings:#?}");
+        let promise = rig.pool.volumes("", 100);
+        let found = rig.wait(promise).unwrap();
+        let mut contents = BTreeMap::new();
+        for volume in found {
+            let blocks = volume.record.size_bytes / BLOCK;
+            let stamps = read_stamps(&mut rig, &volume.name, 0, blocks)
+                .unwrap_or_else(|problem| panic!("{place}: {problem}"));
+            contents.insert(volume.name, stamps);
+        }
+        let states = &self.states[mark..(mark + 2).min(self.states.len())];
+        let fits_one = states.iter().any(|state| {
+            state.keys().eq(contents.keys())
+                && state.iter().all(|(name, content)| {
+                    content.blocks() == contents[name].len() as u64
+                        && fits(content, &contents[name])
+                })
+        });
+        let names: Vec<&String> = contents.keys().collect();
+        assert!(
+            fits_one,
+            "{place}, after operation {mark}: {names:?} are neither old nor new"
+        );
+    }
+}
+
+fn subsets() -> u64 {
+    let cuts = std::env::var("ADIT_CUTS").ok();
+    cuts.and_then(|cuts| cuts.parse().ok()).unwrap_or(4)
+}
+
+#[test]
+fn volumes_and_snapshots_are_old_or_new_after_a_cut_at_every_write() {
+    let mut scenario = Scenario::start();
+    scenario.create("v", MIB);
+    scenario.write("v", 0, 8 * KIB, false);
+    scenario.write("v", 512, 512, false);
+    scenario.flush("v");
+    scenario.write("v", 64 * KIB, 4 * KIB, true);
+    scenario.write("v", 66 * KIB, 512, true);
+    scenario.create("w", MIB);
+    scenario.write("w", 0, 64 * KIB, false);
+    scenario.snapshot(&[("v", "a"), ("w", "a")]);
+    scenario.write("v", 4 * KIB, 512, false);
+    scenario.write("w", 0, 4 * KIB, true);
+    scenario.clone_snapshot("w@a", "c");
+    scenario.write("c", 32 * KIB, 4 * KIB, false);
+    scenario.flush("c");
+    scenario.zero("w", Op::Unmap, 8 * KIB, 8 * KIB);
+    scenario.zero(
+        "v",
+        Op::WriteZeroes {
+            unmap: true,
+            fua: true,
+        },
+        512,
+        6 * KIB,
+    );
+    scenario.flush("w");
+    scenario.cut_everywhere(subsets());
+}
+
+#[test]
+fn deletions_rollbacks_and_resizes_are_old_or_new_after_a_cut_at_every_write() {
+    let mut scenario = Scenario::start();
+    scenario.create("v", MIB);
+    scenario.write("v", 0, 64 * KIB, false);
+    scenario.write("v", 128 * KIB, 8 * KIB, false);
+    scenario.snapshot(&[("v", "a")]);
+    scenario.write("v", 4 * KIB, 4 * KIB, false);
+    scenario.snapshot(&[("v", "b")]);
+    scenario.clone_snapshot("v@a", "c");
+    scenario.write("c", 132 * KIB, 4 * KIB, false);
+    scenario.write("v", 8 * KIB, 4 * KIB, true);
+    scenario.delete("v@b");
+    scenario.rename("v", "renamed");
+    scenario.rollback("renamed", "renamed@a");
+    scenario.write("renamed", 0, 4 * KIB, false);
+    scenario.flush("renamed");
+    scenario.resize("renamed", 128 * KIB);
+    scenario.resize("renamed", MIB);
+    scenario.delete("c");
+    scenario.delete("renamed@a");
+    scenario.delete("renamed");
+    scenario.cut_everywhere(subsets());
+}

@@ -143,13 +143,6 @@ fn a_pool_is_exported_and_imported() {
     assert_eq!(names(&adit, "snapshot", "snapshots"), ["tank/v@s"]);
     adit.ctl(&["volume", "rename", "tank/v", "tank/w"]).unwrap();
     assert_eq!(names(&adit, "snapshot", "snapshots"), ["tank/w@s"]);
-    adit.ctl(&["volume", "resize", "tank/w", "--size", "2GiB"])
-        .unwrap();
-    adit.ctl(&["volume", "rollback", "tank/w", "tank/w@s"])
-        .unwrap();
-    let shown = adit.ctl_json(&["bdev", "show", "tank/w"]).unwrap();
-    let size = number(&shown["block_count"]) * number(&shown["block_size"]);
-    assert_eq!(size, 1 << 30, "a rollback takes the size of then: {shown}");
     for words in [
         &["volume", "create", "tank/t", "--size", "1GiB", "--thick"][..],
         &["volume", "inflate", "tank/w"],
@@ -195,6 +188,21 @@ fn volumes_and_pools_grow() {
         pattern(0),
         "it was cut off"
     );
+    // A rollback brings the size of then.
+    adit.ctl(&["snapshot", "create", "tank/v@large"]).unwrap();
+    adit.ctl(&["volume", "resize", "tank/v", "--size", "4GiB"])
+        .unwrap();
+    host.write(2 * beyond, pattern(4)).unwrap();
+    adit.ctl(&["volume", "rollback", "tank/v", "tank/v@large"])
+        .unwrap();
+    host.write(2 * beyond, pattern(4)).unwrap_err();
+
+    let show = || adit.ctl_json(&["pool", "show", "tank"]).unwrap();
+    assert_eq!(number(&show()["size_bytes"]), 256 << 20);
+    adit.ctl(&["bdev", "resize", "disk", "--size", "512MiB"])
+        .unwrap();
+    adit.ctl(&["pool", "grow", "tank"]).unwrap();
+    assert_eq!(number(&show()["size_bytes"]), 512 << 20);
 }
 
 /// Goal: promises 1 and 2 for a volume: what a flush or FUA covered is there after a crash, and every
@@ -235,6 +243,47 @@ fn flushed_data_of_a_volume_survives_kill_9() {
         );
     }
     assert!(adit.ctl(&["pool", "check", "tank"]).is_ok());
+}
+
+/// Goal: a full pool refuses the write that needs space, and nothing else; what is deleted is space.
+#[test]
+fn a_full_pool_refuses_writes_and_goes_on_when_space_comes_back() {
+    let adit = with_pool();
+    adit.ctl(&["volume", "create", "tank/w", "--size", "1GiB"])
+        .unwrap();
+    let port = adit.export(NQN, "tank/v").unwrap();
+    let other_nqn = format!("{NQN}w");
+    let other_port = adit.export(&other_nqn, "tank/w").unwrap();
+    let (mut host, mut other) = (connect(port, NQN), connect(other_port, &other_nqn));
+    other.write(0, pattern(7)).unwrap();
+    let written = (0..).find(|index| {
+        let lba = index * u64::from(BLOCKS);
+        match host.write(lba, pattern(1)) {
+            Ok(()) => false,
+            Err(error) => {
+                assert!(!error.is_connection(), "{error}");
+                let error = error.to_string();
+                assert!(
+                    error.contains("capacity") || error.contains("Capacity"),
+                    "{error}"
+                );
+                true
+            }
+        }
+    });
+    let written = written.unwrap();
+    host.flush().unwrap();
+    // What is mapped goes on, on this volume and the other.
+    host.write((written - 1) * u64::from(BLOCKS), pattern(2))
+        .unwrap();
+    other.write(0, pattern(8)).unwrap();
+    assert_eq!(host.read(0, BLOCKS).unwrap(), pattern(1));
+    drop(other);
+    adit.ctl(&["subsystem", "delete", &other_nqn]).unwrap();
+    adit.ctl(&["volume", "delete", "tank/w"]).unwrap();
+    until("space", || {
+        host.write(written * u64::from(BLOCKS), pattern(3)).ok()
+    });
 }
 
 /// Goal: the thread of a pool sleeps while there is nothing to do.

@@ -10,6 +10,7 @@ mod metadata;
 mod open;
 mod pieces;
 mod promise;
+mod reserve;
 mod resize;
 mod shared;
 mod worker;

@@ -2,7 +2,7 @@
 
 use crate::rig::Rig;
 use block::Op;
-use lvol::LvolError;
+use lvol::{LvolError, NewVolume};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -286,4 +286,58 @@ fn a_pool_uses_what_its_device_has_grown_by() {
     for offset in (0..32 * MIB).step_by(65536) {
         rig.write(&mut channel, offset, &pattern(65536, 3));
     }
+}
+
+#[test]
+fn a_thick_volume_never_lacks_space_and_its_snapshot_needs_room() {
+    let mut rig = Rig::create(32, 16);
+    let free = rig.free_clusters();
+    let size = 8 * MIB;
+    let promise = rig.pool.create_volume(NewVolume {
+        name: "thick".to_owned(),
+        size_bytes: size,
+        thick: true,
+        ..NewVolume::default()
+    });
+    rig.wait(promise).unwrap();
+    let promise = rig.pool.create_volume(NewVolume {
+        name: "too much".to_owned(),
+        size_bytes: 64 * MIB,
+        thick: true,
+        ..NewVolume::default()
+    });
+    let refused = rig.wait(promise);
+    assert!(
+        matches!(refused, Err(LvolError::NoSpace { .. })),
+        "{refused:?}"
+    );
+    rig.create_volume("thin", 64 * MIB);
+    let mut thin = rig.channel("thin");
+    let data = pattern(65536, 1);
+    let mut written = 0;
+    while rig.try_write(&mut thin, written, &data, false).is_ok() {
+        written += 65536;
+    }
+    let mut thick = rig.channel("thick");
+    for offset in (0..size).step_by(65536) {
+        rig.write(&mut thick, offset, &data);
+    }
+    rig.flush(&mut thick);
+    let refused = rig.snapshot(&[("thick", "s")]);
+    assert!(
+        matches!(refused, Err(LvolError::NoSpace { .. })),
+        "{refused:?}"
+    );
+    drop((thin, thick));
+    rig.delete("thin").unwrap();
+    rig.settle();
+    rig.snapshot(&[("thick", "s")]).unwrap();
+    let promise = rig.pool.info();
+    assert_eq!(rig.wait(promise).unwrap().reserved_clusters, size / 65536);
+    rig.delete("thick").unwrap();
+    rig.delete("thick@s").unwrap();
+    rig.settle();
+    let promise = rig.pool.info();
+    let info = rig.wait(promise).unwrap();
+    assert_eq!((info.free_clusters, info.reserved_clusters), (free, 0));
 }

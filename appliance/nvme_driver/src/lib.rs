@@ -1,0 +1,5 @@
+//! NVMe over PCIe, from user space.
+
+mod device;
+
+pub use device::{Device, DeviceError, DmaMapper, Interrupts, PciFunction, Registers};

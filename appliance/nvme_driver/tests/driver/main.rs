@@ -1,0 +1,6 @@
+//! The driver on an emulated controller: no root, no device.
+
+mod admin;
+mod faults;
+mod io;
+mod rig;

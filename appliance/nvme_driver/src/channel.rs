@@ -608,10 +608,10 @@ impl Drop for NvmeChannel {
             if released() {
                 queue.release_orphan();
             }
-        } else if let Some(ring) = self.ring.take() {
-            if queue.live.load(SeqCst) == self.generation {
-                *lock(&queue.ring) = Some(ring);
-            }
+        } else if let Some(ring) = self.ring.take()
+            && queue.live.load(SeqCst) == self.generation
+        {
+            *lock(&queue.ring) = Some(ring);
         }
         if let Some(region) = self.bounce.region.take() {
             self.shared.device.mapper.unmap(&region);

@@ -8,11 +8,9 @@ use std::time::{Duration, Instant};
 
 use nvme_spec::identify::{IdentifyController, IdentifyNvmController};
 use nvme_spec::log::{ErrorEntry, SmartLog};
-use nvme_spec::pcie::{cq_doorbell, doorbell_stride};
-use nvme_spec::registers::{
-    self, Aqa, Cap, Cc, Crto, Csts, ShutdownNotification, ShutdownStatus,
-};
 use nvme_spec::opcode::admin;
+use nvme_spec::pcie::{cq_doorbell, doorbell_stride};
+use nvme_spec::registers::{self, Aqa, Cap, Cc, Crto, Csts, ShutdownNotification, ShutdownStatus};
 use nvme_spec::{Cid, Nsid, Qid, Sqe};
 
 use crate::admin::{AdminId, AdminQueue, AdminReply, AdminRequest, Ended, Owner};
@@ -94,11 +92,15 @@ enum Phase {
         then: Option<ControllerState>,
     },
     /// CC.EN is 1; waiting for CSTS.RDY to follow.
-    Enabling { deadline: Instant },
+    Enabling {
+        deadline: Instant,
+    },
     /// Finding out what the drive is.
     SettingUp,
     Running,
-    ShuttingDown { deadline: Instant },
+    ShuttingDown {
+        deadline: Instant,
+    },
     /// Nothing more will happen.
     Final,
 }
@@ -365,7 +367,11 @@ impl Controller {
         self.jobs.clear();
         self.current = None;
         self.events_outstanding = 0;
-        self.write_cc(self.cc().with_en(false).with_shn(ShutdownNotification::None));
+        self.write_cc(
+            self.cc()
+                .with_en(false)
+                .with_shn(ShutdownNotification::None),
+        );
         self.phase = Phase::Disabling {
             deadline: now + self.ready_timeout(),
             function_reset: false,
@@ -629,7 +635,11 @@ impl Controller {
             let timeout = Some(shared.options.admin_timeout);
             let owner = Owner::Abort(place);
             // Where there is no slot, the channel's second deadline leads to a reset.
-            if self.admin.submit(&shared, owner, &request, timeout, now).is_ok() {
+            if self
+                .admin
+                .submit(&shared, owner, &request, timeout, now)
+                .is_ok()
+            {
                 shared.counters.aborts.fetch_add(1, SeqCst);
             }
         }

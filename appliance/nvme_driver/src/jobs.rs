@@ -187,6 +187,7 @@ impl Controller {
     /// What has to be done once the controller is enabled.
     pub(crate) fn start_jobs(&mut self) {
         self.jobs.clear();
+        self.granted = 0;
         self.shared.shadow.store(false, SeqCst);
         self.jobs.push_back(Job::IdentifyController);
     }
@@ -215,8 +216,8 @@ impl Controller {
                 self.push_job(Job::DeleteSq(place));
                 continue;
             }
-            let parked = !queue.opened.load(SeqCst)
-                || queue.parked.load(SeqCst) >= self.last_live[place];
+            let parked =
+                !queue.opened.load(SeqCst) || queue.parked.load(SeqCst) >= self.last_live[place];
             if !live && parked {
                 self.push_job(Job::CreateCq(place));
             }
@@ -267,7 +268,8 @@ impl Controller {
             jobs.push(Job::WriteCache(on));
         }
         jobs.extend(options.arbitration.map(Job::Arbitration));
-        jobs.extend([Job::QueueCount, Job::ListNamespaces, Job::EventConfig]);
+        // Queues come last: no I/O goes on before the namespaces are known to be the same.
+        jobs.extend([Job::ListNamespaces, Job::EventConfig, Job::QueueCount]);
         self.jobs.extend(jobs);
         self.event_slots = usize::from(identify.aerl).min(3) + 1;
         self.identify = Some(Box::new(identify));

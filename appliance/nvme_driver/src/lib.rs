@@ -45,7 +45,7 @@ mod ring;
 mod shared;
 mod transfer;
 
-pub use admin::{AdminData, AdminId, AdminReply, AdminRequest, ADMIN_DATA_MAX};
+pub use admin::{ADMIN_DATA_MAX, AdminData, AdminId, AdminReply, AdminRequest};
 pub use controller::{Controller, Event};
 pub use device::{Device, DeviceError, DmaMapper, Interrupts, PciFunction, Registers};
 pub use error::NvmeError;

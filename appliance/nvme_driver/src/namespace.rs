@@ -4,9 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use block::{
-    BlockDevice, BlockError, Channel, ChannelContext, DmaReach, Geometry, OpKind, OpSet,
-};
+use block::{BlockDevice, BlockError, Channel, ChannelContext, DmaReach, Geometry, OpKind, OpSet};
 use nvme_spec::Nsid;
 use nvme_spec::identify::{
     IdentifyController, IdentifyNamespace, IdentifyNvmController, nsattr, nsfeat, oncs, sgls, vwc,

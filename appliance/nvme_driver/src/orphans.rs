@@ -35,11 +35,7 @@ thread_local! {
 }
 
 /// Keeps payloads until `released` is set.
-pub(crate) fn keep(
-    released: Arc<AtomicBool>,
-    payloads: Vec<Payload>,
-    bounce: Option<Arc<Region>>,
-) {
+pub(crate) fn keep(released: Arc<AtomicBool>, payloads: Vec<Payload>, bounce: Option<Arc<Region>>) {
     let orphan = Orphan {
         released,
         payloads,

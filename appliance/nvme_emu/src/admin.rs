@@ -373,7 +373,9 @@ impl Emu {
     /// The image's first eight bytes are its revision.
     fn firmware_commit(&mut self) -> Result<u32, Status> {
         let image = std::mem::take(&mut self.firmware_image);
-        let revision = image.get(..8).and_then(|name| std::str::from_utf8(name).ok());
+        let revision = image
+            .get(..8)
+            .and_then(|name| std::str::from_utf8(name).ok());
         let revision = revision.ok_or(Status::INVALID_FIRMWARE_IMAGE.with_dnr(true))?;
         self.firmware = revision.trim_end().to_owned();
         Ok(0)

@@ -528,9 +528,7 @@ impl Emu {
             return;
         };
         let at = doorbell_index(Qid(qid), is_completion) * doorbell_stride(self.cap());
-        let written = self
-            .bus
-            .write(events + u64::from(at), &value.to_le_bytes());
+        let written = self.bus.write(events + u64::from(at), &value.to_le_bytes());
         if written.is_err() {
             self.fail();
         }
@@ -699,10 +697,14 @@ impl Emu {
                 Ok(posted) => {
                     happened |= posted;
                     let (head, vector) = (queue.head, queue.vector);
+                    let is_full = !queue.waiting.is_empty();
                     if let (true, Some(vector)) = (posted, vector) {
                         self.interrupts.insert(vector);
                     }
-                    self.write_event_index(cqid, true, head);
+                    // Only a full queue waits for the host.
+                    if is_full {
+                        self.write_event_index(cqid, true, head);
+                    }
                 }
                 Err(_) => self.fail(),
             }

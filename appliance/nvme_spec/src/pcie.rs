@@ -197,10 +197,7 @@ impl Sqe {
 
     /// Bytes and offset of Firmware Image Download.
     pub const fn firmware_range(&self) -> (u64, u64) {
-        (
-            (self.cdw10() as u64 + 1) * 4,
-            self.cdw11() as u64 * 4,
-        )
+        ((self.cdw10() as u64 + 1) * 4, self.cdw11() as u64 * 4)
     }
 
     /// Firmware Commit: slot (0: the controller chooses) and action (Base §5.1.8).

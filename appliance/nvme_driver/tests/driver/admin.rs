@@ -52,18 +52,24 @@ fn namespaces_are_created_attached_detached_and_deleted() {
     };
     wanted.nsze.set(500);
     wanted.ncap.set(500);
-    let reply = host.admin(&AdminRequest::create_namespace(&wanted)).unwrap();
+    let reply = host
+        .admin(&AdminRequest::create_namespace(&wanted))
+        .unwrap();
     let nsid = Nsid(reply.dw0);
     assert_eq!(nsid, Nsid(2));
     host.admin(&AdminRequest::attach_namespace(nsid, Cntlid(1), true))
         .unwrap();
-    host.until("it is there", |host| host.controller.namespaces().count() == 2);
+    host.until("it is there", |host| {
+        host.controller.namespaces().count() == 2
+    });
     let namespace = host.controller.namespaces().nth(1).unwrap().clone();
     assert_eq!(namespace.geometry().block_count, 500);
     let mut channel = namespace.open_channel(&host.context()).unwrap();
     host.admin(&AdminRequest::attach_namespace(nsid, Cntlid(1), false))
         .unwrap();
-    host.until("it is gone", |host| host.controller.namespaces().count() == 1);
+    host.until("it is gone", |host| {
+        host.controller.namespaces().count() == 1
+    });
     let payload = host.buffer(4096, 3);
     let io = Io::with_payload(Op::Read, 0, 1, payload, 1);
     assert_eq!(host.run(&mut *channel, io).0, Err(IoError::Removed));
@@ -83,7 +89,9 @@ fn firmware_is_downloaded_in_pieces_and_committed() {
     host.admin(&AdminRequest::firmware_commit(1, 3)).unwrap();
     host.controller.reset();
     host.until("it says so", |host| {
-        host.controller.identify().is_some_and(|id| id.fr.starts_with(b"2.0"))
+        host.controller
+            .identify()
+            .is_some_and(|id| id.fr.starts_with(b"2.0"))
     });
 }
 
@@ -100,7 +108,7 @@ fn sanitize_and_features_are_sent() {
     let refusal = host.admin(&AdminRequest::get_features(0x7f)).unwrap_err();
     assert_eq!(
         refusal.to_string(),
-        "admin command 0x0a ended with invalid field in command (0x0/0x02, dnr)"
+        "admin command 0x0a ended with invalid field in command (0h/02h, do not retry)"
     );
 }
 
@@ -167,7 +175,13 @@ fn a_reset_ends_what_callers_wait_for() {
     host.controller.reset();
     host.until("it ends", |host| {
         host.has_event(|event| {
-            matches!(event, Event::AdminDone { result: Err(NvmeError::AdminReset { .. }), .. })
+            matches!(
+                event,
+                Event::AdminDone {
+                    result: Err(NvmeError::AdminReset { .. }),
+                    ..
+                }
+            )
         })
     });
 }

@@ -45,7 +45,11 @@ fn a_stalled_command_is_aborted_and_sent_again() {
 
 #[test]
 fn a_lost_completion_leads_to_a_reset_and_the_command_is_sent_again() {
-    for kind in [FaultKind::Lost, FaultKind::WrongPhase, FaultKind::WrongCid(0x123)] {
+    for kind in [
+        FaultKind::Lost,
+        FaultKind::WrongPhase,
+        FaultKind::WrongCid(0x123),
+    ] {
         let mut host = hasty();
         write_survives(&mut host, kind);
         let stats = host.controller.stats();
@@ -81,13 +85,25 @@ fn statuses_become_errors_or_retries() {
     let mut host = Host::default();
     let mut channel = host.open();
     let cases = [
-        (nvm::READ, Status::UNRECOVERED_READ_ERROR, IoError::MediaRead),
+        (
+            nvm::READ,
+            Status::UNRECOVERED_READ_ERROR,
+            IoError::MediaRead,
+        ),
         (nvm::READ, Status::GUARD_CHECK_ERROR, IoError::MediaRead),
-        (nvm::READ, Status::NAMESPACE_WRITE_PROTECTED, IoError::WriteProtected),
+        (
+            nvm::READ,
+            Status::NAMESPACE_WRITE_PROTECTED,
+            IoError::WriteProtected,
+        ),
         (nvm::READ, Status::CAPACITY_EXCEEDED, IoError::NoSpace),
         (nvm::READ, Status::INTERNAL_ERROR, IoError::Internal),
         (nvm::READ, Status::LBA_OUT_OF_RANGE, IoError::OutOfRange),
-        (nvm::READ, Status::COMMAND_INTERRUPTED.with_dnr(true), IoError::Internal),
+        (
+            nvm::READ,
+            Status::COMMAND_INTERRUPTED.with_dnr(true),
+            IoError::Internal,
+        ),
     ];
     for (opcode, status, error) in cases {
         host.emu()
@@ -110,7 +126,7 @@ fn a_fatal_controller_is_reset_and_io_goes_on() {
     let mut host = hasty();
     write_survives(&mut host, FaultKind::Fatal);
     assert!(host.has_event(|event| matches!(event, Event::Reset(ResetReason::Fatal))));
-    assert_eq!(host.controller.state(), ControllerState::Running);
+    host.until_state(ControllerState::Running);
     assert_eq!(host.emu().io_queue_count(), 2);
 }
 
@@ -137,7 +153,8 @@ fn a_reset_under_load_loses_nothing_and_repeats_nothing() {
         done.len() >= 600
     });
     assert_eq!(done.len(), 600);
-    assert!(done.iter().all(|completion| completion.result.is_ok()));
+    let failed = done.iter().find(|completion| completion.result.is_err());
+    assert!(failed.is_none(), "{failed:?}, {:?}", host.events);
     let mut tags: Vec<u64> = done.iter().map(|completion| completion.io.tag).collect();
     tags.sort_unstable();
     assert_eq!(tags, (0..600).collect::<Vec<_>>());
@@ -165,7 +182,9 @@ fn a_channel_that_is_never_polled_does_not_keep_the_others_from_going_on() {
     host.submit(&mut *asleep, Io::new(Op::Verify, 0, 1, 1));
     asleep.poll(host.now, &mut Vec::new());
     host.controller.reset();
-    host.until("the reset begins", |host| host.controller.stats().resets == 1);
+    host.until("the reset begins", |host| {
+        host.controller.stats().resets == 1
+    });
     host.write(&mut *awake, 0, 1, 1);
     assert_eq!(host.emu().io_queue_count(), 1);
     let done = host.finish(&mut *asleep, 1);
@@ -181,14 +200,20 @@ fn a_pulled_drive_fails_all_io_and_its_namespaces_go() {
         host.emu().inject(Fault::io(nvm::READ, kind).after(3));
         for tag in 0..40 {
             let payload = host.buffer(512, 0);
-            host.submit(&mut *channel, Io::with_payload(Op::Read, tag, 1, payload, tag));
+            host.submit(
+                &mut *channel,
+                Io::with_payload(Op::Read, tag, 1, payload, tag),
+            );
         }
         if kind == FaultKind::Stall {
             host.turn();
             host.emu().remove();
         }
         let done = host.finish(&mut *channel, 40);
-        let failed = done.iter().filter(|c| c.result == Err(IoError::Removed)).count();
+        let failed = done
+            .iter()
+            .filter(|c| c.result == Err(IoError::Removed))
+            .count();
         assert!(failed >= 36, "{failed}");
         assert_eq!(host.controller.state(), ControllerState::Removed);
         assert_eq!(host.controller.namespaces().count(), 0);
@@ -206,11 +231,19 @@ fn a_controller_that_does_not_let_go_is_reset_by_its_function() {
     // CSTS says ready whatever is asked.
     host.emu().stick_register(registers::CSTS, 1, false);
     host.controller.reset();
-    host.until("the reset begins", |host| host.controller.stats().resets == 1);
+    host.until("the reset begins", |host| {
+        host.controller.stats().resets == 1
+    });
     host.write(&mut *channel, 0, 1, 1);
-    assert_eq!(host.controller.state(), ControllerState::Running);
+    host.until_state(ControllerState::Running);
     assert!(host.has_event(|event| {
-        matches!(event, Event::Error(NvmeError::ReadyTimeout { wanted: "disabled", .. }))
+        matches!(
+            event,
+            Event::Error(NvmeError::ReadyTimeout {
+                wanted: "disabled",
+                ..
+            })
+        )
     }));
 }
 
@@ -243,7 +276,13 @@ fn a_controller_that_never_gets_ready_is_given_up_after_some_attempts() {
     host.tick = Duration::from_millis(20);
     host.until_state(ControllerState::Failed);
     assert!(host.has_event(|event| {
-        matches!(event, Event::Error(NvmeError::ReadyTimeout { wanted: "ready", .. }))
+        matches!(
+            event,
+            Event::Error(NvmeError::ReadyTimeout {
+                wanted: "ready",
+                ..
+            })
+        )
     }));
 }
 
@@ -260,8 +299,10 @@ fn a_set_up_command_that_fails_once_is_tried_again_after_a_reset() {
     host.emu()
         .inject(Fault::admin(admin::IDENTIFY, status).times(99));
     host.until_state(ControllerState::Failed);
-    let is_named = |event: &Event| matches!(event, Event::Error(error)
-        if error.to_string().contains("Identify Controller ended with internal error"));
+    let is_named = |event: &Event| {
+        matches!(event, Event::Error(error)
+        if error.to_string().contains("Identify Controller ended with internal error"))
+    };
     assert!(host.has_event(is_named), "{:?}", host.events);
 }
 
@@ -316,8 +357,13 @@ fn a_function_that_is_gone_or_odd_is_refused() {
         queue_entries: 1,
         ..driver_options()
     };
-    let error = Controller::attach(device, options, Instant::now()).err().unwrap();
-    assert_eq!(error.to_string(), "option queue_entries is 1: give 2 to 4096");
+    let error = Controller::attach(device, options, Instant::now())
+        .err()
+        .unwrap();
+    assert_eq!(
+        error.to_string(),
+        "option queue_entries is 1: give 2 to 4096"
+    );
 }
 
 #[test]

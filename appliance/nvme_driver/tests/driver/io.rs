@@ -1,12 +1,11 @@
 //! Commands, data formats, geometry.
 
-
+use crate::rig::{Host, bytes, driver_options};
 use block::{BlockDevice, Io, IoError, Op, OpKind, Submit};
 use dma::{BackingPreference, Payload, Region, RegionOptions};
 use nvme_driver::{ControllerState, Event};
 use nvme_emu::{Cut, EmuOptions, NamespaceOptions};
 use nvme_spec::Nsid;
-use crate::rig::{Host, bytes, driver_options};
 
 #[test]
 fn a_controller_comes_up_and_its_namespaces_are_block_devices() {
@@ -26,7 +25,11 @@ fn a_controller_comes_up_and_its_namespaces_are_block_devices() {
         },
         driver_options(),
     );
-    let geometries: Vec<_> = host.controller.namespaces().map(|ns| ns.geometry()).collect();
+    let geometries: Vec<_> = host
+        .controller
+        .namespaces()
+        .map(|ns| ns.geometry())
+        .collect();
     assert_eq!(geometries[0].block_size, 512);
     assert_eq!(geometries[0].block_count, 1000);
     assert_eq!(geometries[0].max_transfer_blocks, 256);
@@ -53,7 +56,9 @@ fn what_is_written_is_read_at_every_length_and_offset() {
             let pattern = |at: usize| (at * 7 + blocks as usize) as u8;
             let mut payload = host.buffer(blocks as usize * 512, 0);
             let data = payload.as_buf_mut().unwrap().as_mut_slice();
-            data.iter_mut().enumerate().for_each(|(at, b)| *b = pattern(at));
+            data.iter_mut()
+                .enumerate()
+                .for_each(|(at, b)| *b = pattern(at));
             let io = Io::with_payload(Op::Write { fua: false }, 100, blocks, payload, 1);
             host.run(&mut *channel, io).0.unwrap();
             let back = host.read(&mut *channel, 100, blocks);
@@ -290,12 +295,19 @@ fn a_channel_dropped_with_commands_in_flight_keeps_their_memory_until_they_are_g
     let free = host.pool.stats();
     for tag in 0..4 {
         let payload = host.buffer(4096, 0);
-        host.submit(&mut *channel, Io::with_payload(Op::Read, 0, 8, payload, tag));
+        host.submit(
+            &mut *channel,
+            Io::with_payload(Op::Read, 0, 8, payload, tag),
+        );
     }
     channel.poll(host.now, &mut Vec::new());
     drop(channel);
     let mut other = host.open();
-    let _third = host.namespace().open_channel(&host.context()).err().unwrap();
+    let _third = host
+        .namespace()
+        .open_channel(&host.context())
+        .err()
+        .unwrap();
     let mut reopened = None;
     host.until("the queue is made anew", |host| {
         reopened = host.namespace().open_channel(&host.context()).ok();

@@ -24,6 +24,8 @@ pub(crate) struct Function {
     bus: Arc<BusView>,
     pub(crate) reset_fails: AtomicBool,
     pub(crate) clears: Mutex<Vec<u16>>,
+    /// Regions in the order they were mapped: the queues' first.
+    pub(crate) regions: Mutex<Vec<Arc<Region>>>,
 }
 
 impl Function {
@@ -47,6 +49,7 @@ impl Registers for Function {
 impl DmaMapper for Function {
     fn map(&self, region: &Arc<Region>) -> Result<(), DeviceError> {
         self.bus.map(region);
+        self.regions.lock().unwrap().push(Arc::clone(region));
         Ok(())
     }
     fn unmap(&self, region: &Arc<Region>) {
@@ -120,6 +123,7 @@ impl Host {
             bus,
             reset_fails: AtomicBool::new(false),
             clears: Mutex::default(),
+            regions: Mutex::default(),
         });
         let device = device(&function);
         let now = Instant::now();
@@ -222,7 +226,11 @@ impl Host {
         }
     }
 
-    pub(crate) fn run(&mut self, channel: &mut dyn Channel, io: Io) -> (Result<(), IoError>, Payload) {
+    pub(crate) fn run(
+        &mut self,
+        channel: &mut dyn Channel,
+        io: Io,
+    ) -> (Result<(), IoError>, Payload) {
         let completion = match channel.submit(io, self.now) {
             Submit::Done(completion) => completion,
             Submit::Pending => self.finish(channel, 1).remove(0),
@@ -253,9 +261,10 @@ impl Host {
         let wanted = self.controller.admin(request, self.now)?;
         let mut answer = None;
         self.until("the admin command ends", |host| {
-            let at = host.events.iter().position(
-                |event| matches!(event, Event::AdminDone { id, .. } if *id == wanted),
-            );
+            let at = host
+                .events
+                .iter()
+                .position(|event| matches!(event, Event::AdminDone { id, .. } if *id == wanted));
             if let Some(Event::AdminDone { result, .. }) = at.map(|at| host.events.remove(at)) {
                 answer = Some(result);
             }

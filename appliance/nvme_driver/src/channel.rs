@@ -633,11 +633,14 @@ fn claim(shared: &Shared) -> Result<(usize, u32, Ring), String> {
         // it has set `live` to 0, so either it waits for us or we see the 0.
         queue.parked.store(0, SeqCst);
         let live = queue.live.load(SeqCst);
-        let ring = lock(&queue.ring).take();
-        match ring {
-            Some(ring) if live != 0 => return Ok((place, live, ring)),
-            _ => queue.opened.store(false, SeqCst),
+        if live != 0
+            && let Some(ring) = lock(&queue.ring).take()
+        {
+            return Ok((place, live, ring));
         }
+        // The owner may have passed the queue over while it looked taken.
+        queue.opened.store(false, SeqCst);
+        shared.call_owner();
     }
     let state = shared.state();
     if state != ControllerState::Running {

@@ -116,6 +116,8 @@ pub struct Controller {
     pub(crate) current: Option<Job>,
     /// Queue pairs that the drive allows.
     pub(crate) granted: usize,
+    /// Queues that were made and are not yet given to their channels.
+    pub(crate) created: Vec<usize>,
     pub(crate) generation: u32,
     /// The generation that each queue worked in last.
     pub(crate) last_live: Vec<u32>,
@@ -161,6 +163,7 @@ impl Controller {
             jobs: VecDeque::new(),
             current: None,
             granted: 0,
+            created: Vec::new(),
             generation: 0,
             last_live: vec![0; shared.queues.len()],
             event_slots: 0,
@@ -581,6 +584,7 @@ impl Controller {
         }
         self.next_job(now);
         if self.current.is_none() && self.jobs.is_empty() {
+            self.publish_created();
             if matches!(self.phase, Phase::SettingUp) {
                 self.phase = Phase::Running;
                 self.attempts = 0;

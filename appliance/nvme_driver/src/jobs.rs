@@ -155,7 +155,7 @@ impl Controller {
             Job::ListNamespaces => self.namespaces_listed(&reply.data, events),
             Job::IdentifyNamespace(nsid) => self.namespace_identified(nsid, &reply.data, events),
             Job::CreateCq(place) => self.jobs.push_front(Job::CreateSq(place)),
-            Job::CreateSq(place) => self.publish(place),
+            Job::CreateSq(place) => self.created.push(place),
             Job::DeleteSq(place) => self.jobs.push_front(Job::DeleteCq(place)),
             Job::DeleteCq(place) => {
                 let queue = &self.shared.queues[place];
@@ -188,6 +188,7 @@ impl Controller {
     pub(crate) fn start_jobs(&mut self) {
         self.jobs.clear();
         self.granted = 0;
+        self.created.clear();
         self.shared.shadow.store(false, SeqCst);
         self.jobs.push_back(Job::IdentifyController);
     }
@@ -208,13 +209,18 @@ impl Controller {
                 matches!(job, Job::CreateCq(at) | Job::CreateSq(at)
                     | Job::DeleteSq(at) | Job::DeleteCq(at) if *at == place)
             };
-            if self.jobs.iter().any(busy) || self.current.as_ref().is_some_and(busy) {
+            let waits = self.jobs.iter().any(busy) || self.created.contains(&place);
+            if waits || self.current.as_ref().is_some_and(busy) {
                 continue;
             }
             let live = queue.live.load(SeqCst) != 0;
             if live && queue.has_orphan() {
                 self.push_job(Job::DeleteSq(place));
                 continue;
+            }
+            if !live && lock(&queue.ring).take().is_some() {
+                // Nobody had taken the queue: there is nobody to wait for.
+                self.last_live[place] = 0;
             }
             let parked =
                 !queue.opened.load(SeqCst) || queue.parked.load(SeqCst) >= self.last_live[place];
@@ -233,6 +239,14 @@ impl Controller {
         let shared = &self.shared;
         let shadow = shared.shadow.load(SeqCst);
         Ring::new(&shared.layout, shared.cap, shared.queues[place].qid, shadow)
+    }
+
+    /// Gives the queues that were made to their channels. Not before the set-up has ended: a
+    /// fault that I/O brings about is not one of the set-up.
+    pub(crate) fn publish_created(&mut self) {
+        for place in std::mem::take(&mut self.created) {
+            self.publish(place);
+        }
     }
 
     /// The queue works from now on.

@@ -239,6 +239,8 @@ impl std::fmt::Debug for Shared {
         f.debug_struct("Shared")
             .field("device", &self.device)
             .field("state", &self.state())
+            .field("released", &self.released)
+            .field("queues", &self.queues)
             .finish_non_exhaustive()
     }
 }
@@ -247,7 +249,8 @@ impl std::fmt::Debug for Shared {
 ///
 /// `live` is the generation that the queue works in, 0 while it does not. The owner sets it to 0
 /// before a reset; the channel then stops touching the queue and stores the generation it was in to
-/// `parked`. Only then does the owner make the queue anew and publish the next generation.
+/// `parked`. Only then does the owner make the queue anew and publish the next generation. A ring
+/// that lies in `ring` is in nobody's hands: by taking it the owner has the queue for itself.
 pub(crate) struct QueueShared {
     pub(crate) qid: Qid,
     pub(crate) live: AtomicU32,
@@ -261,6 +264,19 @@ pub(crate) struct QueueShared {
     pub(crate) ring: Mutex<Option<Ring>>,
     /// The channel went away with commands in flight: set once the device has let go of them.
     pub(crate) orphan: Mutex<Option<Arc<AtomicBool>>>,
+}
+
+impl std::fmt::Debug for QueueShared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueueShared")
+            .field("qid", &self.qid)
+            .field("live", &self.live)
+            .field("parked", &self.parked)
+            .field("opened", &self.opened)
+            .field("idle", &lock(&self.ring).is_some())
+            .field("orphan", &self.has_orphan())
+            .finish_non_exhaustive()
+    }
 }
 
 impl QueueShared {

@@ -9,3 +9,4 @@ mod faults;
 mod fuzz;
 mod io;
 mod rig;
+mod threads;

@@ -1,6 +1,7 @@
 //! The one owner of a controller: bringing it up, watching it, resetting it, shutting it down.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::task::Waker;
@@ -27,6 +28,9 @@ use crate::shared::{ControllerState, ControllerStats, ResetReason, Shared};
 const GONE: u32 = u32::MAX;
 /// Log pages and registers lie below.
 const REGISTERS_MIN: u64 = 0x1000;
+
+/// How often CSTS is read while a change of it is waited for.
+const CSTS_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What [`Controller::poll`] tells its owner.
 #[derive(Debug)]
@@ -129,6 +133,9 @@ pub struct Controller {
     next_id: u64,
     next_health: Instant,
     shutdown_asked: bool,
+    polled: Instant,
+    /// Admin completions came since vector 0 was cleared last.
+    interrupt_due: bool,
 }
 
 impl Controller {
@@ -174,6 +181,8 @@ impl Controller {
             next_id: 0,
             next_health: now,
             shutdown_asked: false,
+            polled: now,
+            interrupt_due: true,
             shared,
         };
         controller.disable(None, now);
@@ -220,14 +229,22 @@ impl Controller {
         self.shared.set_owner(waker);
     }
 
-    /// When to poll next at the latest. Interrupt vector 0 and the waker may call earlier.
+    /// Readable when an admin command has ended, if the function has interrupts.
+    #[must_use]
+    pub fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        let interrupts = self.shared.device.interrupts.as_ref();
+        let interrupts = interrupts.filter(|_| self.shared.options.interrupts);
+        interrupts.and_then(|interrupts| interrupts.fd(0))
+    }
+
+    /// When to poll next at the latest. [`Controller::wake_fd`] and the waker may call earlier.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.phase {
-            // CSTS tells of no change by itself: poll as often as you like.
+            // CSTS tells of no change by itself.
             Phase::Disabling { deadline, .. }
             | Phase::Enabling { deadline }
-            | Phase::ShuttingDown { deadline } => Some(deadline),
+            | Phase::ShuttingDown { deadline } => Some(deadline.min(self.polled + CSTS_INTERVAL)),
             Phase::SettingUp | Phase::Running => {
                 let admin = self.admin.next_deadline();
                 Some(admin.map_or(self.next_health, |at| at.min(self.next_health)))
@@ -317,6 +334,7 @@ impl Controller {
 
     /// Does what can be done now. Never waits.
     pub fn poll(&mut self, now: Instant, events: &mut Vec<Event>) {
+        self.polled = now;
         match self.phase {
             Phase::Final => {}
             Phase::Disabling {
@@ -545,7 +563,14 @@ impl Controller {
     }
 
     fn poll_commands(&mut self, now: Instant, events: &mut Vec<Event>) {
+        if std::mem::take(&mut self.interrupt_due)
+            && let Some(interrupts) = &self.shared.device.interrupts
+        {
+            // Before the look at the queue, so that none is missed.
+            interrupts.clear(0);
+        }
         while let Some(ended) = self.admin.next(&self.shared) {
+            self.interrupt_due = true;
             if let Err(error) = self.ended(ended, now, events) {
                 events.push(Event::Error(error));
                 return self.begin_reset(ResetReason::SetUp, now, events);

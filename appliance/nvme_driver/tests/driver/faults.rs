@@ -380,7 +380,8 @@ fn interrupts_are_cleared_once_after_completions() {
     let mut channel = host.open();
     let poll = |host: &mut Host, channel: &mut dyn Channel| {
         channel.poll(host.now, &mut Vec::new());
-        std::mem::take(&mut *host.function.clears.lock().unwrap()).len()
+        let clears = std::mem::take(&mut *host.function.clears.lock().unwrap());
+        clears.into_iter().filter(|vector| *vector != 0).count()
     };
     assert_eq!(poll(&mut host, &mut *channel), 1);
     assert_eq!(poll(&mut host, &mut *channel), 0);

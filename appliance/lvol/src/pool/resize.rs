@@ -99,7 +99,11 @@ impl PoolWorker {
     }
 
     /// Indices from `first` on at which the layer or one below has anything.
-    fn pieces_from(&self, layer: LayerId, first: u64) -> Result<BTreeSet<u64>, LvolError> {
+    pub(super) fn pieces_from(
+        &self,
+        layer: LayerId,
+        first: u64,
+    ) -> Result<BTreeSet<u64>, LvolError> {
         let mut indices = BTreeSet::new();
         let mut at = Some(layer);
         while let Some(layer) = at {

@@ -341,3 +341,42 @@ fn a_thick_volume_never_lacks_space_and_its_snapshot_needs_room() {
     let info = rig.wait(promise).unwrap();
     assert_eq!((info.free_clusters, info.reserved_clusters), (free, 0));
 }
+
+#[test]
+fn the_difference_of_two_snapshots_is_what_was_written_between_them() {
+    let mut rig = Rig::create(64, 17);
+    rig.create_volume("v", 32 * MIB);
+    let mut channel = rig.channel("v");
+    rig.write(&mut channel, 0, &pattern(131072, 1));
+    rig.snapshot(&[("v", "a")]).unwrap();
+    rig.write(&mut channel, 4096, &pattern(512, 2));
+    rig.write(&mut channel, 20 * MIB, &pattern(8192, 3));
+    rig.op(&mut channel, Op::Unmap, 65536, 8192);
+    rig.snapshot(&[("v", "b")]).unwrap();
+    let mut list = |from: Option<&str>, to: &str, limit: usize| {
+        let (mut offset, mut extents) = (Some(0), Vec::new());
+        while let Some(at) = offset {
+            let promise = rig.pool.diff(from, to, at, limit);
+            let part = rig.wait(promise).unwrap();
+            assert!(part.extents.len() <= limit);
+            extents.extend(
+                part.extents
+                    .iter()
+                    .map(|extent| (extent.offset, extent.len)),
+            );
+            offset = part.next;
+        }
+        extents
+    };
+    let changed = [(4096, 4096), (65536, 8192), (20 * MIB, 8192)];
+    for limit in [1, 2, 100] {
+        assert_eq!(list(Some("v@a"), "v@b", limit), changed);
+        assert_eq!(list(Some("v@b"), "v@a", limit), changed);
+    }
+    assert_eq!(list(Some("v@a"), "v@a", 10), []);
+    assert_eq!(list(None, "v@a", 10), [(0, 131072)]);
+    assert_eq!(
+        list(None, "v@b", 10),
+        [(0, 65536), (73728, 57344), (20 * MIB, 8192)]
+    );
+}

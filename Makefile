@@ -1,7 +1,7 @@
 # Adit's six commands. Everything else is cargo's: see CONTRIBUTING.md.
 
 .DEFAULT_GOAL := help
-.PHONY: help deps run test check bench build-deps loom fuzz-smoke
+.PHONY: help deps run test check bench build-deps loom fuzz-smoke soak mutations
 # A build uses every core by itself; two of these side by side would only wait for each other.
 .NOTPARALLEL:
 
@@ -76,6 +76,16 @@ fuzz-smoke:
 				-max_total_time=$(fuzz_seconds) -verbosity=0 || exit 1; \
 		done; \
 	done
+
+# Hours of what `make test` does for seconds: random operations on pools, with power cuts.
+soak_seeds ?= 20000
+soak_cuts ?= 1000
+soak: build-deps
+	ADIT_SEEDS=$(soak_seeds) ADIT_CUTS=$(soak_cuts) cargo test --release -p lvol --test pool -- --nocapture
+
+# Takes mechanisms out one by one and shows that a test fails without each.
+mutations: build-deps
+	appliance/lvol/tests/mutations/run
 
 bench: build-deps
 	cargo bench --workspace --benches

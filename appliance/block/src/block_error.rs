@@ -137,6 +137,14 @@ pub enum BlockError {
         /// Kind of the device.
         kind: &'static str,
     },
+    /// The device has no channel to give to the calling thread.
+    #[error("cannot open a channel to {device}: {reason}")]
+    Channel {
+        /// The device.
+        device: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// The device cannot lose blocks.
     #[error("a {kind} device of {from_blocks} blocks cannot shrink to {to_blocks}")]
     ResizeShrink {

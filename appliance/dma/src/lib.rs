@@ -41,6 +41,7 @@
 )]
 
 mod buffer;
+mod bus;
 mod channel;
 mod copy;
 mod error;
@@ -53,6 +54,7 @@ mod stats;
 mod sync;
 mod sys;
 
+pub use bus::{BusFault, BusView};
 pub use channel::{ChannelOptions, IobufChannel, POPULATE_BATCH, REFILL_BATCH};
 pub use error::DmaError;
 pub use iobuf::{IoBuf, Payload};

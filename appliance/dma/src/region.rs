@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::copy;
 use crate::error::DmaError;
@@ -219,6 +219,62 @@ impl Region {
         let to = self.at(offset, from.len());
         // SAFETY: `at` checked the range; no reference into a region is ever made.
         unsafe { copy::write_shared(to, from) }
+    }
+
+    /// Loads one word that a device writes, and all that it wrote before it (acquire).
+    ///
+    /// The word is as the memory holds it: a little-endian device's word is for the caller to turn.
+    ///
+    /// # Panics
+    /// If the word is not inside the region, or not aligned.
+    #[inline]
+    #[must_use]
+    pub fn load_u32(&self, offset: usize) -> u32 {
+        assert!(offset.is_multiple_of(4), "a word is aligned to its size");
+        let word = self.at(offset, 4).cast::<u32>();
+        // SAFETY: inside the mapping, aligned, and only ever reached by atomics and opaque copies.
+        unsafe { AtomicU32::from_ptr(word) }.load(Ordering::Acquire)
+    }
+
+    /// Stores one word that a device reads, after all that was stored before it (release).
+    ///
+    /// # Panics
+    /// If the word is not inside the region, or not aligned.
+    #[inline]
+    pub fn store_u32(&self, offset: usize, value: u32) {
+        assert!(offset.is_multiple_of(4), "a word is aligned to its size");
+        let word = self.at(offset, 4).cast::<u32>();
+        // SAFETY: inside the mapping, aligned, and only ever reached by atomics and opaque copies.
+        unsafe { AtomicU32::from_ptr(word) }.store(value, Ordering::Release);
+    }
+
+    /// Loads words in no order: an entry of a queue whose phase or index was loaded before.
+    ///
+    /// # Panics
+    /// If the words are not inside the region, or not aligned.
+    #[inline]
+    #[must_use]
+    pub fn load_words<const N: usize>(&self, offset: usize) -> [u64; N] {
+        assert!(offset.is_multiple_of(8), "a word is aligned to its size");
+        let first = self.at(offset, N * 8).cast::<u64>();
+        // SAFETY: inside the mapping, aligned, and only ever reached by atomics and opaque copies.
+        std::array::from_fn(|index| unsafe {
+            AtomicU64::from_ptr(first.add(index)).load(Ordering::Relaxed)
+        })
+    }
+
+    /// Stores words in no order: an entry of a queue whose index is stored afterwards.
+    ///
+    /// # Panics
+    /// If the words are not inside the region, or not aligned.
+    #[inline]
+    pub fn store_words<const N: usize>(&self, offset: usize, words: &[u64; N]) {
+        assert!(offset.is_multiple_of(8), "a word is aligned to its size");
+        let first = self.at(offset, N * 8).cast::<u64>();
+        for (index, word) in words.iter().enumerate() {
+            // SAFETY: as in `load_words`.
+            unsafe { AtomicU64::from_ptr(first.add(index)).store(*word, Ordering::Relaxed) };
+        }
     }
 
     /// Zeroes bytes.

@@ -34,8 +34,8 @@ mod volume;
 
 pub use error::LvolError;
 pub use pool::{
-    CreateOptions, Finding, Host, NewVolume, Next, POOL_BYTES_MAX, Pool, PoolInfo, PoolOptions,
-    PoolWorker, Promise, VolumeInfo,
+    CreateOptions, Extents, Finding, Host, NewVolume, Next, POOL_BYTES_MAX, Pool, PoolInfo,
+    PoolOptions, PoolWorker, Promise, VolumeExtent, VolumeInfo,
 };
 pub use volume::Volume;
 

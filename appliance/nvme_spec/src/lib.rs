@@ -9,7 +9,7 @@
 //! the wire (Connect, properties, PDUs, discovery log) is in `fabric_wire`.
 //!
 //! Main types: [`Sqe`], [`Cqe`], [`Status`], [`SglDescriptor`]; the modules [`opcode`],
-//! [`registers`], [`identify`], [`log`], [`feature`], [`event`], [`range`].
+//! [`registers`], [`pcie`], [`identify`], [`log`], [`feature`], [`event`], [`range`].
 //!
 //! Layout: every structure is built of little-endian, unaligned `zerocopy` fields. It may be read
 //! from and written to any byte buffer of its size, on a host of any byte order; its size is
@@ -29,6 +29,7 @@ mod ids;
 mod layout;
 pub mod log;
 pub mod opcode;
+pub mod pcie;
 pub mod range;
 pub mod registers;
 pub mod reservation;

@@ -323,13 +323,13 @@ mod tests {
                     }
                 });
             }
-            for round in 0..ROUNDS {
+            for (round, retired) in poisoned.iter().take(ROUNDS).enumerate() {
                 live.store(round + 1, Ordering::SeqCst);
                 let grace = epoch.grace();
                 while !epoch.has_ended(grace) {
                     thread::yield_now();
                 }
-                poisoned[round].store(true, Ordering::SeqCst);
+                retired.store(true, Ordering::SeqCst);
             }
         });
         assert_eq!(epoch.channels(), 0);

@@ -151,6 +151,7 @@ impl PoolWorker {
                 );
             }
         }
+        self.pool.reserved_clusters = self.promised();
         self.pool.used_clusters = self.allocator.used();
         self.staged
             .insert((Table::Pool, POOL_KEY.to_vec()), Some(self.pool.encode()));
@@ -190,9 +191,11 @@ impl PoolWorker {
         if have >= wanted {
             return Ok(());
         }
+        // Not what is promised to thick volumes.
+        let missing = (wanted - have).min(self.data_clusters_free(false));
         let store = self.store.as_ref().ok_or(LvolError::Closed)?;
         let mut source = |number| load_chunk(store, number);
-        let extents = self.allocator.take_extents(wanted - have, &mut source)?;
+        let extents = self.allocator.take_extents(missing, &mut source)?;
         self.metadata.add_reserve(extents);
         Ok(())
     }

@@ -314,6 +314,9 @@ impl PoolWorker {
         let to = match look.cluster() {
             Some(cluster) => cluster,
             None => {
+                if self.data_clusters_free(false) == 0 {
+                    return Ok(false);
+                }
                 let Some(cluster) = self.take_cluster()? else {
                     return Ok(false);
                 };

@@ -133,12 +133,7 @@ impl PoolWorker {
     pub(super) fn create_volume(&mut self, new: NewVolume) -> Result<VolumeInfo, LvolError> {
         self.check_new(&new.name)?;
         self.check_size(&new.name, new.size_bytes)?;
-        if new.thick {
-            return Err(LvolError::Refused {
-                name: new.name,
-                problem: "cannot be thick: this version makes thin volumes only".to_owned(),
-            });
-        }
+        self.check_room(new.thick, new.size_bytes)?;
         let layer = self.new_layer(Parent::None);
         self.add_volume(new, layer)
     }
@@ -173,6 +168,7 @@ impl PoolWorker {
                 problem: format!("cannot be smaller than the snapshot's {size} bytes"),
             });
         }
+        self.check_room(new.thick, new.size_bytes)?;
         let layer = self.new_layer(Parent::Layer(parent));
         self.add_volume(new, layer)
     }
@@ -192,6 +188,9 @@ impl PoolWorker {
         };
         let shared = self.volume_shared(&record);
         self.put_name(&new.name, &record);
+        if record.thick {
+            self.thick.insert(new.name.clone());
+        }
         self.names
             .insert(new.name.clone(), Entry { record, shared });
         self.volume_info(&new.name)
@@ -216,6 +215,7 @@ impl PoolWorker {
         }
         self.shared.chains.fetch_add(1, Ordering::SeqCst);
         drop(moving);
+        self.reserve_again();
         // What was in flight goes to the old layers, now the snapshots'. When it has ended they change
         // no more, and the commit after that has it all.
         self.after_grace(move |worker| {
@@ -248,7 +248,10 @@ impl PoolWorker {
             }
             self.check_unnamed(&format!("{volume}@{snapshot}"))?;
         }
-        Ok(())
+        let records = names
+            .iter()
+            .filter_map(|(volume, _)| self.names.get(volume));
+        self.check_room_for_snapshots(records.map(|entry| &entry.record))
     }
 
     /// The volume goes on in a new layer; its old one is the snapshot's.
@@ -268,6 +271,7 @@ impl PoolWorker {
             kind: NameKind::Snapshot,
             uuid,
             nguid: uuid,
+            thick: false,
             read_only: true,
             created_unix_s,
             labels: Vec::new(),
@@ -315,6 +319,7 @@ impl PoolWorker {
                 problem: problem.to_owned(),
             });
         }
+        self.check_room_for_snapshots(std::iter::once(&record))?;
         let old = record.layer;
         record.layer = self.new_layer(Parent::Layer(origin.layer));
         record.size_bytes = origin.size_bytes;
@@ -327,6 +332,7 @@ impl PoolWorker {
         self.names
             .insert(volume.to_owned(), Entry { record, shared });
         self.discard_layer(old);
+        self.reserve_again();
         Ok(())
     }
 
@@ -353,6 +359,9 @@ impl PoolWorker {
         }
         for (from, to) in pairs {
             if let Some(entry) = self.names.remove(&from) {
+                if self.thick.remove(&from) {
+                    self.thick.insert(to.clone());
+                }
                 self.stage(Table::Names, from.as_bytes(), None);
                 self.put_name(&to, &entry.record);
                 self.names.insert(to, entry);
@@ -376,8 +385,10 @@ impl PoolWorker {
         let layer = entry.record.layer;
         entry.shared.faulted.store(true, Ordering::SeqCst);
         self.names.remove(name);
+        self.thick.remove(name);
         self.stage(Table::Names, name.as_bytes(), None);
         self.discard_layer(layer);
+        self.reserve_again();
         Ok(())
     }
 
@@ -460,7 +471,7 @@ impl PoolWorker {
                 problem: "is too long",
             });
         }
-        if self.names.contains_key(name) {
+        if self.names.contains_key(name) || self.damaged_names.contains(name) {
             return Err(LvolError::Exists {
                 name: name.to_owned(),
             });

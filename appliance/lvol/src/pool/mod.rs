@@ -3,6 +3,7 @@
 mod allocator;
 mod check;
 mod commit;
+mod diff;
 mod disk;
 mod garbage;
 mod manage;
@@ -10,6 +11,7 @@ mod metadata;
 mod open;
 mod pieces;
 mod promise;
+mod reserve;
 mod resize;
 mod shared;
 mod worker;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 pub use self::check::Finding;
+pub use self::diff::{Extents, VolumeExtent};
 pub use self::disk::Host;
 pub use self::manage::{NewVolume, VolumeInfo};
 pub use self::open::{CreateOptions, POOL_BYTES_MAX};
@@ -176,6 +179,20 @@ impl Pool {
     pub fn device(&self, name: &str) -> Promise<Arc<Volume>> {
         let name = name.to_owned();
         self.ask(move |worker| worker.device(&name))
+    }
+
+    /// Extents of `to`, from byte `offset` on, that may not read as they do in `from`; without `from`, those that
+    /// are not zeroes for sure. A call gives a part of the list and where to go on.
+    #[must_use]
+    pub fn diff(
+        &self,
+        from: Option<&str>,
+        to: &str,
+        offset: u64,
+        limit: usize,
+    ) -> Promise<Extents> {
+        let (from, to) = (from.map(str::to_owned), to.to_owned());
+        self.ask(move |worker| worker.diff(from.as_deref(), &to, offset, limit))
     }
 
     /// Compares all records of the pool with each other. Nothing else is done for the pool meanwhile, but

@@ -16,8 +16,9 @@ use super::worker::{Entry, Parts, PoolOptions, PoolWorker, damaged};
 use super::{Pool, check_name};
 use crate::LvolError;
 use crate::format::{
-    Extent, Found, LayerId, LayerRecord, NameRecord, POOL_KEY, PROBE_BYTES, PROBE_TAIL_BYTES,
-    PoolRecord, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock, parse_layer_key, probe,
+    Extent, Found, LayerId, LayerRecord, NameKind, NameRecord, POOL_KEY, PROBE_BYTES,
+    PROBE_TAIL_BYTES, PoolRecord, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock,
+    parse_layer_key, probe,
 };
 use crate::map::Granularity;
 
@@ -254,6 +255,7 @@ impl PoolWorker {
                     Ok(record) => self.load_name(name, record),
                     Err(error) => {
                         tracing::error!(name, %error, "the record of a volume is damaged");
+                        self.damaged_names.insert(name);
                     }
                 }
             }
@@ -265,6 +267,9 @@ impl PoolWorker {
         if !self.has_layers(record.layer) {
             tracing::error!(name, "a layer of the volume is missing or damaged");
             shared.faulted.store(true, Ordering::SeqCst);
+        }
+        if record.thick && record.kind == NameKind::Volume {
+            self.thick.insert(name.clone());
         }
         self.names.insert(name, Entry { record, shared });
     }

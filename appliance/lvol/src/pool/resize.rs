@@ -48,6 +48,13 @@ impl PoolWorker {
                 "can shrink to multiples of {granule} bytes only"
             )));
         }
+        if record.thick {
+            let (old, new) = (
+                self.clusters_of(record.size_bytes),
+                self.clusters_of(size_bytes),
+            );
+            self.check_clusters(new.saturating_sub(old))?;
+        }
         record.size_bytes = size_bytes;
         let blocks = size_bytes / u64::from(self.shared.block_size);
         entry.shared.block_count.store(blocks, Ordering::SeqCst);
@@ -55,6 +62,7 @@ impl PoolWorker {
         if let Some(entry) = self.names.get_mut(name) {
             entry.record = record;
         }
+        self.reserve_again();
         Ok(())
     }
 
@@ -91,7 +99,11 @@ impl PoolWorker {
     }
 
     /// Indices from `first` on at which the layer or one below has anything.
-    fn pieces_from(&self, layer: LayerId, first: u64) -> Result<BTreeSet<u64>, LvolError> {
+    pub(super) fn pieces_from(
+        &self,
+        layer: LayerId,
+        first: u64,
+    ) -> Result<BTreeSet<u64>, LvolError> {
         let mut indices = BTreeSet::new();
         let mut at = Some(layer);
         while let Some(layer) = at {

@@ -90,6 +90,10 @@ pub struct PoolWorker {
     pub(super) allocator: Allocator,
     pub(super) pool: PoolRecord,
     pub(super) names: BTreeMap<String, Entry>,
+    /// Names whose records cannot be read: nothing is made in their place.
+    pub(super) damaged_names: BTreeSet<String>,
+    /// Volumes that clusters are reserved for.
+    pub(super) thick: BTreeSet<String>,
     pub(super) layers: HashMap<LayerId, LayerRecord>,
     /// Records for the next transaction; `None` deletes.
     pub(super) staged: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
@@ -168,6 +172,8 @@ impl PoolWorker {
             allocator,
             pool: parts.pool,
             names: BTreeMap::new(),
+            damaged_names: BTreeSet::new(),
+            thick: BTreeSet::new(),
             layers: HashMap::new(),
             staged: BTreeMap::new(),
             pieces: HashMap::new(),
@@ -315,7 +321,10 @@ impl PoolWorker {
 
     fn batch(&mut self, thick: bool) -> Result<Vec<Cluster>, LvolError> {
         let free = self.data_clusters_free(thick);
-        let wanted = (free / 16).clamp(1, BATCH_CLUSTERS).min(free);
+        // One at a time for a thick volume: what it had in hand and did not need would be missing to
+        // another that it is promised to.
+        let most = if thick { 1 } else { BATCH_CLUSTERS };
+        let wanted = (free / 16).clamp(1, most).min(free);
         let mut clusters = Vec::with_capacity(wanted as usize);
         for _ in 0..wanted {
             let Some(cluster) = self.take_cluster()? else {

@@ -130,13 +130,23 @@ impl VolumeChannel {
                 match chain.own.allocate(place.slot, cluster) {
                     Ok(()) => cluster,
                     Err(winner) => {
-                        self.clusters.push(cluster);
+                        self.give_back(cluster);
                         winner
                     }
                 }
             }
         };
         Ok((cluster, fills))
+    }
+
+    /// A cluster that was not needed after all. A thick volume keeps none in hand.
+    fn give_back(&mut self, cluster: Cluster) {
+        if self.volume.thick {
+            self.shared.inbox().returned.push(cluster);
+            self.shared.wake_worker();
+        } else {
+            self.clusters.push(cluster);
+        }
     }
 
     /// The bytes of unwritten granules before and after what is written.

@@ -1,7 +1,5 @@
 //! A pool on a simulated drive, stepped by hand.
 
-#![expect(clippy::unwrap_used, reason = "a rig that fails fails its test")]
-
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

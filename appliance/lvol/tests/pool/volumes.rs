@@ -2,7 +2,7 @@
 
 use crate::rig::Rig;
 use block::Op;
-use lvol::LvolError;
+use lvol::{LvolError, NewVolume};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -286,4 +286,97 @@ fn a_pool_uses_what_its_device_has_grown_by() {
     for offset in (0..32 * MIB).step_by(65536) {
         rig.write(&mut channel, offset, &pattern(65536, 3));
     }
+}
+
+#[test]
+fn a_thick_volume_never_lacks_space_and_its_snapshot_needs_room() {
+    let mut rig = Rig::create(32, 16);
+    let free = rig.free_clusters();
+    let size = 8 * MIB;
+    let promise = rig.pool.create_volume(NewVolume {
+        name: "thick".to_owned(),
+        size_bytes: size,
+        thick: true,
+        ..NewVolume::default()
+    });
+    rig.wait(promise).unwrap();
+    let promise = rig.pool.create_volume(NewVolume {
+        name: "too much".to_owned(),
+        size_bytes: 64 * MIB,
+        thick: true,
+        ..NewVolume::default()
+    });
+    let refused = rig.wait(promise);
+    assert!(
+        matches!(refused, Err(LvolError::NoSpace { .. })),
+        "{refused:?}"
+    );
+    rig.create_volume("thin", 64 * MIB);
+    let mut thin = rig.channel("thin");
+    let data = pattern(65536, 1);
+    let mut written = 0;
+    while rig.try_write(&mut thin, written, &data, false).is_ok() {
+        written += 65536;
+    }
+    let mut thick = rig.channel("thick");
+    for offset in (0..size).step_by(65536) {
+        rig.write(&mut thick, offset, &data);
+    }
+    rig.flush(&mut thick);
+    let refused = rig.snapshot(&[("thick", "s")]);
+    assert!(
+        matches!(refused, Err(LvolError::NoSpace { .. })),
+        "{refused:?}"
+    );
+    drop((thin, thick));
+    rig.delete("thin").unwrap();
+    rig.settle();
+    rig.snapshot(&[("thick", "s")]).unwrap();
+    let promise = rig.pool.info();
+    assert_eq!(rig.wait(promise).unwrap().reserved_clusters, size / 65536);
+    rig.delete("thick").unwrap();
+    rig.delete("thick@s").unwrap();
+    rig.settle();
+    let promise = rig.pool.info();
+    let info = rig.wait(promise).unwrap();
+    assert_eq!((info.free_clusters, info.reserved_clusters), (free, 0));
+}
+
+#[test]
+fn the_difference_of_two_snapshots_is_what_was_written_between_them() {
+    let mut rig = Rig::create(64, 17);
+    rig.create_volume("v", 32 * MIB);
+    let mut channel = rig.channel("v");
+    rig.write(&mut channel, 0, &pattern(131072, 1));
+    rig.snapshot(&[("v", "a")]).unwrap();
+    rig.write(&mut channel, 4096, &pattern(512, 2));
+    rig.write(&mut channel, 20 * MIB, &pattern(8192, 3));
+    rig.op(&mut channel, Op::Unmap, 65536, 8192);
+    rig.snapshot(&[("v", "b")]).unwrap();
+    let mut list = |from: Option<&str>, to: &str, limit: usize| {
+        let (mut offset, mut extents) = (Some(0), Vec::new());
+        while let Some(at) = offset {
+            let promise = rig.pool.diff(from, to, at, limit);
+            let part = rig.wait(promise).unwrap();
+            assert!(part.extents.len() <= limit);
+            extents.extend(
+                part.extents
+                    .iter()
+                    .map(|extent| (extent.offset, extent.len)),
+            );
+            offset = part.next;
+        }
+        extents
+    };
+    let changed = [(4096, 4096), (65536, 8192), (20 * MIB, 8192)];
+    for limit in [1, 2, 100] {
+        assert_eq!(list(Some("v@a"), "v@b", limit), changed);
+        assert_eq!(list(Some("v@b"), "v@a", limit), changed);
+    }
+    assert_eq!(list(Some("v@a"), "v@a", 10), []);
+    assert_eq!(list(None, "v@a", 10), [(0, 131072)]);
+    assert_eq!(
+        list(None, "v@b", 10),
+        [(0, 65536), (73728, 57344), (20 * MIB, 8192)]
+    );
 }

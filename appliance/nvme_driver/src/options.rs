@@ -1,0 +1,91 @@
+//! Settings of a controller.
+
+use std::time::Duration;
+
+use crate::NvmeError;
+
+/// Settings of a controller. The defaults suit a drive in a storage node.
+#[derive(Clone, Debug)]
+pub struct ControllerOptions {
+    /// I/O queue pairs to ask for: one for each channel that will be open at a time.
+    pub io_queues: u16,
+    /// Entries of each I/O queue, 2 to 4096. The drive may allow less.
+    pub queue_entries: u16,
+    /// Deadline of an I/O command. An Abort follows, then a reset.
+    pub io_timeout: Duration,
+    /// Deadline of an admin command. A reset follows. Format and sanitize have
+    /// [`ControllerOptions::format_timeout`].
+    pub admin_timeout: Duration,
+    /// Deadline of Format NVM, Firmware Commit and Sanitize.
+    pub format_timeout: Duration,
+    /// How long an Abort may take before the controller is reset.
+    pub abort_timeout: Duration,
+    /// The least deadline of a shutdown; RTD3E of the drive can make it longer.
+    pub shutdown_timeout: Duration,
+    /// How often CSTS is read to find out that the controller has failed or is gone.
+    pub health_interval: Duration,
+    /// How many times an I/O is sent again after a reset or a status that allows it.
+    pub retries: u8,
+    /// How many times in a row the controller is reset before it is given up.
+    pub reset_attempts: u32,
+    /// Use interrupts, if the function has them, so that threads can sleep.
+    pub interrupts: bool,
+    /// Use Doorbell Buffer Config where the drive offers it.
+    pub shadow_doorbells: bool,
+    /// Use SGLs where the drive offers them and a PRP list would be needed otherwise.
+    pub sgl: bool,
+    /// Turn the volatile write cache on or off; `None`: leave it as it is.
+    pub write_cache: Option<bool>,
+    /// Value of the feature Arbitration (burst and weights); `None`: leave it as it is.
+    pub arbitration: Option<u32>,
+    /// Buffers per channel for payloads that the drive cannot reach.
+    pub bounce_buffers: u16,
+    /// NUMA node of the queues.
+    pub numa_node: Option<u32>,
+}
+
+impl Default for ControllerOptions {
+    fn default() -> Self {
+        Self {
+            io_queues: 4,
+            queue_entries: 256,
+            io_timeout: Duration::from_secs(30),
+            admin_timeout: Duration::from_secs(60),
+            format_timeout: Duration::from_secs(3600),
+            abort_timeout: Duration::from_secs(5),
+            shutdown_timeout: Duration::from_secs(10),
+            health_interval: Duration::from_millis(500),
+            retries: 4,
+            reset_attempts: 3,
+            interrupts: true,
+            shadow_doorbells: true,
+            sgl: true,
+            write_cache: None,
+            arbitration: None,
+            bounce_buffers: 4,
+            numa_node: None,
+        }
+    }
+}
+
+impl ControllerOptions {
+    pub(crate) fn check(&self) -> Result<(), NvmeError> {
+        let wrong = |option, value: u64, expected| NvmeError::Option {
+            option,
+            value,
+            expected,
+        };
+        if !(2..=4096).contains(&self.queue_entries) {
+            let value = self.queue_entries.into();
+            return Err(wrong("queue_entries", value, "give 2 to 4096"));
+        }
+        if !(1..=1024).contains(&self.io_queues) {
+            return Err(wrong("io_queues", self.io_queues.into(), "give 1 to 1024"));
+        }
+        if !(1..=256).contains(&self.bounce_buffers) {
+            let value = self.bounce_buffers.into();
+            return Err(wrong("bounce_buffers", value, "give 1 to 256"));
+        }
+        Ok(())
+    }
+}

@@ -70,6 +70,14 @@ fn snapshots_and_clones_survive_kill_9() {
     host.flush().unwrap();
     adit.ctl(&["volume", "clone", "tank/v@monday", "tank/c"])
         .unwrap();
+    adit.ctl(&["snapshot", "create", "tank/v@tuesday"]).unwrap();
+    let diff = adit.ctl_json(&["volume", "diff", "tank/v@monday", "tank/v@tuesday"]);
+    let diff = diff.unwrap();
+    let extents = diff["extents"].as_array().unwrap();
+    assert_eq!(extents.len(), 1, "{diff}");
+    assert_eq!(number(&extents[0]["offset_bytes"]), 64 * 512);
+    assert_eq!(number(&extents[0]["length_bytes"]), u64::from(BLOCKS) * 512);
+    adit.ctl(&["snapshot", "delete", "tank/v@tuesday"]).unwrap();
     let identity = |adit: &Adit, name: &str| {
         let shown = adit.ctl_json(&["volume", "show", name]).unwrap();
         (shown["uuid"].clone(), shown["nguid"].clone())
@@ -144,8 +152,8 @@ fn a_pool_is_exported_and_imported() {
     adit.ctl(&["volume", "rename", "tank/v", "tank/w"]).unwrap();
     assert_eq!(names(&adit, "snapshot", "snapshots"), ["tank/w@s"]);
     for words in [
-        &["volume", "create", "tank/t", "--size", "1GiB", "--thick"][..],
-        &["volume", "inflate", "tank/w"],
+        &["volume", "inflate", "tank/w"][..],
+        &["volume", "decouple", "tank/w"],
         &["pool", "scrub", "tank"],
     ] {
         let refused = adit.ctl_fails(words);
@@ -155,6 +163,31 @@ fn a_pool_is_exported_and_imported() {
     let refused = adit.ctl_fails(&["pool", "import", "disk"]);
     assert!(refused.contains("holds no pool"), "{refused}");
     adit.ctl(&["pool", "create", "other", "disk"]).unwrap();
+}
+
+/// Goal: what a thick volume is promised, no other volume can take.
+#[test]
+fn a_thick_volume_is_never_short_of_space() {
+    let adit = with_pool();
+    let create = ["volume", "create", "tank/t", "--thick", "--size"];
+    let refused = adit.ctl_fails(&[&create[..], &["1GiB"]].concat());
+    assert!(refused.contains("ResourceExhausted"), "{refused}");
+    adit.ctl(&[&create[..], &["64MiB"]].concat()).unwrap();
+    let port = adit.export(NQN, "tank/v").unwrap();
+    let mut thin = connect(port, NQN);
+    let full = (0..).find(|index| thin.write(index * u64::from(BLOCKS), pattern(1)).is_err());
+    assert!(full.is_some());
+    let nqn = format!("{NQN}t");
+    let port = adit.export(&nqn, "tank/t").unwrap();
+    let mut thick = connect(port, &nqn);
+    for lba in (0..131_072).step_by(BLOCKS as usize) {
+        thick.write(lba, pattern(2)).unwrap();
+    }
+    thick.flush().unwrap();
+    assert_eq!(
+        thick.read(131_072 - u64::from(BLOCKS), BLOCKS).unwrap(),
+        pattern(2)
+    );
 }
 
 /// Goal: a new size is the host's without a new connection, and the pool's after its device grew.

@@ -257,15 +257,13 @@ impl Pool for LvolPool {
     }
 
     fn create_volume(&self, name: &str, size_bytes: u64, thick: bool) -> Work<()> {
-        if thick {
-            return self.unimplemented("reserving all space of", name);
-        }
         if let Err(error) = self.check_size(name, "volume.size_bytes", size_bytes) {
             return Box::pin(std::future::ready(Err(error)));
         }
         let made = self.pool.create_volume(NewVolume {
             name: name.to_owned(),
             size_bytes,
+            thick,
             created_unix_s: now_unix_ms() / 1000,
             ..NewVolume::default()
         });
@@ -329,8 +327,27 @@ impl Pool for LvolPool {
         )
     }
 
-    fn diff(&self, _: &str, to: &str, _: u64, _: usize) -> Work<Vec<v1::Extent>> {
-        self.unimplemented("listing what changed up to", to)
+    fn diff(&self, from: &str, to: &str, offset: u64, limit: usize) -> Work<Vec<v1::Extent>> {
+        let (pool, asked) = (self.pool.clone(), self.asked("comparing", to));
+        let (from, to) = (from.to_owned(), to.to_owned());
+        Box::pin(async move {
+            let from = (!from.is_empty()).then_some(from.as_str());
+            let mut found: Vec<v1::Extent> = Vec::new();
+            let mut next = Some(offset);
+            // The worker looks at so much in one step; others have their turn in between.
+            while let Some(offset) = next
+                && found.len() < limit
+            {
+                let part = pool.diff(from, &to, offset, limit - found.len()).await;
+                let part = part.map_err(|error| asked.failed(error))?;
+                next = part.next;
+                found.extend(part.extents.into_iter().map(|extent| v1::Extent {
+                    offset_bytes: extent.offset,
+                    length_bytes: extent.len,
+                }));
+            }
+            Ok(found)
+        })
     }
 
     fn operations(&self) -> Work<Vec<v1::Operation>> {

@@ -337,7 +337,6 @@ async fn pool(channel: &Channel) -> v1::Pool {
 }
 
 #[tokio::test]
-#[ignore = "needs the library of pools behind LvolDriver"]
 async fn a_thousand_volumes_survive_sigkill_and_wait_for_their_device() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("pool.img");

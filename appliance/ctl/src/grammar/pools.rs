@@ -115,7 +115,7 @@ pub(crate) enum VolumeVerb {
         #[arg(long)]
         allow_shrink: bool,
     },
-    /// Give it another name; nothing may use it
+    /// Give it, and its snapshots with it, another name; nothing may use them
     Rename {
         /// POOL/NAME
         name: String,

@@ -15,7 +15,7 @@ loom_crates := $(sort $(foreach test,$(loom_tests),$(word 2,$(subst /, ,$(test))
 fuzz_seconds ?= 15
 
 help:
-	@echo 'make run     build, and serve a 1 GiB demonstration disk at tcp://127.0.0.1:4420'
+	@echo 'make run     build, and serve a 1 GiB demonstration volume at tcp://127.0.0.1:4420'
 	@echo 'make test    run every test there is, those in QEMU included'
 	@echo 'make check   formatting, lints, licences and advisories, documentation, a short fuzz run'
 	@echo 'make bench   run the benchmarks of every crate (wants a quiet machine)'

@@ -4,14 +4,17 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 10] = [
     "adit/v1/bdev.proto",
     "adit/v1/config.proto",
     "adit/v1/controller.proto",
     "adit/v1/node.proto",
+    "adit/v1/operation.proto",
+    "adit/v1/pool.proto",
     "adit/v1/reactor.proto",
     "adit/v1/subsystem.proto",
     "adit/v1/transport.proto",
+    "adit/v1/volume.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

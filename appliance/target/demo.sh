@@ -1,7 +1,9 @@
 #!/bin/sh
 # demo.sh BIN_DIR: serves a 1 GiB disk from ./state, over NVMe/TCP, until Ctrl-C (`make run`).
 #
-# Everything is kept in ./state: run it again and the disk, with what was written to it, is back.
+# The disk is a thin volume of a pool in a file. Everything is kept in ./state: run it again and the
+# disk, with what was written to it, is back. A disk that an older version left there, a file without
+# a pool, is served as it is.
 # ADIT_STATE_DIR and ADIT_LISTEN (tcp://ADDRESS:PORT) name another folder and another address.
 set -eu
 
@@ -39,11 +41,30 @@ until ctl subsystem list >/dev/null 2>&1; do
     sleep 0.1
 done
 
+# A pool that was made in the moment in which the last run was killed is on its device and not attached.
+pool() {
+    refused=$(ctl pool create demo demo_file 2>&1) ||
+        ctl pool import demo_file --name demo 2>/dev/null ||
+        { echo "$refused" >&2; return 1; }
+}
+
+# The file is sparse: it grows with what is written, and has room for snapshots.
+make_volume() {
+    ctl bdev create file demo_file "$(readlink -f "$state_dir")/pool.img" --size 4GiB &&
+        pool &&
+        { ctl volume show demo/disk 2>/dev/null || ctl volume create demo/disk --size 1GiB; }
+}
+
 # Each call is idempotent: on the second run they find what the first one made.
 serve() {
-    ctl bdev create file demo "$(readlink -f "$state_dir")/demo.img" --size 1GiB &&
-        ctl subsystem create "$nqn" --allow-any-host &&
-        ctl namespace add "$nqn" demo --nsid 1 &&
+    if ctl bdev show demo >/dev/null 2>&1; then
+        disk=demo
+    else
+        disk=demo/disk
+        make_volume || return
+    fi
+    ctl subsystem create "$nqn" --allow-any-host &&
+        ctl namespace add "$nqn" "$disk" --nsid 1 &&
         ctl listener add "$nqn" "$listen"
 }
 if [ -z "$stopping" ] && ! serve >/dev/null; then
@@ -71,8 +92,15 @@ Look at it and change it:
     $bin_dir/aditctl --server $server check $nqn
     $bin_dir/aditctl --server $server top
 
-Ctrl-C stops it; \`make run\` brings it back with its data.
 END
+    [ "$disk" = demo ] || cat <<END
+It is a thin volume; take a snapshot of it, and make a second disk of that:
+    $bin_dir/aditctl --server $server snapshot create demo/disk@first
+    $bin_dir/aditctl --server $server volume clone demo/disk@first demo/second
+    $bin_dir/aditctl --server $server volume share demo/second --listen $listen
+
+END
+    echo 'Ctrl-C stops it; `make run` brings it back with its data.'
 fi
 
 # A signal interrupts wait; aditd's own status comes with the next one.

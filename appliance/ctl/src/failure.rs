@@ -50,6 +50,19 @@ pub(crate) enum Failure {
         /// What is missing.
         reason: String,
     },
+    /// An operation did not end well.
+    #[error("operation {name} ({what}) {state}")]
+    Operation {
+        /// Its name.
+        name: String,
+        /// What it does, to what.
+        what: String,
+        /// How it ended, or that it goes on.
+        state: String,
+    },
+    /// A pool is not well.
+    #[error("{0} things are wrong; aditctl pool repair does what is said of each")]
+    Findings(usize),
     /// The initiator could not do what was asked.
     #[error("{what} failed: {reason}")]
     Host {

@@ -1,5 +1,6 @@
 //! The grammar: nouns, verbs and options. The doc comments are the help texts.
 
+mod pools;
 mod values;
 
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 use api::quantity::parse_bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) use self::pools::{OperationVerb, PoolVerb, SnapshotVerb, VolumeVerb};
 use self::values::{ana_state, bytes_u32, microseconds, milliseconds, milliseconds_u32, rule};
 
 /// Manage an Adit node.
@@ -40,7 +42,7 @@ pub(crate) struct Global {
     /// Output for people (table) or for programs (json)
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     pub(crate) output: Format,
-    /// Wait until what was created is in place, at most this long
+    /// Wait until what was created is in place, or what was begun has ended, at most this long
     #[arg(long, global = true, value_name = "TIME", num_args = 0..=1, require_equals = true,
           default_missing_value = "60s", value_parser = milliseconds)]
     pub(crate) wait: Option<u64>,
@@ -75,6 +77,18 @@ pub(crate) enum Noun {
     /// Block devices
     #[command(subcommand)]
     Bdev(BdevVerb),
+    /// Block devices that hold volumes
+    #[command(subcommand)]
+    Pool(PoolVerb),
+    /// Volumes of pools
+    #[command(subcommand)]
+    Volume(VolumeVerb),
+    /// Snapshots of volumes
+    #[command(subcommand)]
+    Snapshot(SnapshotVerb),
+    /// Long work on pools and volumes
+    #[command(subcommand)]
+    Operation(OperationVerb),
     /// What a host connects to
     #[command(subcommand)]
     Subsystem(SubsystemVerb),
@@ -143,7 +157,8 @@ pub(crate) enum Noun {
     Export,
     /// Print changes as they happen
     Watch {
-        /// Only these kinds: transport, bdev, subsystem, namespace, listener, host, controller
+        /// Only these kinds: transport, bdev, pool, volume, snapshot, operation, subsystem,
+        /// namespace, listener, host, controller
         #[arg(long, value_name = "KIND")]
         kind: Vec<String>,
         /// Begin after this revision
@@ -831,6 +846,38 @@ mod tests {
             "aditctl iobuf stat",
             "aditctl controller list",
             "aditctl qpair list",
+            "aditctl pool create p m0",
+            "aditctl pool create p m0 --cluster-size 64KiB --force",
+            "aditctl pool import m0 --name p",
+            "aditctl pool list",
+            "aditctl pool show p",
+            "aditctl pool grow p",
+            "aditctl pool export p",
+            "aditctl pool delete p",
+            "aditctl pool check p",
+            "aditctl pool repair p",
+            "aditctl pool scrub p --rate 100MiB --wait",
+            "aditctl volume create p/v --size 10GiB --thick",
+            "aditctl volume clone p/v@s p/w",
+            "aditctl volume list p",
+            "aditctl volume show p/v",
+            "aditctl volume resize p/v --size 20GiB",
+            "aditctl volume resize p/v --size 1GiB --allow-shrink",
+            "aditctl volume rename p/v p/w",
+            "aditctl volume delete p/v --wait",
+            "aditctl volume inflate p/v",
+            "aditctl volume decouple p/v",
+            "aditctl volume rollback p/v p/v@s",
+            "aditctl volume diff p/v@s p/v@t",
+            "aditctl volume share p/v --listen tcp://127.0.0.1:4420 --nqn n --host a --host b",
+            "aditctl snapshot create p/v@s p/w@s",
+            "aditctl snapshot list p/v",
+            "aditctl snapshot show p/v@s",
+            "aditctl snapshot delete p/v@s",
+            "aditctl operation list p",
+            "aditctl operation show p/1",
+            "aditctl operation cancel p/1",
+            "aditctl operation wait p/1",
             "aditctl apply -f FILE",
             "aditctl watch",
             "aditctl check nqn.2026-11.io.adit:a",
@@ -859,6 +906,10 @@ mod tests {
             "aditctl bdev create error e m --rule what=1",
             "aditctl ana set n tcp://127.0.0.1:4420 fine",
             "aditctl nonsense",
+            "aditctl pool create p",
+            "aditctl volume create p/v",
+            "aditctl volume share p/v",
+            "aditctl snapshot create",
             "aditctl perf tcp://127.0.0.1:4420/n --workload sometimes",
             "aditctl perf tcp://127.0.0.1:4420/n --read-percent 101",
         ] {

@@ -252,6 +252,7 @@ struct LimitsTable {
     listeners_per_subsystem_max: Option<usize>,
     hosts_per_subsystem_max: Option<usize>,
     bdevs_max: Option<usize>,
+    pools_max: Option<usize>,
     connections_max: Option<u32>,
 }
 
@@ -380,6 +381,7 @@ fn merge(flags: &Flags, file: File) -> Result<Config, ConfigError> {
             .hosts_per_subsystem_max
             .unwrap_or(defaults.hosts_per_subsystem_max),
         bdevs_max: table.bdevs_max.unwrap_or(defaults.bdevs_max),
+        pools_max: table.pools_max.unwrap_or(defaults.pools_max),
     };
     Ok(Config {
         state_dir: flags

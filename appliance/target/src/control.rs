@@ -15,14 +15,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use api::v1::{BdevSpec, EventType, NodeState};
+use api::v1::{EventType, NodeState};
 use metastore::{CommitError, StateStore};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::error::ControlError;
 use crate::events::Events;
 use crate::model::{Change, Edit, Key, Model, Object, Transaction, batch};
-use crate::runtime::{Prepared, Runtime, RuntimeError, Settled};
+use crate::pool::Attach;
+use crate::runtime::{Prepared, Preparing, Runtime, RuntimeError, Settled};
 
 /// Time between two attempts at what is pending.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -95,6 +96,9 @@ impl std::fmt::Debug for Control {
         f.debug_struct("Control").finish_non_exhaustive()
     }
 }
+
+/// What was opened before its edit is made, by the key of its object.
+type Ahead = BTreeMap<Key, Result<Prepared, RuntimeError>>;
 
 /// A change that has been made and is being stored.
 struct Flight {
@@ -212,6 +216,14 @@ impl Control {
         self.lock().state = NodeState::Drained;
     }
 
+    /// Refuses while the node drains; for changes of what is not in the model.
+    ///
+    /// # Errors
+    /// [`ControlError::Draining`].
+    pub fn check_serving(&self) -> Result<(), ControlError> {
+        refuse_unless_serving(&self.lock())
+    }
+
     /// Reads the model together with the event stream, so that nothing falls between.
     pub(crate) fn events<T>(&self, read: impl FnOnce(&Events, &Model) -> T) -> T {
         let inner = self.lock();
@@ -234,7 +246,7 @@ impl Control {
         &self,
         edit: impl FnOnce(&mut Transaction<'_>) -> Result<T, ControlError> + Send,
     ) -> Result<T, ControlError> {
-        self.change_prepared(BTreeMap::new(), edit).await
+        self.change_prepared(Ahead::new(), edit).await
     }
 
     /// Runs an edit and takes it back: says what it would do.
@@ -250,8 +262,8 @@ impl Control {
         edit(&mut transaction)
     }
 
-    /// As [`Control::change`], for edits that make block devices: those are opened first, without
-    /// holding anything up. `edit` runs twice, the first time on trial.
+    /// As [`Control::change`], for edits that make block devices or attach pools: those are opened
+    /// first, without holding anything up. `edit` runs twice, the first time on trial.
     ///
     /// # Errors
     /// As [`Control::change`].
@@ -259,28 +271,72 @@ impl Control {
         &self,
         edit: impl Fn(&mut Transaction<'_>) -> Result<T, ControlError> + Send,
     ) -> Result<T, ControlError> {
-        let new: Vec<BdevSpec> = {
+        self.change_with(Attach::Open, edit).await
+    }
+
+    /// As [`Control::change_with_bdevs`], and says how a pool comes to be open. One that is to be made
+    /// must be made now: it cannot be pending.
+    ///
+    /// # Errors
+    /// As [`Control::change`].
+    pub async fn change_with<T: Send>(
+        &self,
+        attach: Attach,
+        edit: impl Fn(&mut Transaction<'_>) -> Result<T, ControlError> + Send,
+    ) -> Result<T, ControlError> {
+        let new: Vec<Edit> = {
             let mut inner = self.lock();
             refuse_unless_serving(&inner)?;
             let mut trial = inner.model.begin();
             edit(&mut trial)?;
-            trial.edits().iter().filter_map(new_bdev).collect()
+            let is_new = |edit: &&Edit| edit.old.is_none() && edit.new.is_some();
+            trial.edits().iter().filter(is_new).cloned().collect()
         };
-        let mut prepared = BTreeMap::new();
-        for spec in new {
-            let result = self.runtime.prepare(&spec, true).await;
-            if let Err(RuntimeError::Refused(reason)) = result {
-                let what = format!("bdev {:?}", spec.name);
-                return Err(ControlError::Refused { what, reason });
-            }
-            prepared.insert(spec.name, result);
+        let mut prepared = Ahead::new();
+        for Edit { key, new, .. } in new {
+            let Some(preparing) = new.and_then(|new| self.prepare(&new, true, attach)) else {
+                continue;
+            };
+            let result = preparing.await;
+            let is_made = matches!((&key, attach), (Key::Pool(_), Attach::Create { .. }));
+            match result {
+                Err(RuntimeError::Pending(reason)) if is_made => return Err(refused(&key, reason)),
+                Err(RuntimeError::Refused(reason)) => return Err(refused(&key, reason)),
+                result => prepared.insert(key, result),
+            };
         }
         self.change_prepared(prepared, edit).await
     }
 
+    /// Opens what an object needs; `None` when it needs nothing.
+    fn prepare(&self, object: &Object, is_new: bool, attach: Attach) -> Option<Preparing> {
+        match object {
+            Object::Bdev(bdev) => Some(self.runtime.prepare(&bdev.spec, is_new)),
+            Object::Pool(pool) => Some(self.runtime.prepare_pool(&pool.spec, attach)),
+            _ => None,
+        }
+    }
+
+    /// An object that was in place is not any more: it is pending and tried again. Nothing happens
+    /// when it is not wanted, or pending already.
+    pub fn lost(&self, key: Key, reason: String) {
+        let mut inner = self.lock();
+        if inner.model.get(&key).is_none() || inner.pending.contains_key(&key) {
+            return;
+        }
+        let revision = inner.model.revision();
+        let text = format!("pending: {reason}");
+        inner
+            .events
+            .publish(EventType::Status, revision, key.kind(), key.name(), text);
+        let attempts = 0;
+        inner.pending.insert(key, Pending { reason, attempts });
+        self.retry.notify_one();
+    }
+
     async fn change_prepared<T: Send>(
         &self,
-        prepared: BTreeMap<String, Result<Prepared, RuntimeError>>,
+        prepared: Ahead,
         edit: impl FnOnce(&mut Transaction<'_>) -> Result<T, ControlError> + Send,
     ) -> Result<T, ControlError> {
         let (answer, flight) = self.launch(prepared, edit)?;
@@ -295,7 +351,7 @@ impl Control {
     /// Steps 1 to 3, without a pause.
     fn launch<T>(
         &self,
-        mut prepared: BTreeMap<String, Result<Prepared, RuntimeError>>,
+        mut prepared: Ahead,
         edit: impl FnOnce(&mut Transaction<'_>) -> Result<T, ControlError>,
     ) -> Result<(T, Result<Flight, u64>), ControlError> {
         let mut inner = self.lock();
@@ -435,15 +491,12 @@ impl Control {
         &self,
         inner: &mut Inner,
         change: &Change,
-        prepared: &mut BTreeMap<String, Result<Prepared, RuntimeError>>,
+        prepared: &mut Ahead,
     ) -> Result<Vec<Settled>, ControlError> {
         let mut settled = Vec::with_capacity(change.edits.len());
         let pending_before = inner.pending.clone_touched(change);
         for (index, edit) in change.edits.iter().enumerate() {
-            let mine = match &edit.key {
-                Key::Bdev(name) => prepared.remove(name),
-                _ => None,
-            };
+            let mine = prepared.remove(&edit.key);
             match self.realise_one(inner, edit, mine) {
                 Ok(Some(done)) => settled.push(done),
                 Ok(None) => {}
@@ -452,8 +505,7 @@ impl Control {
                         self.unrealise(inner, done);
                     }
                     inner.pending.put_back(pending_before);
-                    let what = format!("{} {:?}", edit.key.kind(), edit.key.name());
-                    return Err(ControlError::Refused { what, reason });
+                    return Err(refused(&edit.key, reason));
                 }
             }
         }
@@ -491,8 +543,10 @@ impl Control {
             (Some(reason), _) => Err(RuntimeError::Pending(reason)),
             (None, Some(Err(error))) => Err(error),
             (None, Some(Ok(prepared))) => self.runtime.apply(edit, Some(prepared)),
-            // A device that was not opened ahead is opened by the next attempt.
-            (None, None) if edit.old.is_none() && matches!(edit.key, Key::Bdev(_)) => {
+            // What was not opened ahead is opened by the next attempt.
+            (None, None)
+                if edit.old.is_none() && matches!(edit.key, Key::Bdev(_) | Key::Pool(_)) =>
+            {
                 self.retry.notify_one();
                 Err(RuntimeError::Pending("it is being opened".to_owned()))
             }
@@ -588,9 +642,13 @@ impl Control {
             };
             (object, missing(&inner, &edit))
         };
-        let prepared = match (&object, &waits) {
-            (Object::Bdev(bdev), None) => Some(self.runtime.prepare(&bdev.spec, false).await),
-            _ => None,
+        let preparing = match &waits {
+            None => self.prepare(&object, false, Attach::Open),
+            Some(_) => None,
+        };
+        let prepared = match preparing {
+            Some(preparing) => Some(preparing.await),
+            None => None,
         };
         let mut inner = self.lock();
         // Meanwhile it may have changed or gone.
@@ -684,12 +742,9 @@ fn refuse_unless_serving(inner: &Inner) -> Result<(), ControlError> {
     }
 }
 
-/// The block device that an edit makes.
-fn new_bdev(edit: &Edit) -> Option<BdevSpec> {
-    match (&edit.old, &edit.new) {
-        (None, Some(Object::Bdev(new))) => Some(new.spec.clone()),
-        _ => None,
-    }
+fn refused(key: &Key, reason: String) -> ControlError {
+    let what = format!("{} {:?}", key.kind(), key.name());
+    ControlError::Refused { what, reason }
 }
 
 /// What an edit needs and is itself pending.
@@ -704,14 +759,13 @@ fn missing(inner: &Inner, edit: &Edit) -> Option<String> {
             )
         })
     };
+    let bdev_is_pending = |name: &str| is_pending(&inner.model.key_of_bdev(name)?);
     match (&edit.key, edit.new.as_ref()?) {
-        (_, Object::Bdev(bdev)) => {
-            let base = crate::model::base_of(&bdev.spec)?;
-            is_pending(&Key::Bdev(base.to_owned()))
-        }
+        (_, Object::Bdev(bdev)) => bdev_is_pending(crate::model::base_of(&bdev.spec)?),
+        (_, Object::Pool(pool)) => bdev_is_pending(&pool.spec.bdev_name),
         (Key::Namespace(nqn, _), Object::Namespace(namespace)) => {
             is_pending(&Key::Subsystem(nqn.clone()))
-                .or_else(|| is_pending(&Key::Bdev(namespace.spec.bdev_name.clone())))
+                .or_else(|| bdev_is_pending(&namespace.spec.bdev_name))
         }
         (Key::Listener(nqn, _), Object::Listener(listener)) => {
             let trtype = listener

@@ -89,6 +89,38 @@ pub enum ControlError {
         /// Why, and what to do.
         reason: String,
     },
+    /// A pool could not do what was asked.
+    #[error("{what} failed: {reason}")]
+    Failed {
+        /// What was asked, of what.
+        what: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A pool has no space for it.
+    #[error("{what} needs more space than pool {pool:?} has: {reason}")]
+    NoSpace {
+        /// What was asked.
+        what: String,
+        /// The pool.
+        pool: String,
+        /// How much is missing, and what to do.
+        reason: String,
+    },
+    /// More wait for it than may.
+    #[error("{what} has no turn now: {reason}")]
+    Busy {
+        /// What was asked, of what.
+        what: String,
+        /// What it would wait for.
+        reason: String,
+    },
+    /// This program cannot do it.
+    #[error("{what}: this version does not do that yet")]
+    Unimplemented {
+        /// What was asked, of what.
+        what: String,
+    },
     /// The state could not be stored; nothing was changed.
     #[error("nothing was changed: {0}")]
     Store(#[from] metastore::CommitError),

@@ -1,12 +1,15 @@
 //! A data plane that only remembers: for tests of the control plane.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use api::v1::{self, BdevSpec};
+use api::v1::{self, BdevSpec, PoolSpec};
 
+use crate::error::ControlError;
+use crate::fake_pool::FakePool;
 use crate::model::{Edit, Key};
+use crate::pool::{Attach, Pool, Work};
 use crate::runtime::{Facts, Prepared, Preparing, Runtime, RuntimeError, Settled, at_once};
 
 #[derive(Debug, Default)]
@@ -20,6 +23,10 @@ pub(crate) struct Memory {
     pub(crate) pending: BTreeMap<String, String>,
     /// Names that are refused.
     pub(crate) refused: BTreeSet<String>,
+    /// Pools on block devices, by the name of the device: they survive export and import.
+    pub(crate) on_device: BTreeMap<String, Arc<FakePool>>,
+    /// Pools that are in place, by their names.
+    pub(crate) open: BTreeMap<String, Arc<FakePool>>,
 }
 
 impl FakeRuntime {
@@ -53,7 +60,11 @@ impl Runtime for FakeRuntime {
         let mut memory = self.memory();
         match (&edit.old, &edit.new) {
             (None, Some(_)) => {
-                assert!(prepared.is_some() || !matches!(edit.key, Key::Bdev(_)));
+                assert!(prepared.is_some() || !matches!(edit.key, Key::Bdev(_) | Key::Pool(_)));
+                if let (Key::Pool(name), Some(prepared)) = (&edit.key, prepared) {
+                    let pool = prepared.downcast::<Arc<FakePool>>().unwrap();
+                    memory.open.insert(name.clone(), *pool);
+                }
                 assert!(
                     memory.there.insert(edit.key.clone()),
                     "{:?} is there",
@@ -61,13 +72,73 @@ impl Runtime for FakeRuntime {
                 );
             }
             (Some(_), Some(_)) => assert!(memory.there.contains(&edit.key)),
-            (_, None) => assert!(
-                memory.there.remove(&edit.key),
-                "{:?} is not there",
-                edit.key
-            ),
+            (_, None) => {
+                if let Key::Pool(name) = &edit.key {
+                    memory.open.remove(name);
+                }
+                assert!(
+                    memory.there.remove(&edit.key),
+                    "{:?} is not there",
+                    edit.key
+                );
+            }
         }
         Ok(at_once())
+    }
+
+    fn prepare_pool(&self, spec: &PoolSpec, attach: Attach) -> Preparing {
+        let result = self.check(&spec.name).and_then(|()| {
+            let mut memory = self.memory();
+            let there = memory.on_device.get(&spec.bdev_name).cloned();
+            match (attach, there) {
+                (Attach::Open, Some(pool)) => Ok(Box::new(pool) as Prepared),
+                (Attach::Open, None) => Err(RuntimeError::Pending("no pool there".to_owned())),
+                (Attach::Create { force: false, .. }, Some(_)) => {
+                    Err(RuntimeError::Refused("it holds a pool".to_owned()))
+                }
+                (Attach::Create { cluster_size, .. }, _) => {
+                    let pool = Arc::new(FakePool::new(&spec.name, cluster_size));
+                    let device = spec.bdev_name.clone();
+                    memory.on_device.insert(device, Arc::clone(&pool));
+                    Ok(Box::new(pool) as Prepared)
+                }
+            }
+        });
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            result
+        })
+    }
+
+    fn probe_pool(&self, bdev_name: &str) -> Work<Option<String>> {
+        let name = self
+            .memory()
+            .on_device
+            .get(bdev_name)
+            .map(|pool| pool.name());
+        Box::pin(std::future::ready(Ok(name)))
+    }
+
+    fn close_pool(&self, name: &str, wipe: bool) -> Work<()> {
+        let mut memory = self.memory();
+        memory.open.remove(name);
+        if memory.refused.contains("close") {
+            let what = "closing the pool".to_owned();
+            let reason = "the test says so".to_owned();
+            return Box::pin(std::future::ready(Err(ControlError::Failed {
+                what,
+                reason,
+            })));
+        }
+        if wipe {
+            memory.on_device.retain(|_, pool| pool.name() != name);
+        }
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn pool(&self, name: &str) -> Option<Arc<dyn Pool>> {
+        let pool = self.memory().open.get(name).cloned()?;
+        Some(pool)
     }
 
     fn set_host_deadline(&self, _: Duration) {}

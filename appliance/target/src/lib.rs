@@ -20,9 +20,12 @@ pub mod data_plane;
 pub mod error;
 pub mod events;
 pub mod logging;
+pub mod lvol_driver;
 pub mod metrics;
 pub mod model;
 pub mod nvmf_runtime;
+pub mod pool;
+pub mod pool_thread;
 pub mod program;
 pub mod reservations;
 pub mod runtime;
@@ -30,5 +33,7 @@ pub mod serve;
 pub mod services;
 mod status;
 
+#[cfg(test)]
+mod fake_pool;
 #[cfg(test)]
 mod fake_runtime;

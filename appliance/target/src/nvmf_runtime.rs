@@ -4,29 +4,36 @@ mod apply;
 mod describe;
 mod devices;
 mod observe;
+mod pools;
 
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use api::v1::{self, BdevSpec};
+use api::v1::{self, BdevSpec, PoolSpec};
 use block::Claim;
 use fabric_wire::Nqn;
 use nvmf::{Subsystem, Ticket};
 
+use self::pools::{Handle, Pools};
 use crate::data_plane::DataPlane;
 use crate::model::{Edit, Key};
+use crate::pool::{Attach, Pool, PoolDriver, Work};
 use crate::reservations::Reservations;
 use crate::runtime::{Facts, Prepared, Preparing, Runtime, RuntimeError, Settled};
 
 /// How long a removed host's I/O may take when nobody says.
 const HOST_DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
 
+/// The time that pools have to close, however long the hosts' I/O took.
+const POOLS_CLOSE_MIN: Duration = Duration::from_secs(2);
+
 /// Drives a [`DataPlane`] as the control plane says.
 pub struct NvmfRuntime {
     plane: Arc<DataPlane>,
     connections_max: u32,
+    pools: Pools,
     reservations: Option<Arc<Reservations>>,
     state: Mutex<State>,
 }
@@ -43,9 +50,9 @@ struct State {
 }
 
 impl NvmfRuntime {
-    /// Over a data plane that runs.
+    /// Over a data plane that runs. `pools` makes and opens pools.
     #[must_use]
-    pub fn new(plane: Arc<DataPlane>, connections_max: u32) -> Self {
+    pub fn new(plane: Arc<DataPlane>, connections_max: u32, pools: Arc<dyn PoolDriver>) -> Self {
         let state = State {
             claims: HashMap::new(),
             notices: HashMap::new(),
@@ -54,6 +61,7 @@ impl NvmfRuntime {
             host_deadline: HOST_DEADLINE_DEFAULT,
         };
         Self {
+            pools: Pools::new(Arc::clone(&plane), pools),
             plane,
             connections_max,
             reservations: None,
@@ -139,6 +147,22 @@ impl Runtime for NvmfRuntime {
         self.apply_edit(edit, prepared)
     }
 
+    fn prepare_pool(&self, spec: &PoolSpec, attach: Attach) -> Preparing {
+        self.pools.prepare(spec, attach)
+    }
+
+    fn probe_pool(&self, bdev_name: &str) -> Work<Option<String>> {
+        self.pools.probe(bdev_name)
+    }
+
+    fn close_pool(&self, name: &str, wipe: bool) -> Work<()> {
+        self.pools.close(name, wipe)
+    }
+
+    fn pool(&self, name: &str) -> Option<Arc<dyn Pool>> {
+        Some(Arc::new(Handle(self.pools.get(name)?)))
+    }
+
     fn set_host_deadline(&self, deadline: Duration) {
         self.lock().host_deadline = deadline;
     }
@@ -220,12 +244,22 @@ impl Runtime for NvmfRuntime {
 
     fn drain(&self, deadline: Duration) -> Settled {
         let (closed, plane) = (self.plane.target().shut_down(), Arc::clone(&self.plane));
+        let pools = self.pools.clone();
         Box::pin(async move {
-            if tokio::time::timeout(deadline, closed).await.is_err() {
+            let until = tokio::time::Instant::now() + deadline;
+            if tokio::time::timeout_at(until, closed).await.is_err() {
                 tracing::warn!(
                     "drain: I/O has not ended within {} ms",
                     deadline.as_millis()
                 );
+            }
+            // A pool that has no time left to close is opened as after a power cut: nothing is lost.
+            let until = until.max(tokio::time::Instant::now() + POOLS_CLOSE_MIN);
+            if tokio::time::timeout_at(until, pools.close_all())
+                .await
+                .is_err()
+            {
+                tracing::warn!("drain: not every pool has closed cleanly in time");
             }
             let flushed = tokio::task::spawn_blocking(move || devices::flush_all(&plane)).await;
             if let Err(error) = flushed {

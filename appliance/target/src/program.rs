@@ -22,8 +22,10 @@ use crate::control::{About, Control};
 use crate::data_plane::{Cores, DataPlane, DataPlaneError, DataPlaneOptions};
 use crate::events::now_unix_ms;
 use crate::logging::{Log, LogError};
+use crate::lvol_driver::LvolDriver;
 use crate::model::{self, Model, RecordError};
 use crate::nvmf_runtime::NvmfRuntime;
+use crate::pool::PoolEvent;
 use crate::reservations::{self, Reservations};
 use crate::serve::{Bound, ServeError, bind};
 use crate::services::Services;
@@ -33,6 +35,8 @@ use crate::{config, metrics};
 const STORE: &str = "state.redb";
 /// Name of the file that holds the node's identity.
 const NODE_ID: &str = "node-id";
+/// Events of pools that wait to be told; more are lost, and the log says so.
+const POOL_EVENTS_MAX: usize = 1024;
 /// How long calls in progress may take at the end, when everything is drained.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -129,11 +133,14 @@ pub fn run(flags: &Flags) -> Result<(), ProgramError> {
         .build()
         .map_err(ProgramError::Runtime)?;
     let (reservations, saves) = Reservations::new(model::reservations(&contents)?);
-    let runtime = NvmfRuntime::new(plane.clone(), config.connections_max);
+    let (pool_events, pool_events_in) = mpsc::channel(POOL_EVENTS_MAX);
+    let pools = Arc::new(LvolDriver::new(plane.iobuf_pool().clone(), pool_events));
+    let runtime = NvmfRuntime::new(plane.clone(), config.connections_max, pools);
     let runtime = Arc::new(runtime.with_reservations(reservations.clone()));
     let control = Control::new(model, store, runtime.clone(), about);
     let saving = reservations::run(control.clone(), reservations, saves);
-    let result = tokio.block_on(serve(&config, control, runtime, saving));
+    let others = (pool_events_in, saving);
+    let result = tokio.block_on(serve(&config, control, runtime, others));
     // Tasks hold the store; with them it closes, after it has written what was queued.
     drop(tokio);
     if let Err(error) = plane.stop(GOODBYE) {
@@ -147,7 +154,10 @@ async fn serve(
     config: &Config,
     control: Control,
     runtime: Arc<NvmfRuntime>,
-    saving: impl Future<Output = ()> + Send + 'static,
+    (pool_events, saving): (
+        mpsc::Receiver<PoolEvent>,
+        impl Future<Output = ()> + Send + 'static,
+    ),
 ) -> Result<(), ProgramError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ProgramError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ProgramError::Signals)?;
@@ -174,6 +184,7 @@ async fn serve(
     let retrying = control.clone();
     others.spawn(async move { retrying.run().await });
     others.spawn(tell_target_events(control.clone(), runtime));
+    others.spawn(tell_pool_events(control.clone(), pool_events));
     others.spawn(saving);
     let (metrics_failed, mut metrics_failure) = mpsc::channel(1);
     if let Some(address) = config.metrics {
@@ -278,6 +289,24 @@ async fn tell_target_events(control: Control, runtime: Arc<NvmfRuntime>) {
             }
         }
         wake.0.notified().await;
+    }
+}
+
+/// What happens in pools becomes events.
+async fn tell_pool_events(control: Control, mut events: mpsc::Receiver<PoolEvent>) {
+    while let Some(event) = events.recv().await {
+        let PoolEvent {
+            event_type,
+            kind,
+            name,
+            text,
+        } = event;
+        match event_type {
+            EventType::Fault => tracing::error!(kind, name, text, "fault in a pool"),
+            EventType::Space => tracing::warn!(kind, name, text, "space of a pool"),
+            _ => tracing::info!(kind, name, text, "event of a pool"),
+        }
+        control.tell(event_type, kind, name, text);
     }
 }
 

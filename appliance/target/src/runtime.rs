@@ -6,11 +6,13 @@
 use std::any::Any;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use api::v1::{self, BdevSpec};
+use api::v1::{self, BdevSpec, PoolSpec};
 
 use crate::model::Edit;
+use crate::pool::{Attach, Pool, Work};
 
 /// Why an edit is not in force.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,6 +75,19 @@ pub trait Runtime: Send + Sync + 'static {
     /// # Errors
     /// Pending or refused; nothing has changed then.
     fn apply(&self, edit: &Edit, prepared: Option<Prepared>) -> Result<Settled, RuntimeError>;
+
+    /// As [`Runtime::prepare`], for a pool: makes it, or finds it on its device, and holds the device.
+    fn prepare_pool(&self, spec: &PoolSpec, attach: Attach) -> Preparing;
+
+    /// The name of the pool that is on a block device; `None` when there is none.
+    fn probe_pool(&self, bdev_name: &str) -> Work<Option<String>>;
+
+    /// Takes a pool out of place and closes it cleanly, or wipes it; nothing happens when it is not
+    /// in place. [`Runtime::apply`] of its removal closes it too, but cannot tell how that ended.
+    fn close_pool(&self, name: &str, wipe: bool) -> Work<()>;
+
+    /// A pool that is in place.
+    fn pool(&self, name: &str) -> Option<Arc<dyn Pool>>;
 
     /// Takes a host's right away within a deadline: [`Runtime::apply`] of its removal gives its
     /// controllers this long. The default is the runtime's own.

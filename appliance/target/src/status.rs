@@ -84,6 +84,22 @@ fn describe(error: &ControlError, details: &mut ErrorDetails) -> Code {
             details.add_precondition_failure_violation("REFUSED", what, reason);
             Code::FailedPrecondition
         }
+        ControlError::Failed { what, .. } => {
+            info(details, "FAILED", &[("what", what.clone())]);
+            Code::Internal
+        }
+        ControlError::NoSpace { pool, reason, .. } => {
+            details.add_quota_failure_violation(format!("space of pool {pool}"), reason);
+            Code::ResourceExhausted
+        }
+        ControlError::Busy { what, .. } => {
+            info(details, "BUSY", &[("what", what.clone())]);
+            Code::Unavailable
+        }
+        ControlError::Unimplemented { what } => {
+            info(details, "UNIMPLEMENTED", &[("what", what.clone())]);
+            Code::Unimplemented
+        }
         ControlError::Store(cause) => match cause {
             CommitError::QueueFull => Code::ResourceExhausted,
             CommitError::TooLong { .. } => Code::InvalidArgument,

@@ -12,7 +12,9 @@ use api::v1::config_service_client::ConfigServiceClient;
 use api::v1::listener_service_client::ListenerServiceClient;
 use api::v1::namespace_service_client::NamespaceServiceClient;
 use api::v1::node_service_client::NodeServiceClient;
+use api::v1::pool_service_client::PoolServiceClient;
 use api::v1::subsystem_service_client::SubsystemServiceClient;
+use api::v1::volume_service_client::VolumeServiceClient;
 use api::v1::watch_service_client::WatchServiceClient;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic_health::pb::health_client::HealthClient;
@@ -270,6 +272,114 @@ async fn a_missing_file_is_pending_and_found_later() {
     let request = v1::GetBdevRequest { name: "f0".into() };
     let found = client.get_bdev(request).await.unwrap().into_inner();
     assert_eq!((found.block_size, found.num_blocks), (512, 2048));
+    assert!(aditd.terminate().success());
+}
+
+/// A pool `p` on a file of 1 GiB, and volumes by 16 callers.
+async fn create_volumes(channel: &Channel, path: &Path, count: u32) -> Duration {
+    let kind = v1::bdev_spec::Kind::File(v1::FileBdev {
+        path: path.display().to_string(),
+        size_bytes: Some(1 << 30),
+        ..Default::default()
+    });
+    let bdev = v1::BdevSpec {
+        name: "f0".into(),
+        kind: Some(kind),
+        ..Default::default()
+    };
+    let request = v1::CreateBdevRequest { bdev: Some(bdev) };
+    BdevServiceClient::new(channel.clone())
+        .create_bdev(request)
+        .await
+        .unwrap();
+    let pool = v1::PoolSpec {
+        name: "p".into(),
+        bdev_name: "f0".into(),
+    };
+    let request = v1::CreatePoolRequest {
+        pool: Some(pool),
+        ..Default::default()
+    };
+    PoolServiceClient::new(channel.clone())
+        .create_pool(request)
+        .await
+        .unwrap();
+    let started = Instant::now();
+    let mut set = tokio::task::JoinSet::new();
+    for task in 0..16 {
+        let mut client = VolumeServiceClient::new(channel.clone());
+        set.spawn(async move {
+            for number in (task..count).step_by(16) {
+                let volume = v1::VolumeSpec {
+                    name: format!("p/v{number:04}"),
+                    size_bytes: 1 << 40,
+                    thick: false,
+                };
+                let request = v1::CreateVolumeRequest {
+                    volume: Some(volume),
+                };
+                client.create_volume(request).await.unwrap();
+            }
+        });
+    }
+    while let Some(result) = set.join_next().await {
+        result.unwrap();
+    }
+    started.elapsed()
+}
+
+async fn pool(channel: &Channel) -> v1::Pool {
+    let request = v1::GetPoolRequest { name: "p".into() };
+    let found = PoolServiceClient::new(channel.clone())
+        .get_pool(request)
+        .await;
+    found.unwrap().into_inner()
+}
+
+#[tokio::test]
+#[ignore = "needs the library of pools behind LvolDriver"]
+async fn a_thousand_volumes_survive_sigkill_and_wait_for_their_device() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pool.img");
+    let mut aditd = Aditd::start(directory.path());
+    let channel = aditd.channel().await;
+    let took = create_volumes(&channel, &path, 1000).await;
+    println!("1000 volumes, each durable, 16 in flight: {took:?}");
+    let before = pool(&channel).await;
+    assert_eq!(before.volumes, 1000);
+    let request = v1::ShareVolumeRequest {
+        name: "p/v0007".into(),
+        address: Some(v1::Address::from_uri(&format!("tcp://127.0.0.1:{}", free_port())).unwrap()),
+        nqn: Some(nqn(7)),
+        host_nqns: Vec::new(),
+    };
+    VolumeServiceClient::new(channel)
+        .share_volume(request)
+        .await
+        .unwrap();
+    aditd.kill();
+
+    // The device is away: the pool and the namespace wait.
+    let away = directory.path().join("away.img");
+    std::fs::rename(&path, &away).unwrap();
+    let mut aditd = Aditd::start(directory.path());
+    let channel = aditd.channel().await;
+    let status = pool(&channel).await.status.unwrap();
+    assert_eq!(status.state(), v1::ObjectState::Pending);
+    assert!(status.reason.contains("f0"), "{}", status.reason);
+    std::fs::rename(&away, &path).unwrap();
+    let deadline = Instant::now() + START_WITHIN;
+    let mut node = NodeServiceClient::new(channel.clone());
+    loop {
+        let state = node.get_node(v1::GetNodeRequest {}).await.unwrap();
+        if state.into_inner().state() == v1::NodeState::Serving {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the pool does not come back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let after = pool(&channel).await;
+    assert_eq!((after.volumes, after.uuid), (1000, before.uuid));
     assert!(aditd.terminate().success());
 }
 

@@ -5,10 +5,12 @@ mod check;
 mod config;
 mod node;
 mod perf;
+mod pool;
 mod subsystem;
 mod threads;
 mod top;
 mod transport;
+mod volume;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -72,6 +74,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Noun::Node(verb) => node::run(&context, verb).await,
         Noun::Transport(verb) => transport::run(&context, verb).await,
         Noun::Bdev(verb) => bdev::run(&context, verb).await,
+        Noun::Pool(verb) => pool::run(&context, verb).await,
+        Noun::Volume(verb) => volume::run(&context, verb).await,
+        Noun::Snapshot(verb) => volume::snapshot(&context, verb).await,
+        Noun::Operation(verb) => pool::operation(&context, verb).await,
         Noun::Subsystem(verb) => subsystem::run(&context, verb).await,
         Noun::Namespace(verb) => subsystem::namespace(&context, verb).await,
         Noun::Listener(verb) => subsystem::listener(&context, verb).await,
@@ -145,7 +151,7 @@ macro_rules! placed {
         })*
     };
 }
-placed!(Transport, Bdev, Subsystem, Namespace, Listener);
+placed!(Transport, Bdev, Pool, Subsystem, Namespace, Listener);
 
 impl Context {
     /// After a mutation: with `--wait`, reads the object until it is in place; without, says when it

@@ -6,13 +6,14 @@ use api::v1::host_service_client::HostServiceClient;
 use api::v1::listener_service_client::ListenerServiceClient;
 use api::v1::namespace_service_client::NamespaceServiceClient;
 use api::v1::subsystem_service_client::SubsystemServiceClient;
+use api::v1::volume_service_client::VolumeServiceClient;
 use api::v1::{
     Address, AnaState, CreateHostRequest, CreateListenerRequest, CreateNamespaceRequest,
     CreateSubsystemRequest, DeleteHostRequest, DeleteListenerRequest, DeleteNamespaceRequest,
     DeleteSubsystemRequest, GetListenerRequest, GetNamespaceRequest, GetSubsystemRequest, Host,
     HostSpec, ListHostsRequest, ListListenersRequest, ListNamespacesRequest, ListSubsystemsRequest,
-    Listener, ListenerSpec, Namespace, NamespaceSpec, ResizeBdevRequest, SetAnaStateRequest,
-    Subsystem, SubsystemSpec, UpdateNamespaceRequest, UpdateSubsystemRequest,
+    Listener, ListenerSpec, Namespace, NamespaceSpec, ResizeBdevRequest, ResizeVolumeRequest,
+    SetAnaStateRequest, Subsystem, SubsystemSpec, UpdateNamespaceRequest, UpdateSubsystemRequest,
 };
 use prost_types::FieldMask;
 
@@ -195,14 +196,7 @@ pub(crate) async fn namespace(context: &Context, verb: NamespaceVerb) -> Result<
                 .await?
                 .into_inner();
             let name = found.spec.unwrap_or_default().bdev_name;
-            let request = ResizeBdevRequest {
-                name,
-                size_bytes: size,
-                expected_generation: None,
-            };
-            BdevServiceClient::new(context.channel.clone())
-                .resize_bdev(request)
-                .await?;
+            resize_device(context, name, size).await?;
             client
                 .get_namespace(GetNamespaceRequest { nqn, nsid })
                 .await?
@@ -257,6 +251,32 @@ pub(crate) async fn namespace(context: &Context, verb: NamespaceVerb) -> Result<
     output::object(context.format, &namespace, |namespace| {
         namespaces(std::slice::from_ref(namespace))
     })
+}
+
+/// Gives the block device or the volume of a namespace another size.
+async fn resize_device(context: &Context, name: String, size_bytes: u64) -> Result<(), Failure> {
+    let request = ResizeBdevRequest {
+        name: name.clone(),
+        size_bytes,
+        expected_generation: None,
+    };
+    let mut bdevs = BdevServiceClient::new(context.channel.clone());
+    let resized = bdevs.resize_bdev(request).await.map(drop);
+    let is_volume =
+        |status: &tonic::Status| status.code() == tonic::Code::NotFound && name.contains('/');
+    match resized {
+        Err(status) if is_volume(&status) => {
+            let request = ResizeVolumeRequest {
+                name,
+                size_bytes,
+                allow_shrink: false,
+            };
+            let mut volumes = VolumeServiceClient::new(context.channel.clone());
+            volumes.resize_volume(request).await?;
+            Ok(())
+        }
+        resized => Ok(resized?),
+    }
 }
 
 pub(crate) async fn listener(context: &Context, verb: ListenerVerb) -> Result<(), Failure> {

@@ -1,6 +1,7 @@
 //! Calls about volumes and snapshots. Each changes what is in memory and stages records; the next
 //! commit makes that durable, together with what other calls have staged.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -45,6 +46,8 @@ pub struct VolumeInfo {
     pub clusters: u64,
     /// The snapshot that it lies on, if that has a name still.
     pub parent: Option<String>,
+    /// Layers that lie on it; for a little while also those that are being deleted.
+    pub children: u32,
     /// Its records are damaged: I/O fails.
     pub faulted: bool,
 }
@@ -52,10 +55,15 @@ pub struct VolumeInfo {
 impl PoolWorker {
     pub(super) fn info(&self) -> PoolInfo {
         let superblock = self.metadata.superblock();
-        let snapshots = self.names.values();
-        let snapshots = snapshots
-            .filter(|entry| entry.record.kind == NameKind::Snapshot)
-            .count() as u64;
+        let (mut volumes, mut snapshots, mut provisioned_bytes) = (0, 0, 0_u64);
+        for Entry { record, .. } in self.names.values() {
+            if record.kind == NameKind::Snapshot {
+                snapshots += 1;
+            } else {
+                volumes += 1;
+                provisioned_bytes = provisioned_bytes.saturating_add(record.size_bytes);
+            }
+        }
         PoolInfo {
             name: superblock.name,
             uuid: superblock.pool_uuid,
@@ -65,7 +73,8 @@ impl PoolWorker {
             used_clusters: self.allocator.used(),
             metadata_clusters: self.allocator.fixed_clusters(),
             reserved_clusters: self.pool.reserved_clusters,
-            volumes: self.names.len() as u64 - snapshots,
+            provisioned_bytes,
+            volumes,
             snapshots,
             layers: self.layers.len() as u64,
             fault: self.fault.clone(),
@@ -74,25 +83,42 @@ impl PoolWorker {
 
     pub(super) fn volume_info(&self, name: &str) -> Result<VolumeInfo, LvolError> {
         let entry = self.entry(name)?;
+        Ok(self.describe(name, entry, |layer| self.name_of(layer)))
+    }
+
+    fn describe(
+        &self,
+        name: &str,
+        entry: &Entry,
+        name_of: impl FnOnce(LayerId) -> Option<String>,
+    ) -> VolumeInfo {
         let layer = self.layers.get(&entry.record.layer);
         let parent = match layer.map(|layer| &layer.parent) {
-            Some(Parent::Layer(parent)) => self.name_of(*parent),
+            Some(Parent::Layer(parent)) => name_of(*parent),
             _ => None,
         };
-        Ok(VolumeInfo {
+        VolumeInfo {
             name: name.to_owned(),
             record: entry.record.clone(),
             clusters: layer.map_or(0, |layer| layer.clusters),
             parent,
+            children: layer.map_or(0, |layer| layer.children),
             faulted: entry.shared.faulted.load(Ordering::SeqCst),
-        })
+        }
     }
 
     pub(super) fn volumes(&self, after: &str, limit: usize) -> Vec<VolumeInfo> {
+        // Not a search for each: there may be many of both.
+        let snapshots = self.names.iter();
+        let snapshots = snapshots.filter(|(_, entry)| entry.record.kind == NameKind::Snapshot);
+        let by_layer: HashMap<LayerId, &String> = snapshots
+            .map(|(name, entry)| (entry.record.layer, name))
+            .collect();
         let range = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
         let names = self.names.range::<str, _>(range).take(limit);
+        let name_of = |layer| by_layer.get(&layer).map(|name| (*name).clone());
         names
-            .filter_map(|(name, _)| self.volume_info(name).ok())
+            .map(|(name, entry)| self.describe(name, entry, name_of))
             .collect()
     }
 

@@ -54,6 +54,8 @@ pub struct PoolInfo {
     pub metadata_clusters: u64,
     /// Clusters promised to thick volumes and not used yet.
     pub reserved_clusters: u64,
+    /// Sizes of all volumes together, bytes.
+    pub provisioned_bytes: u64,
     /// Volumes.
     pub volumes: u64,
     /// Snapshots.

@@ -386,6 +386,13 @@ impl PoolWorker {
     }
 }
 
+/// Whoever waits is told, also when a panic ends the worker.
+impl Drop for PoolWorker {
+    fn drop(&mut self) {
+        drop(self.shared.close());
+    }
+}
+
 /// A chunk of the FREE table; absent, none of it is used.
 pub(super) fn load_chunk(store: &PoolStore, number: u64) -> Result<FreeChunk, LvolError> {
     match store.get(Table::Free, &chunk_key(number))? {

@@ -1,8 +1,8 @@
 use std::path::Path;
 
 use api::v1::{
-    Address, Document, ListenerSpec, MallocBdev, NamespaceSpec, SubsystemDocument, SubsystemSpec,
-    bdev_spec::Kind,
+    Address, BdevSpec, Document, ListenerSpec, MallocBdev, NamespaceSpec, SubsystemDocument,
+    SubsystemSpec, bdev_spec::Kind,
 };
 use tempfile::TempDir;
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use api::v1::{BdevSpec, ErrorRule, ErrorType, IoType, QosLimits, bdev_spec::Kind};
 
+use super::pools::split_volume;
 use super::validate::{Check, mask_error};
 use super::{Key, Object, Stored, Transaction};
 use crate::error::ControlError;
@@ -61,6 +62,13 @@ impl Transaction<'_> {
                 "bdev.uuid",
                 problem,
             ));
+        }
+        if let Some((pool, _)) = split_volume(&spec.name)
+            && self.model.pools.contains_key(pool)
+        {
+            let problem = format!("is a name of volumes: there is a pool {pool:?}");
+            let what = format!("bdev {:?}", spec.name);
+            return Err(ControlError::field(what, "bdev.name", problem));
         }
         if let Some(base) = base_of(&spec) {
             self.free_bdev(base)?;
@@ -136,6 +144,16 @@ impl Transaction<'_> {
                 });
             }
         }
+        let pool = self.model.bdev_users(&new.name).find_map(|key| match key {
+            Key::Pool(pool) => Some(pool),
+            _ => None,
+        });
+        if let Some(pool) = pool
+            && size_of(&there.spec).is_some_and(|size| size_bytes < size)
+        {
+            let problem = format!("must not become less: pool {pool:?} is on it");
+            return Err(ControlError::field(what, "size_bytes", problem));
+        }
         let mut check = Check::new(what, "bdev");
         check_kind(&mut new, &mut check);
         check.finish()?;
@@ -173,9 +191,9 @@ impl Transaction<'_> {
         }
     }
 
-    /// Refuses unless the device is there and nothing uses it.
+    /// Refuses unless the device is there, or the pool of that volume is, and nothing uses it.
     pub(super) fn free_bdev(&self, name: &str) -> Result<(), ControlError> {
-        if !self.model.bdevs.contains_key(name) {
+        if self.model.key_of_bdev(name).is_none() {
             return Err(Self::not_found(&Key::Bdev(name.to_owned())));
         }
         let users: Vec<_> = self
@@ -252,6 +270,16 @@ impl Transaction<'_> {
         });
         self.put(key, Some(Object::Bdev(stored.clone())));
         stored
+    }
+}
+
+/// Size of a device that has one of its own.
+pub(super) fn size_of(spec: &BdevSpec) -> Option<u64> {
+    match &spec.kind {
+        Some(Kind::Malloc(malloc)) => Some(malloc.size_bytes),
+        Some(Kind::Null(null)) => Some(null.size_bytes),
+        Some(Kind::File(file)) => file.size_bytes,
+        _ => None,
     }
 }
 

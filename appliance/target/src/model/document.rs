@@ -8,7 +8,8 @@ use api::v1::{
     SubsystemSpec, bdev_spec::Kind,
 };
 
-use super::bdevs::base_of;
+use super::bdevs::{base_of, size_of};
+use super::pools::split_volume;
 use super::subsystems::normalise_address;
 use super::{Edit, Key, Model, Object, Transaction};
 use crate::error::ControlError;
@@ -35,6 +36,11 @@ impl Model {
                 .map(|stored| stored.spec.clone())
                 .collect(),
             subsystems: subsystems.collect(),
+            pools: self
+                .pools
+                .values()
+                .map(|stored| stored.spec.clone())
+                .collect(),
         }
     }
 }
@@ -52,7 +58,17 @@ impl Transaction<'_> {
         for spec in &document.transports {
             self.apply_transport(spec)?;
         }
-        for spec in bases_first(&document.bdevs)? {
+        // Pools come after the devices they are on, and before layers over their volumes.
+        let (over_volumes, plain): (Vec<_>, Vec<_>) = bases_first(&document.bdevs)?
+            .into_iter()
+            .partition(|spec| rests_on_volume(spec, document));
+        for spec in plain {
+            self.apply_bdev(spec)?;
+        }
+        for spec in &document.pools {
+            self.attach_pool(spec.clone()).map_err(fixed_pool)?;
+        }
+        for spec in over_volumes {
             self.apply_bdev(spec)?;
         }
         for subsystem in &document.subsystems {
@@ -66,14 +82,14 @@ impl Transaction<'_> {
         let mut keys = self.model.keys();
         // What hangs under something goes before it; layers before what they lie on.
         keys.reverse();
-        let mut bdevs = Vec::new();
+        let mut stacked = Vec::new();
         for key in keys.into_iter().filter(|key| !wanted.keys.contains(key)) {
             match &key {
                 // Its parent took it along, or will.
                 Key::Namespace(nqn, _) | Key::Listener(nqn, _) | Key::Host(nqn, _)
                     if !wanted.keys.contains(&Key::Subsystem(nqn.clone())) => {}
                 Key::Subsystem(nqn) => self.delete_subsystem(nqn, None, true)?,
-                Key::Bdev(name) => bdevs.push(name.clone()),
+                Key::Bdev(_) | Key::Pool(_) => stacked.push(key),
                 Key::Transport(trtype) => {
                     if !wanted.trtypes.contains(trtype) && self.model.listeners_of(trtype) == 0 {
                         self.put(key, None);
@@ -82,23 +98,23 @@ impl Transaction<'_> {
                 _ => self.put(key, None),
             }
         }
-        self.delete_bdevs(bdevs)
+        self.delete_stacked(stacked)
     }
 
-    /// Deletes devices, layers before what they lie on.
-    fn delete_bdevs(&mut self, mut names: Vec<String>) -> Result<(), ControlError> {
-        while !names.is_empty() {
-            let before = names.len();
+    /// Deletes devices and lets go of pools, each before what it lies on.
+    fn delete_stacked(&mut self, mut keys: Vec<Key>) -> Result<(), ControlError> {
+        while !keys.is_empty() {
+            let before = keys.len();
             let mut refused = None;
-            names.retain(|name| match self.delete_bdev(name, None, true) {
-                Ok(()) => false,
-                Err(error) => {
-                    refused = Some(error);
-                    true
-                }
+            keys.retain(|key| {
+                let deleted = match key {
+                    Key::Pool(name) => self.detach_pool(name, None, true),
+                    key => self.delete_bdev(&key.name(), None, true),
+                };
+                deleted.map_err(|error| refused = Some(error)).is_err()
             });
             if let Some(error) = refused
-                && names.len() == before
+                && keys.len() == before
             {
                 return Err(error);
             }
@@ -284,6 +300,7 @@ fn object_differences(old: &Object, new: &Object) -> Vec<String> {
     let found = match (old, new) {
         (Object::Transport(a), Object::Transport(b)) => differences(&a.spec, &b.spec),
         (Object::Bdev(a), Object::Bdev(b)) => differences(&a.spec, &b.spec),
+        (Object::Pool(a), Object::Pool(b)) => differences(&a.spec, &b.spec),
         (Object::Subsystem(a), Object::Subsystem(b)) => differences(&a.spec, &b.spec),
         (Object::Namespace(a), Object::Namespace(b)) => differences(&a.spec, &b.spec),
         (Object::Listener(a), Object::Listener(b)) => differences(&a.spec, &b.spec),
@@ -322,15 +339,6 @@ fn subsystem_of(document: &SubsystemDocument) -> Result<&SubsystemSpec, ControlE
     })
 }
 
-fn size_of(spec: &BdevSpec) -> Option<u64> {
-    match &spec.kind {
-        Some(Kind::Malloc(malloc)) => Some(malloc.size_bytes),
-        Some(Kind::Null(null)) => Some(null.size_bytes),
-        Some(Kind::File(file)) => file.size_bytes,
-        _ => None,
-    }
-}
-
 /// Refuses a document that names an object twice: which one counts would be a guess.
 fn check_twice(document: &Document) -> Result<(), ControlError> {
     let mut seen = BTreeSet::new();
@@ -347,7 +355,11 @@ fn check_twice(document: &Document) -> Result<(), ControlError> {
         .iter()
         .filter_map(|s| s.subsystem.as_ref())
         .map(|spec| ("subsystems", spec.nqn.as_str()));
-    for (list, name) in bdevs.chain(transports).chain(subsystems) {
+    let pools = document
+        .pools
+        .iter()
+        .map(|spec| ("pools", spec.name.as_str()));
+    for (list, name) in bdevs.chain(transports).chain(subsystems).chain(pools) {
         if !seen.insert((list, name)) {
             let problem = format!("{name:?} is named twice");
             return Err(ControlError::field(
@@ -358,6 +370,33 @@ fn check_twice(document: &Document) -> Result<(), ControlError> {
         }
     }
     Ok(())
+}
+
+/// A pool on another device than it is on: that is no change in place.
+fn fixed_pool(error: ControlError) -> ControlError {
+    match error {
+        ControlError::Exists {
+            name, differences, ..
+        } => fixed_differs(&Key::Pool(name), &differences),
+        error => error,
+    }
+}
+
+/// Whether a layer lies on a volume, itself or by way of other layers.
+fn rests_on_volume(spec: &BdevSpec, document: &Document) -> bool {
+    let find = |name: &str| document.bdevs.iter().find(|spec| spec.name == name);
+    let mut below = base_of(spec);
+    // `bases_first` has found that there is no circle.
+    while let Some(name) = below {
+        match find(name) {
+            Some(spec) => below = base_of(spec),
+            None => {
+                let pool = split_volume(name).map(|(pool, _)| pool);
+                return pool.is_some_and(|pool| document.pools.iter().any(|p| p.name == pool));
+            }
+        }
+    }
+    false
 }
 
 /// Devices in an order in which each comes after the one it lies on.
@@ -409,6 +448,7 @@ impl Wanted {
                 .iter()
                 .map(|spec| Key::Bdev(spec.name.clone())),
         );
+        keys.extend(document.pools.iter().map(|p| Key::Pool(p.name.clone())));
         for subsystem in &document.subsystems {
             let nqn = &subsystem_of(subsystem)?.nqn;
             keys.insert(Key::Subsystem(nqn.clone()));

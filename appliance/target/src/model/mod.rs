@@ -7,6 +7,7 @@
 
 mod bdevs;
 mod document;
+mod pools;
 mod record;
 mod subsystems;
 mod transaction;
@@ -16,9 +17,12 @@ mod validate;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use api::v1::{BdevSpec, HostSpec, ListenerSpec, NamespaceSpec, SubsystemSpec, TransportSpec};
+use api::v1::{
+    BdevSpec, HostSpec, ListenerSpec, NamespaceSpec, PoolSpec, SubsystemSpec, TransportSpec,
+};
 
 pub(crate) use self::bdevs::{KINDS, base_of};
+pub(crate) use self::pools::{check_volume_name, split_volume};
 pub use self::record::{RecordError, batch, reservations};
 pub use self::transaction::{Change, SavedReservation, Transaction};
 pub(crate) use self::transports::BUILT_IN;
@@ -30,6 +34,8 @@ pub enum Key {
     Transport(String),
     /// By name.
     Bdev(String),
+    /// By name.
+    Pool(String),
     /// By NQN.
     Subsystem(String),
     /// By NQN and NSID.
@@ -41,12 +47,13 @@ pub enum Key {
 }
 
 impl Key {
-    /// "transport", "bdev", "subsystem", "namespace", "listener" or "host".
+    /// "transport", "bdev", "pool", "subsystem", "namespace", "listener" or "host".
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Key::Transport(_) => "transport",
             Key::Bdev(_) => "bdev",
+            Key::Pool(_) => "pool",
             Key::Subsystem(_) => "subsystem",
             Key::Namespace(..) => "namespace",
             Key::Listener(..) => "listener",
@@ -58,7 +65,9 @@ impl Key {
     #[must_use]
     pub fn name(&self) -> String {
         match self {
-            Key::Transport(name) | Key::Bdev(name) | Key::Subsystem(name) => name.clone(),
+            Key::Transport(name) | Key::Bdev(name) | Key::Pool(name) | Key::Subsystem(name) => {
+                name.clone()
+            }
             Key::Namespace(nqn, nsid) => format!("{nqn}/{nsid}"),
             Key::Listener(nqn, other) | Key::Host(nqn, other) => format!("{nqn}/{other}"),
         }
@@ -81,6 +90,8 @@ pub enum Object {
     Transport(Arc<Stored<TransportSpec>>),
     /// See [`Key::Bdev`].
     Bdev(Arc<Stored<BdevSpec>>),
+    /// See [`Key::Pool`].
+    Pool(Arc<Stored<PoolSpec>>),
     /// See [`Key::Subsystem`].
     Subsystem(Arc<Stored<SubsystemSpec>>),
     /// See [`Key::Namespace`].
@@ -127,6 +138,8 @@ pub struct Limits {
     pub hosts_per_subsystem_max: usize,
     /// Block devices.
     pub bdevs_max: usize,
+    /// Pools. Each has a thread.
+    pub pools_max: usize,
 }
 
 impl Default for Limits {
@@ -137,6 +150,7 @@ impl Default for Limits {
             listeners_per_subsystem_max: 64,
             hosts_per_subsystem_max: 4096,
             bdevs_max: 16_384,
+            pools_max: 64,
         }
     }
 }
@@ -161,10 +175,11 @@ pub struct Model {
     revision: u64,
     transports: BTreeMap<String, Arc<Stored<TransportSpec>>>,
     bdevs: BTreeMap<String, Arc<Stored<BdevSpec>>>,
+    pools: BTreeMap<String, Arc<Stored<PoolSpec>>>,
     subsystems: BTreeMap<String, SubsystemEntry>,
     // Derived from the above by `set`.
     bdev_names_by_uuid: HashMap<String, String>,
-    /// Who uses a block device: namespaces and layers.
+    /// Who uses a block device or a volume: namespaces, layers and pools.
     bdev_users: HashMap<String, BTreeSet<Key>>,
     /// Listeners by transport type.
     listeners_by_trtype: HashMap<String, usize>,
@@ -216,6 +231,12 @@ impl Model {
         &self.bdevs
     }
 
+    /// Attached pools by name.
+    #[must_use]
+    pub fn pools(&self) -> &BTreeMap<String, Arc<Stored<PoolSpec>>> {
+        &self.pools
+    }
+
     /// Subsystems by NQN.
     #[must_use]
     pub fn subsystems(&self) -> &BTreeMap<String, SubsystemEntry> {
@@ -234,7 +255,7 @@ impl Model {
         self.listeners_by_trtype.get(trtype).copied().unwrap_or(0)
     }
 
-    /// Who uses a block device.
+    /// Who uses a block device or a volume.
     pub fn bdev_users(&self, name: &str) -> impl Iterator<Item = &Key> {
         self.bdev_users.get(name).into_iter().flatten()
     }
@@ -257,6 +278,7 @@ impl Model {
         match key {
             Key::Transport(trtype) => self.transports.get(trtype).cloned().map(Object::Transport),
             Key::Bdev(name) => self.bdevs.get(name).cloned().map(Object::Bdev),
+            Key::Pool(name) => self.pools.get(name).cloned().map(Object::Pool),
             Key::Subsystem(nqn) => {
                 under(nqn).map(|entry| Object::Subsystem(entry.subsystem.clone()))
             }
@@ -284,6 +306,7 @@ impl Model {
             .map(Key::Transport)
             .collect();
         keys.extend(self.bdevs.keys().cloned().map(Key::Bdev));
+        keys.extend(self.pools.keys().cloned().map(Key::Pool));
         keys.extend(self.subsystems.keys().cloned().map(Key::Subsystem));
         for (nqn, entry) in &self.subsystems {
             keys.extend(
@@ -345,6 +368,12 @@ impl Model {
             (Key::Bdev(name), _) => {
                 self.bdevs.remove(name);
             }
+            (Key::Pool(name), Some(Object::Pool(new))) => {
+                self.pools.insert(name.clone(), new);
+            }
+            (Key::Pool(name), _) => {
+                self.pools.remove(name);
+            }
             (Key::Subsystem(nqn), Some(Object::Subsystem(new))) => {
                 if let Some(entry) = self.subsystems.get_mut(nqn) {
                     entry.subsystem = new;
@@ -377,18 +406,12 @@ impl Model {
                 self.bdev_names_by_uuid
                     .insert(bdev.spec.uuid().to_owned(), name);
                 if let Some(base) = bdevs::base_of(&bdev.spec) {
-                    self.bdev_users
-                        .entry(base.to_owned())
-                        .or_default()
-                        .insert(key.clone());
+                    self.note_user(base, key);
                 }
             }
+            Object::Pool(pool) => self.note_user(&pool.spec.bdev_name, key),
             Object::Namespace(namespace) => {
-                let users = self
-                    .bdev_users
-                    .entry(namespace.spec.bdev_name.clone())
-                    .or_default();
-                users.insert(key.clone());
+                self.note_user(&namespace.spec.bdev_name, key);
                 self.counts.namespaces += 1;
             }
             Object::Listener(listener) => {
@@ -399,6 +422,11 @@ impl Model {
             Object::Host(_) => self.counts.hosts += 1,
             Object::Transport(_) | Object::Subsystem(_) => {}
         }
+    }
+
+    fn note_user(&mut self, bdev: &str, user: &Key) {
+        let users = self.bdev_users.entry(bdev.to_owned()).or_default();
+        users.insert(user.clone());
     }
 
     fn forget(&mut self, key: &Key, object: &Object) {
@@ -417,6 +445,7 @@ impl Model {
                 }
                 self.bdev_names_by_uuid.remove(bdev.spec.uuid());
             }
+            Object::Pool(pool) => forget_user(&pool.spec.bdev_name),
             Object::Namespace(namespace) => {
                 forget_user(&namespace.spec.bdev_name);
                 self.counts.namespaces -= 1;

@@ -44,7 +44,9 @@ const RESERVATION: &str = "reservation";
 /// The name of a record. A newline cannot be part of any name, so no two keys share one.
 fn record_name(key: &Key) -> String {
     match key {
-        Key::Transport(name) | Key::Bdev(name) | Key::Subsystem(name) => name.clone(),
+        Key::Transport(name) | Key::Bdev(name) | Key::Pool(name) | Key::Subsystem(name) => {
+            name.clone()
+        }
         Key::Namespace(nqn, nsid) => format!("{nqn}\n{nsid}"),
         Key::Listener(nqn, other) | Key::Host(nqn, other) => format!("{nqn}\n{other}"),
     }
@@ -83,6 +85,7 @@ fn encode(key: &Key, object: &Object) -> Vec<u8> {
     match object {
         Object::Transport(stored) => stored.spec.encode_to_vec(),
         Object::Bdev(stored) => stored.spec.encode_to_vec(),
+        Object::Pool(stored) => stored.spec.encode_to_vec(),
         Object::Subsystem(stored) => stored.spec.encode_to_vec(),
         Object::Namespace(stored) => {
             let spec = Some(stored.spec.clone());
@@ -197,6 +200,11 @@ fn decode(record: &Record) -> Result<(Key, Object), RecordError> {
             }
             let key = Key::Bdev(spec.name.clone());
             (key, Object::Bdev(Arc::new(Stored { spec, generation })))
+        }
+        "pool" => {
+            let spec = v1::PoolSpec::decode(bytes).map_err(failed)?;
+            let key = Key::Pool(spec.name.clone());
+            (key, Object::Pool(Arc::new(Stored { spec, generation })))
         }
         "subsystem" => {
             let spec = v1::SubsystemSpec::decode(bytes).map_err(failed)?;

@@ -148,11 +148,15 @@ impl Transaction<'_> {
     ) -> Result<Arc<Stored<NamespaceSpec>>, ControlError> {
         let entry = self.subsystem(nqn)?;
         let max = entry.subsystem.spec.max_namespaces();
-        let Some(bdev) = self.model.find_bdev(&spec.bdev_name) else {
-            return Err(Self::not_found(&Key::Bdev(spec.bdev_name.clone())));
+        let bdev_uuid = match self.model.find_bdev(&spec.bdev_name) {
+            Some(bdev) => {
+                spec.bdev_name = bdev.spec.name.clone();
+                Some(bdev.spec.uuid().to_owned())
+            }
+            // A volume: its pool knows its UUID, and whether there is such a volume.
+            None if self.model.key_of_bdev(&spec.bdev_name).is_some() => None,
+            None => return Err(Self::not_found(&Key::Bdev(spec.bdev_name.clone()))),
         };
-        spec.bdev_name = bdev.spec.name.clone();
-        let bdev_uuid = bdev.spec.uuid().to_owned();
         if spec.nsid == 0 {
             let of_bdev = entry
                 .namespaces
@@ -169,7 +173,7 @@ impl Transaction<'_> {
             };
             spec.nsid = nsid;
         }
-        normalise_namespace(nqn, max, &bdev_uuid, &mut spec)?;
+        normalise_namespace(nqn, max, bdev_uuid.as_deref(), &mut spec)?;
         let key = Key::Namespace(nqn.to_owned(), spec.nsid);
         if let Some(there) = entry.namespaces.get(&spec.nsid) {
             let differences = api::fields::differences(&there.spec, &spec);
@@ -202,7 +206,7 @@ impl Transaction<'_> {
         let allowed = ["anagrpid", "no_auto_visible", "visible_to", "write_protect"];
         let mut new = api::fields::update(&there.spec, spec, paths, &allowed)
             .map_err(|error| mask_error(format!("namespace {}", key.name()), &error))?;
-        normalise_namespace(nqn, max, there.spec.uuid(), &mut new)?;
+        normalise_namespace(nqn, max, there.spec.uuid.as_deref(), &mut new)?;
         if new == there.spec {
             return Ok(there);
         }
@@ -540,7 +544,7 @@ fn serial_of(nqn: &str) -> String {
 fn normalise_namespace(
     nqn: &str,
     max: u32,
-    bdev_uuid: &str,
+    bdev_uuid: Option<&str>,
     spec: &mut NamespaceSpec,
 ) -> Result<(), ControlError> {
     let mut check = Check::new(format!("namespace {} of {nqn}", spec.nsid), "namespace");
@@ -551,10 +555,13 @@ fn normalise_namespace(
         );
         check.wrong("nsid", problem);
     }
-    let uuid = spec.uuid.get_or_insert_with(|| bdev_uuid.to_owned());
-    check.uuid("uuid", uuid);
-    let uuid = uuid.clone();
-    spec.nguid.get_or_insert_with(|| uuid.replace('-', ""));
+    // Without either, that of the volume as it is when the namespace is put in place.
+    spec.uuid = spec.uuid.take().or_else(|| bdev_uuid.map(str::to_owned));
+    if let Some(uuid) = &mut spec.uuid {
+        check.uuid("uuid", uuid);
+        let nguid = uuid.replace('-', "");
+        spec.nguid.get_or_insert(nguid);
+    }
     check.hex("nguid", &mut spec.nguid, 32);
     check.hex("eui64", &mut spec.eui64, 16);
     let nsid = spec.nsid.clamp(1, max);

@@ -503,7 +503,7 @@ fn records_that_make_no_sense_are_refused() {
         value: value.to_vec(),
     };
     for wrong in [
-        record("pool", b""),
+        record("drive", b""),
         record("bdev", b""),
         record("bdev", b"\xFF"),
         record("namespace", b""),
@@ -527,6 +527,7 @@ fn document() -> Document {
             listeners: vec![listener("tcp://127.0.0.1:4420")],
             hosts: vec![host()],
         }],
+        pools: vec![],
     }
 }
 

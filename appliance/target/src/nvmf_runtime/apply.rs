@@ -53,6 +53,11 @@ impl NvmfRuntime {
                 self.change_bdev(&old.spec, &new.spec, prepared)
             }
             (Key::Bdev(name), _, None) => self.remove_bdev(name),
+            (Key::Pool(name), None, Some(Object::Pool(_))) => {
+                self.pools.put(name, prepared)?;
+                Ok(at_once())
+            }
+            (Key::Pool(name), _, None) => self.pools.remove(name),
             (Key::Subsystem(_), None, Some(Object::Subsystem(new))) => {
                 self.add_subsystem(&new.spec)
             }
@@ -285,7 +290,7 @@ impl NvmfRuntime {
             .plane
             .registry()
             .get(&spec.bdev_name)
-            .map_err(|_| pending(format!("block device {} is not in place", spec.bdev_name)))?;
+            .map_err(|_| pending(self.no_bdev(&spec.bdev_name)))?;
         let owner = format!("{of}/{}", spec.nsid);
         let claim = bdev
             .claim(&owner, ClaimKind::Shared)
@@ -295,7 +300,9 @@ impl NvmfRuntime {
         let config = NamespaceConfig {
             nsid: Nsid(spec.nsid),
             uuid,
-            nguid: hex(spec.nguid.as_deref(), "nguid")?.unwrap_or(*uuid.as_bytes()),
+            nguid: hex(spec.nguid.as_deref(), "nguid")?
+                .or_else(|| self.pools.nguid(&spec.bdev_name))
+                .unwrap_or(*uuid.as_bytes()),
             eui64: hex(spec.eui64.as_deref(), "eui64")?.unwrap_or_default(),
             bdev,
             ana_group: ana_group(spec),
@@ -311,6 +318,16 @@ impl NvmfRuntime {
             .claims
             .insert(Key::Namespace(of.to_owned(), spec.nsid), claim);
         Ok(settle_one(ticket))
+    }
+
+    /// Why there is no block device of this name.
+    fn no_bdev(&self, name: &str) -> String {
+        match name.split_once('/') {
+            Some((pool, _)) if self.pools.get(pool).is_some() => {
+                format!("pool {pool} has no volume {name}")
+            }
+            _ => format!("block device {name} is not in place"),
+        }
     }
 
     fn change_namespace(&self, of: &str, old: &NamespaceSpec, new: &NamespaceSpec) -> Applied {

@@ -67,6 +67,7 @@ impl NvmfRuntime {
         bdev.product_name = match kind {
             "malloc" | "null" => format!("{kind} disk"),
             "file" => "file (io_uring)".to_owned(),
+            "volume" => "volume of a pool".to_owned(),
             layer => format!("{layer} layer"),
         };
         bdev.notice = self.lock().notices.get(name).cloned().unwrap_or_default();
@@ -104,12 +105,18 @@ impl NvmfRuntime {
     }
 
     pub(super) fn fill_namespace(&self, message: &mut v1::Namespace) {
-        let Some(spec) = &message.spec else { return };
         let Some(subsystem) = self.subsystem(&message.nqn) else {
+            return;
+        };
+        let Some(spec) = &mut message.spec else {
             return;
         };
         let config = subsystem.config();
         if let Some(namespace) = config.namespaces.get(&Nsid(spec.nsid)) {
+            // Those of a volume, which the namespace took over.
+            spec.uuid.get_or_insert_with(|| namespace.uuid.to_string());
+            let nguid = || uuid::Uuid::from_bytes(namespace.nguid).simple().to_string();
+            spec.nguid.get_or_insert_with(nguid);
             let geometry = namespace.bdev.geometry();
             message.block_size = geometry.block_size;
             message.num_blocks = geometry.block_count;

@@ -271,7 +271,8 @@ pub(super) fn qos(limits: Option<&QosLimits>) -> block::QosLimits {
 /// Flushes every device that has a volatile cache; for the end of the program.
 pub(super) fn flush_all(plane: &DataPlane) {
     for bdev in plane.registry().list() {
-        if !bdev.geometry().volatile_write_cache {
+        // Volumes have been flushed by their pools.
+        if !bdev.geometry().volatile_write_cache || bdev.is_removed() {
             continue;
         }
         if let Err(error) = flush(&bdev) {

@@ -22,6 +22,9 @@ fn not_found(name: String) -> ControlError {
 impl BdevService for Services {
     async fn create_bdev(&self, request: Request<CreateBdevRequest>) -> Answer<Bdev> {
         let spec = required(request.into_inner().bdev, "bdev")?;
+        if let Some(base) = crate::model::base_of(&spec) {
+            self.check_is_volume(base).await?;
+        }
         let stored = self
             .control
             .change_with_bdevs(|edit| edit.create_bdev(spec.clone()))
@@ -119,6 +122,8 @@ impl BdevService for Services {
             }
             match model.find_bdev(&name) {
                 Some(found) => Ok(vec![found.spec.name.clone()]),
+                // A volume counts like any block device.
+                None if model.key_of_bdev(&name).is_some() => Ok(vec![name]),
                 None => Err(not_found(name)),
             }
         })?;

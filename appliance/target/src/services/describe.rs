@@ -47,6 +47,7 @@ impl Describe<'_> {
         let users: Vec<_> = self.view.model.bdev_users(name).collect();
         let claim_type = match users.first() {
             Some(Key::Namespace(..)) => "namespace",
+            Some(Key::Pool(_)) => "pool",
             Some(_) => "layer",
             None => "",
         };

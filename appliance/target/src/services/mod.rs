@@ -8,10 +8,13 @@ mod host;
 mod listener;
 mod namespace;
 mod node;
+mod operation;
 mod page;
+mod pool;
 mod reactor;
 mod subsystem;
 mod transport;
+mod volume;
 mod watch;
 
 use api::v1;
@@ -22,11 +25,17 @@ use api::v1::host_service_server::HostServiceServer;
 use api::v1::listener_service_server::ListenerServiceServer;
 use api::v1::namespace_service_server::NamespaceServiceServer;
 use api::v1::node_service_server::NodeServiceServer;
+use api::v1::operation_service_server::OperationServiceServer;
+use api::v1::pool_service_server::PoolServiceServer;
 use api::v1::reactor_service_server::ReactorServiceServer;
+use api::v1::snapshot_service_server::SnapshotServiceServer;
 use api::v1::subsystem_service_server::SubsystemServiceServer;
 use api::v1::transport_service_server::TransportServiceServer;
+use api::v1::volume_service_server::VolumeServiceServer;
 use api::v1::watch_service_server::WatchServiceServer;
-use tokio::sync::mpsc;
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, mpsc};
 use tonic::service::{Routes, RoutesBuilder};
 use tonic::{Response, Status};
 
@@ -42,6 +51,8 @@ pub struct Services {
     control: Control,
     /// Told when a call asks for the end of the process.
     shutdown: mpsc::Sender<()>,
+    /// Pools are attached and let go of one at a time.
+    pool_gate: Arc<Mutex<()>>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -50,7 +61,11 @@ impl Services {
     /// Services over a control plane. `shutdown` gets a message when a call asks for the end.
     #[must_use]
     pub fn new(control: Control, shutdown: mpsc::Sender<()>) -> Services {
-        Services { control, shutdown }
+        Services {
+            control,
+            shutdown,
+            pool_gate: Arc::default(),
+        }
     }
 
     /// Routes for a server, with health and reflection.
@@ -74,9 +89,13 @@ impl Services {
             ListenerServiceServer,
             NamespaceServiceServer,
             NodeServiceServer,
+            OperationServiceServer,
+            PoolServiceServer,
             ReactorServiceServer,
+            SnapshotServiceServer,
             SubsystemServiceServer,
             TransportServiceServer,
+            VolumeServiceServer,
             WatchServiceServer
         );
         let reflection = || {
@@ -107,6 +126,9 @@ const TICK_RATE: u64 = 1_000_000_000;
 fn done<T: Default>() -> Answer<T> {
     Ok(Response::new(T::default()))
 }
+
+#[cfg(test)]
+mod tests;
 
 /// `status` of an object.
 fn ready() -> v1::Status {

@@ -19,6 +19,7 @@ impl NamespaceService for Services {
     ) -> Answer<Namespace> {
         let CreateNamespaceRequest { nqn, namespace } = request.into_inner();
         let spec = required(namespace, "namespace")?;
+        self.check_is_volume(&spec.bdev_name).await?;
         let stored = self
             .control
             .change(|edit| edit.create_namespace(&nqn, spec))

@@ -34,6 +34,7 @@ impl Services {
                 hosts: count(counts.hosts),
                 controllers: facts.controllers,
                 qpairs: facts.qpairs,
+                pools: count(model.pools().len()),
             };
             (model.revision(), objects, model.limits())
         });
@@ -72,6 +73,7 @@ impl Services {
                 hosts_per_subsystem_max: count(limits.hosts_per_subsystem_max),
                 bdevs_max: count(limits.bdevs_max),
                 connections_max: facts.connections_max,
+                pools_max: count(limits.pools_max),
             }),
         }
     }

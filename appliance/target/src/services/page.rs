@@ -2,8 +2,8 @@
 
 use crate::error::ControlError;
 
-const SIZE_DEFAULT: usize = 100;
-const SIZE_MAX: usize = 1000;
+pub(super) const SIZE_DEFAULT: usize = 100;
+pub(super) const SIZE_MAX: usize = 1000;
 
 /// One page of a list.
 #[derive(Debug, PartialEq, Eq)]

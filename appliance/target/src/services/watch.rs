@@ -15,10 +15,14 @@ use crate::error::ControlError;
 use crate::events::now_unix_ms;
 
 /// Kinds in events.
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 12] = [
     "node",
     "transport",
     "bdev",
+    "pool",
+    "volume",
+    "snapshot",
+    "operation",
     "subsystem",
     "namespace",
     "listener",

@@ -1,0 +1,217 @@
+//! Pools, volumes, snapshots, operations.
+
+use api::quantity::parse_bytes;
+use clap::Subcommand;
+
+use super::Expected;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolVerb {
+    /// Make an empty pool on a block device
+    Create {
+        /// Its name
+        name: String,
+        /// Name or UUID of the block device
+        bdev: String,
+        /// Size of a cluster, a power of two from 64KiB to 32MiB [default: 1MiB]
+        #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+        cluster_size: Option<u64>,
+        /// Overwrite what is on the device
+        #[arg(long)]
+        force: bool,
+    },
+    /// Attach a pool that is on a block device, after an export or from another node
+    Import {
+        /// Name or UUID of the block device
+        bdev: String,
+        /// Only if this is the pool's name
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// List pools
+    List,
+    /// Show one
+    Show {
+        /// Its name
+        name: String,
+    },
+    /// Use what the block device has grown by
+    Grow {
+        /// Its name
+        name: String,
+    },
+    /// Close one and let go of its device; everything stays on it
+    Export {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// Delete one with all its volumes
+    Delete {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        expected: Expected,
+    },
+    /// List what is wrong in its metadata and what repair would do; fails when something is
+    Check {
+        /// Its name
+        name: String,
+    },
+    /// Repair what check tells of
+    Repair {
+        /// Its name
+        name: String,
+    },
+    /// Read everything that is mapped and report what the device cannot read
+    Scrub {
+        /// Its name
+        name: String,
+        /// Bytes read per second at most [default: no limit]
+        #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+        rate: Option<u64>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeVerb {
+    /// Create an empty volume
+    Create {
+        /// POOL/NAME
+        name: String,
+        /// Its size
+        #[arg(long, value_parser = parse_bytes)]
+        size: u64,
+        /// Set space aside for all of it, so that its writes never fail for want of space
+        #[arg(long)]
+        thick: bool,
+    },
+    /// Create a volume that shows what a snapshot shows
+    Clone {
+        /// POOL/NAME@SNAP
+        snapshot: String,
+        /// POOL/NEW
+        name: String,
+    },
+    /// List volumes
+    List {
+        /// Only of this pool
+        pool: Option<String>,
+    },
+    /// Show one
+    Show {
+        /// POOL/NAME or POOL/NAME@SNAP
+        name: String,
+    },
+    /// Change its size; hosts that see it are told
+    Resize {
+        /// POOL/NAME
+        name: String,
+        /// The new size
+        #[arg(long, value_parser = parse_bytes)]
+        size: u64,
+        /// Make it smaller if that is so; what is cut off is gone
+        #[arg(long)]
+        allow_shrink: bool,
+    },
+    /// Give it another name; nothing may use it
+    Rename {
+        /// POOL/NAME
+        name: String,
+        /// POOL/NEW
+        new_name: String,
+    },
+    /// Delete one; no namespace or layer may use it
+    Delete {
+        /// POOL/NAME
+        name: String,
+    },
+    /// Give it clusters of its own for its whole size
+    Inflate {
+        /// POOL/NAME
+        name: String,
+    },
+    /// Copy what it shows of its parent, so that it rests on no snapshot
+    Decouple {
+        /// POOL/NAME
+        name: String,
+    },
+    /// Make it show what a snapshot shows; what was written since is gone
+    Rollback {
+        /// POOL/NAME
+        name: String,
+        /// POOL/NAME@SNAP
+        snapshot: String,
+    },
+    /// List where two snapshots may differ
+    Diff {
+        /// The older one, POOL/NAME@SNAP
+        from: String,
+        /// The newer one, POOL/NAME@SNAP
+        to: String,
+    },
+    /// Serve a volume: subsystem, namespace and listener in one call
+    Share {
+        /// POOL/NAME or POOL/NAME@SNAP
+        name: String,
+        /// Where to listen: tcp://ADDRESS:PORT
+        #[arg(long, value_name = "ADDRESS")]
+        listen: String,
+        /// NQN of the subsystem [default: nqn.2026-11.io.adit:POOL:NAME]
+        #[arg(long)]
+        nqn: Option<String>,
+        /// A host that may connect [default: every host]
+        #[arg(long = "host", value_name = "HOSTNQN")]
+        hosts: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotVerb {
+    /// Take snapshots of volumes of one pool, all at the same moment
+    Create {
+        /// POOL/NAME@SNAP
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// List snapshots
+    List {
+        /// Only of this pool (POOL) or volume (POOL/NAME)
+        of: Option<String>,
+    },
+    /// Show one
+    Show {
+        /// POOL/NAME@SNAP
+        name: String,
+    },
+    /// Delete one, in any order and with or without clones
+    Delete {
+        /// POOL/NAME@SNAP
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum OperationVerb {
+    /// List operations
+    List {
+        /// Only of this pool
+        pool: Option<String>,
+    },
+    /// Show one
+    Show {
+        /// POOL/ID
+        name: String,
+    },
+    /// Ask one to stop
+    Cancel {
+        /// POOL/ID
+        name: String,
+    },
+    /// Wait until one has ended; fails when it did
+    Wait {
+        /// POOL/ID
+        name: String,
+    },
+}

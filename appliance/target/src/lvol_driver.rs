@@ -1,0 +1,229 @@
+//! The [`PoolDriver`] of the program: pools of `lvol`, each worker on a thread of its own.
+
+mod engine;
+mod failure;
+mod watch;
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use block::Bdev;
+use dma::IobufPool;
+use lvol::format::Found;
+use lvol::{CreateOptions, Host, LvolError, PoolOptions, PoolWorker};
+use tokio::sync::{mpsc, oneshot, watch as tokio_watch};
+
+use self::engine::LvolPool;
+use self::watch::Watch;
+use crate::error::ControlError;
+use crate::pool::{Attach, Engine, Opening, PoolDriver, PoolEvent, Work};
+use crate::pool_thread::{self, Bell, Next};
+use crate::runtime::RuntimeError;
+
+/// How often a device is asked that says neither when it will be ready nor by what.
+const ASK_INTERVAL: Duration = Duration::from_micros(50);
+
+/// Opens pools, each with a thread of its own.
+#[derive(Debug)]
+pub struct LvolDriver {
+    /// Buffers for pools' own I/O.
+    buffers: Arc<IobufPool>,
+    /// Where events of pools go.
+    events: mpsc::Sender<PoolEvent>,
+}
+
+impl LvolDriver {
+    /// A driver whose pools take their buffers from `buffers` and tell their events to `events`.
+    #[must_use]
+    pub fn new(buffers: Arc<IobufPool>, events: mpsc::Sender<PoolEvent>) -> LvolDriver {
+        LvolDriver { buffers, events }
+    }
+
+    fn options(&self) -> PoolOptions {
+        PoolOptions::new(Arc::clone(&self.buffers))
+    }
+}
+
+impl PoolDriver for LvolDriver {
+    fn probe(&self, base: Arc<Bdev>) -> Work<Option<String>> {
+        let what = format!("looking for a pool on {}", base.name());
+        let failed = move |reason: String| ControlError::Failed { what, reason };
+        let options = self.options();
+        let (tell, told) = oneshot::channel();
+        // Reads of the device are waited for: not on the thread that serves the calls.
+        let make = move |bell: &Arc<Bell>| {
+            let found = PoolWorker::probe(&base, &options, host(bell), &bell.waker());
+            // The receiver is gone when the caller is.
+            let _ = tell.send(found);
+            None::<fn(Instant) -> Next>
+        };
+        let started = pool_thread::start("probe", make);
+        Box::pin(async move {
+            match started {
+                Err(error) => return Err(failed(error.to_string())),
+                Ok(thread) => drop(thread),
+            }
+            match told.await {
+                Ok(Ok(Found::Pool(superblock))) => Ok(Some(superblock.name)),
+                Ok(Ok(_)) => Ok(None),
+                Ok(Err(error)) => Err(failed(failure::chain(&error))),
+                Err(_) => Err(failed("its thread has ended".to_owned())),
+            }
+        })
+    }
+
+    fn open(&self, base: Arc<Bdev>, name: &str, attach: Attach) -> Opening {
+        let block_size = base.geometry().block_size;
+        let (tell, told) = oneshot::channel();
+        let (alive, ended) = tokio_watch::channel(());
+        let plan = Plan {
+            base,
+            name: name.to_owned(),
+            attach,
+            options: self.options(),
+        };
+        let events = self.events.clone();
+        let make = move |bell: &Arc<Bell>| {
+            let (pool, worker) = match plan.open(bell) {
+                Ok(open) => open,
+                Err(reason) => {
+                    // The receiver is gone when the caller is.
+                    let _ = tell.send(Err(reason));
+                    return None;
+                }
+            };
+            if tell.send(Ok(pool.clone())).is_err() {
+                // Nobody wants it any more. The promise is kept by the next step.
+                drop(pool.close());
+            }
+            let mut running = Running {
+                worker,
+                watch: Watch::new(plan.name, pool, events),
+                _alive: alive,
+            };
+            Some(move |now| running.step(now))
+        };
+        let started = pool_thread::start(name, make);
+        let name = name.to_owned();
+        Box::pin(async move {
+            let refused = |reason: String| Err(RuntimeError::Refused(reason));
+            match started {
+                Err(error) => return refused(format!("no thread for the pool: {error}")),
+                Ok(thread) => drop(thread),
+            }
+            let pool = match told.await {
+                Ok(Ok(pool)) => pool,
+                Ok(Err(reason)) => return refused(reason),
+                Err(_) => return refused("the pool's thread has ended, see the log".to_owned()),
+            };
+            let info = match pool.info().await {
+                Ok(info) => info,
+                Err(error) => return refused(failure::chain(&error)),
+            };
+            let engine = LvolPool::new(name, pool, block_size, info.cluster_size, ended);
+            Ok(Arc::new(engine) as Arc<dyn Engine>)
+        })
+    }
+}
+
+/// What the thread of a pool begins with.
+struct Plan {
+    base: Arc<Bdev>,
+    name: String,
+    attach: Attach,
+    options: PoolOptions,
+}
+
+impl Plan {
+    fn open(&self, bell: &Arc<Bell>) -> Result<(lvol::Pool, PoolWorker), String> {
+        let made = match self.attach {
+            Attach::Create {
+                cluster_size,
+                force,
+            } => self.create(bell, cluster_size, force),
+            Attach::Open => {
+                self.check_is_ours(bell)?;
+                PoolWorker::open(&self.base, self.options.clone(), host(bell), bell.waker())
+            }
+        };
+        made.map_err(|error| failure::chain(&error))
+    }
+
+    fn create(
+        &self,
+        bell: &Arc<Bell>,
+        cluster_size: Option<u64>,
+        force: bool,
+    ) -> Result<(lvol::Pool, PoolWorker), LvolError> {
+        let create = CreateOptions {
+            cluster_size: cluster_size.unwrap_or(CreateOptions::CLUSTER_SIZE_DEFAULT),
+            force,
+            ..CreateOptions::named(&self.name)
+        };
+        let (options, host) = (self.options.clone(), host(bell));
+        PoolWorker::create(&self.base, &create, options, host, bell.waker())
+    }
+
+    /// The device may hold another pool by now, or something that was made over this one.
+    fn check_is_ours(&self, bell: &Arc<Bell>) -> Result<(), String> {
+        let found = PoolWorker::probe(&self.base, &self.options, host(bell), &bell.waker());
+        let device = self.base.name();
+        match found.map_err(|error| failure::chain(&error))? {
+            Found::Pool(superblock) if superblock.name == self.name => Ok(()),
+            Found::Pool(superblock) => Err(format!(
+                "block device {device} holds the pool {:?}, not {:?}",
+                superblock.name, self.name
+            )),
+            Found::Foreign { what } => Err(format!("block device {device} holds {what}")),
+            // To open it says what is wrong with the superblocks.
+            Found::Nothing => Ok(()),
+        }
+    }
+}
+
+/// A pool's worker on its thread. Dropped in this order: when `_alive` goes, the device is let go of.
+struct Running {
+    worker: PoolWorker,
+    watch: Watch,
+    _alive: tokio_watch::Sender<()>,
+}
+
+impl Running {
+    fn step(&mut self, now: Instant) -> Next {
+        let next = self.worker.step(now);
+        self.watch.look(now);
+        match next {
+            lvol::Next::Now => Next::Now,
+            lvol::Next::At(deadline) => Next::At(deadline),
+            lvol::Next::Idle => Next::Idle,
+            lvol::Next::End => Next::End,
+        }
+    }
+}
+
+/// The clock and the sleep of a worker.
+#[derive(Debug)]
+struct PoolHost(Arc<Bell>);
+
+fn host(bell: &Arc<Bell>) -> Box<dyn Host> {
+    Box::new(PoolHost(Arc::clone(bell)))
+}
+
+impl Host for PoolHost {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn wait(&self, fd: Option<BorrowedFd<'_>>, deadline: Option<Instant>) {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = match (fd, left) {
+            (None, None) => Some(ASK_INTERVAL),
+            (_, left) => left,
+        };
+        self.0.wait(fd, timeout);
+    }
+}
+
+#[cfg(test)]
+mod tests;

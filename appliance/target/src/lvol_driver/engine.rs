@@ -1,0 +1,405 @@
+//! [`LvolPool`]: an open pool of `lvol` as the data plane has it.
+
+use std::sync::Arc;
+
+use api::v1::{self, ObjectState};
+use lvol::format::NameKind;
+use lvol::{NewVolume, PoolInfo, Promise, VolumeInfo};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::failure::Asked;
+use crate::error::ControlError;
+use crate::events::now_unix_ms;
+use crate::pool::{Engine, Pool, VolumeDevice, VolumePage, VolumeQuery, Work};
+
+/// Names asked of the worker at a time.
+const PAGE: usize = 1000;
+
+/// An open pool. Its worker is stepped on a thread of its own until it is closed.
+#[derive(Debug)]
+pub(super) struct LvolPool {
+    name: String,
+    pool: lvol::Pool,
+    block_size: u32,
+    cluster_size: u64,
+    /// Its other end goes when the thread has let go of the device.
+    ended: watch::Receiver<()>,
+}
+
+impl LvolPool {
+    pub(super) fn new(
+        name: String,
+        pool: lvol::Pool,
+        block_size: u32,
+        cluster_size: u64,
+        ended: watch::Receiver<()>,
+    ) -> LvolPool {
+        LvolPool {
+            name,
+            pool,
+            block_size,
+            cluster_size,
+            ended,
+        }
+    }
+
+    fn asked(&self, doing: &'static str, name: &str) -> Asked {
+        Asked {
+            pool: self.name.clone(),
+            name: name.to_owned(),
+            doing,
+        }
+    }
+
+    fn unimplemented<T: Send + 'static>(&self, doing: &'static str, name: &str) -> Work<T> {
+        let error = self.asked(doing, name).unimplemented();
+        Box::pin(std::future::ready(Err(error)))
+    }
+
+    /// A size that a volume cannot have.
+    fn check_size(&self, name: &str, field: &str, size_bytes: u64) -> Result<(), ControlError> {
+        let block_size = u64::from(self.block_size);
+        if size_bytes.is_multiple_of(block_size) {
+            return Ok(());
+        }
+        let problem = format!("{size_bytes} must be a multiple of the block size, {block_size}");
+        let what = format!("volume {:?}", format!("{}/{name}", self.name));
+        Err(ControlError::field(what, field, problem))
+    }
+
+    fn reader(&self) -> Reader {
+        Reader {
+            asked: self.asked("reading", ""),
+            pool: self.pool.clone(),
+            block_size: self.block_size,
+            cluster_size: self.cluster_size,
+        }
+    }
+}
+
+/// A call on its way, and what to say when it fails.
+fn work<T: Send + 'static>(asked: Asked, promise: Promise<T>) -> Work<T> {
+    Box::pin(async move { promise.await.map_err(|error| asked.failed(error)) })
+}
+
+/// Likewise, of what may not be there.
+fn maybe<T: Send + 'static>(asked: Asked, promise: Promise<T>) -> Work<Option<T>> {
+    Box::pin(async move {
+        match promise.await {
+            Ok(found) => Ok(Some(found)),
+            Err(lvol::LvolError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(asked.failed(error)),
+        }
+    })
+}
+
+/// Asks a pool what it has, and tells it in the words of the API.
+struct Reader {
+    asked: Asked,
+    pool: lvol::Pool,
+    block_size: u32,
+    cluster_size: u64,
+}
+
+impl Reader {
+    /// The next volumes and snapshots.
+    async fn page(&self, after: &str) -> Result<Vec<VolumeInfo>, ControlError> {
+        let page = self.pool.volumes(after, PAGE).await;
+        page.map_err(|error| self.asked.failed(error))
+    }
+
+    fn full(&self, name: &str) -> String {
+        format!("{}/{name}", self.asked.pool)
+    }
+
+    fn volume(&self, info: &VolumeInfo) -> v1::Volume {
+        let record = &info.record;
+        let status = info.faulted.then(|| v1::Status {
+            state: ObjectState::Pending.into(),
+            reason: "a record of it is damaged, and its i/o fails; see the log".to_owned(),
+        });
+        v1::Volume {
+            name: self.full(&info.name),
+            uuid: Uuid::from_bytes(record.uuid).to_string(),
+            nguid: format!("{:032x}", u128::from_be_bytes(record.nguid)),
+            size_bytes: record.size_bytes,
+            block_size: self.block_size,
+            thick: record.thick,
+            read_only: record.read_only,
+            snapshot: record.kind == NameKind::Snapshot,
+            parent: info
+                .parent
+                .as_ref()
+                .map_or(String::new(), |parent| self.full(parent)),
+            exclusive_bytes: info.clusters * self.cluster_size,
+            children: info.children,
+            status,
+            claimed_by: Vec::new(),
+        }
+    }
+
+    fn pool(&self, info: &PoolInfo) -> v1::Pool {
+        let bytes = |clusters: u64| clusters * info.cluster_size;
+        v1::Pool {
+            uuid: Uuid::from_bytes(info.uuid).to_string(),
+            cluster_size_bytes: info.cluster_size,
+            block_size: self.block_size,
+            size_bytes: bytes(info.clusters),
+            free_bytes: bytes(info.free_clusters),
+            data_bytes: bytes(info.used_clusters),
+            metadata_bytes: bytes(info.metadata_clusters),
+            reserved_bytes: bytes(info.reserved_clusters),
+            provisioned_bytes: info.provisioned_bytes,
+            volumes: u32::try_from(info.volumes).unwrap_or(u32::MAX),
+            snapshots: u32::try_from(info.snapshots).unwrap_or(u32::MAX),
+            fault: info.fault.clone().unwrap_or_default(),
+            ..v1::Pool::default()
+        }
+    }
+
+    async fn volumes(&self, query: VolumeQuery) -> Result<VolumePage, ControlError> {
+        let mut found = VolumePage::default();
+        // No name is just the prefix: that ends in an @.
+        let mut after = query.prefix.clone();
+        loop {
+            let page = self.page(&after).await?;
+            let Some(last) = page.last() else {
+                return Ok(found);
+            };
+            after = last.name.clone();
+            for info in &page {
+                if !info.name.starts_with(&query.prefix) {
+                    return Ok(found);
+                }
+                if (info.record.kind == NameKind::Snapshot) != query.snapshots {
+                    continue;
+                }
+                found.total += 1;
+                if info.name > query.after && found.volumes.len() < query.limit {
+                    found.volumes.push(self.volume(info));
+                }
+            }
+        }
+    }
+
+    async fn devices(&self) -> Result<Vec<VolumeDevice>, ControlError> {
+        let mut devices = Vec::new();
+        let mut after = String::new();
+        loop {
+            let page = self.page(&after).await?;
+            let Some(last) = page.last() else {
+                return Ok(devices);
+            };
+            after = last.name.clone();
+            // All asked before the first is waited for: the worker answers them in one step.
+            let asked: Vec<_> = page
+                .into_iter()
+                .map(|info| (self.pool.device(&info.name), info))
+                .collect();
+            for (device, info) in asked {
+                let device = device.await.map_err(|error| self.asked.failed(error))?;
+                devices.push(volume_device(&info, device));
+            }
+        }
+    }
+}
+
+fn volume_device(info: &VolumeInfo, device: Arc<lvol::Volume>) -> VolumeDevice {
+    VolumeDevice {
+        name: info.name.clone(),
+        uuid: Uuid::from_bytes(info.record.uuid),
+        nguid: info.record.nguid,
+        device,
+    }
+}
+
+impl Pool for LvolPool {
+    fn reading(&self) -> Work<v1::Pool> {
+        let (reader, info) = (self.reader(), self.pool.info());
+        Box::pin(async move {
+            let info = info.await.map_err(|error| reader.asked.failed(error))?;
+            Ok(reader.pool(&info))
+        })
+    }
+
+    fn grow(&self) -> Work<()> {
+        work(self.asked("growing", ""), self.pool.grow())
+    }
+
+    fn check(&self, repair: bool) -> Work<Vec<v1::Finding>> {
+        if repair {
+            return self.unimplemented("repairing", "");
+        }
+        let checked = work(self.asked("checking", ""), self.pool.check());
+        let object = self.name.clone();
+        let finding = move |found: lvol::Finding| v1::Finding {
+            object: object.clone(),
+            problem: format!("{}: {}", found.record, found.problem),
+            action: "this version does not repair it".to_owned(),
+        };
+        Box::pin(async move { Ok(checked.await?.into_iter().map(finding).collect()) })
+    }
+
+    fn scrub(&self, _: u64) -> Work<u64> {
+        self.unimplemented("scrubbing", "")
+    }
+
+    fn volume(&self, name: &str) -> Work<Option<v1::Volume>> {
+        let reader = self.reader();
+        let found = maybe(self.asked("reading", name), self.pool.volume(name));
+        Box::pin(async move { Ok(found.await?.map(|info| reader.volume(&info))) })
+    }
+
+    fn volumes(&self, query: VolumeQuery) -> Work<VolumePage> {
+        let reader = self.reader();
+        Box::pin(async move { reader.volumes(query).await })
+    }
+
+    fn create_volume(&self, name: &str, size_bytes: u64, thick: bool) -> Work<()> {
+        if let Err(error) = self.check_size(name, "volume.size_bytes", size_bytes) {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        let made = self.pool.create_volume(NewVolume {
+            name: name.to_owned(),
+            size_bytes,
+            thick,
+            created_unix_s: now_unix_ms() / 1000,
+            ..NewVolume::default()
+        });
+        let made = work(self.asked("creating", name), made);
+        Box::pin(async move { made.await.map(drop) })
+    }
+
+    fn clone_volume(&self, snapshot: &str, name: &str) -> Work<()> {
+        let new = NewVolume {
+            name: name.to_owned(),
+            created_unix_s: now_unix_ms() / 1000,
+            ..NewVolume::default()
+        };
+        let made = self.pool.clone_snapshot(snapshot, new);
+        let made = work(self.asked("creating", name), made);
+        Box::pin(async move { made.await.map(drop) })
+    }
+
+    fn resize_volume(&self, name: &str, size_bytes: u64) -> Work<()> {
+        if let Err(error) = self.check_size(name, "size_bytes", size_bytes) {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        work(
+            self.asked("resizing", name),
+            self.pool.resize(name, size_bytes),
+        )
+    }
+
+    fn rename_volume(&self, name: &str, new_name: &str) -> Work<()> {
+        work(
+            self.asked("renaming", name),
+            self.pool.rename(name, new_name),
+        )
+    }
+
+    fn delete_volume(&self, name: &str) -> Work<Option<u64>> {
+        let deleted = work(self.asked("deleting", name), self.pool.delete(name));
+        // Its space comes back without an operation to watch.
+        Box::pin(async move { deleted.await.map(|()| None) })
+    }
+
+    fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64> {
+        self.unimplemented(if whole { "inflating" } else { "decoupling" }, name)
+    }
+
+    fn rollback_volume(&self, name: &str, snapshot: &str) -> Work<()> {
+        work(
+            self.asked("rolling back", name),
+            self.pool.rollback(name, snapshot),
+        )
+    }
+
+    fn create_snapshots(&self, names: &[(String, String)]) -> Work<()> {
+        let asked = match names {
+            [(volume, snapshot)] => self.asked("taking", &format!("{volume}@{snapshot}")),
+            _ => self.asked("taking snapshots in", ""),
+        };
+        work(
+            asked,
+            self.pool.create_snapshots(names, now_unix_ms() / 1000),
+        )
+    }
+
+    fn diff(&self, from: &str, to: &str, offset: u64, limit: usize) -> Work<Vec<v1::Extent>> {
+        let (pool, asked) = (self.pool.clone(), self.asked("comparing", to));
+        let (from, to) = (from.to_owned(), to.to_owned());
+        Box::pin(async move {
+            let from = (!from.is_empty()).then_some(from.as_str());
+            let mut found: Vec<v1::Extent> = Vec::new();
+            let mut next = Some(offset);
+            // The worker looks at so much in one step; others have their turn in between.
+            while let Some(offset) = next
+                && found.len() < limit
+            {
+                let part = pool.diff(from, &to, offset, limit - found.len()).await;
+                let part = part.map_err(|error| asked.failed(error))?;
+                next = part.next;
+                found.extend(part.extents.into_iter().map(|extent| v1::Extent {
+                    offset_bytes: extent.offset,
+                    length_bytes: extent.len,
+                }));
+            }
+            Ok(found)
+        })
+    }
+
+    fn operations(&self) -> Work<Vec<v1::Operation>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    fn cancel(&self, id: u64) -> Work<()> {
+        let error = ControlError::NotFound {
+            kind: "operation",
+            name: format!("{}/{id}", self.name),
+        };
+        Box::pin(std::future::ready(Err(error)))
+    }
+}
+
+impl Engine for LvolPool {
+    fn device(&self, name: &str) -> Work<Option<VolumeDevice>> {
+        let asked = || self.asked("opening", name);
+        let info = maybe(asked(), self.pool.volume(name));
+        let device = maybe(asked(), self.pool.device(name));
+        Box::pin(async move {
+            let (info, device) = (info.await?, device.await?);
+            let found = info.zip(device);
+            Ok(found.map(|(info, device)| volume_device(&info, device)))
+        })
+    }
+
+    fn devices(&self) -> Work<Vec<VolumeDevice>> {
+        let reader = self.reader();
+        Box::pin(async move { reader.devices().await })
+    }
+
+    fn close(&self, wipe: bool) -> Work<()> {
+        let (doing, closed) = if wipe {
+            ("deleting", self.pool.destroy())
+        } else {
+            ("closing", self.pool.close())
+        };
+        let closed = work(self.asked(doing, ""), closed);
+        let mut ended = self.ended.clone();
+        Box::pin(async move {
+            let result = closed.await;
+            // Nothing is ever sent: this ends when the other end goes.
+            while ended.changed().await.is_ok() {}
+            result
+        })
+    }
+}
+
+impl Drop for LvolPool {
+    fn drop(&mut self) {
+        // After a close of its own this does nothing.
+        drop(self.pool.close());
+    }
+}

@@ -1,0 +1,214 @@
+use std::path::Path;
+
+use block::BdevOptions;
+use block::file::{File, FileOptions};
+use block::malloc::{Malloc, MallocOptions};
+
+use super::*;
+use crate::pool::VolumeQuery;
+
+const MIB: u64 = 1 << 20;
+const CREATE: Attach = Attach::Create {
+    cluster_size: Some(64 << 10),
+    force: false,
+};
+
+fn driver() -> (LvolDriver, mpsc::Receiver<PoolEvent>) {
+    let options = dma::IobufOptions {
+        small_pool_count: 512,
+        large_pool_count: 64,
+        backing: dma::BackingPreference::Plain4K,
+        ..dma::IobufOptions::default()
+    };
+    let (events, told) = mpsc::channel(16);
+    let driver = LvolDriver::new(IobufPool::new(options).unwrap(), events);
+    (driver, told)
+}
+
+fn ram(mib: u64) -> Arc<Bdev> {
+    let device = Malloc::new(MallocOptions::new(4096, mib * MIB / 4096)).unwrap();
+    Bdev::new(BdevOptions::named("b0"), device, Instant::now()).unwrap()
+}
+
+async fn open(
+    driver: &LvolDriver,
+    base: &Arc<Bdev>,
+    attach: Attach,
+) -> Result<Arc<dyn Engine>, String> {
+    let opened = driver.open(Arc::clone(base), "p", attach).await;
+    opened.map_err(|error| error.to_string())
+}
+
+async fn names(pool: &Arc<dyn Engine>, snapshots: bool) -> Vec<String> {
+    let query = VolumeQuery {
+        snapshots,
+        limit: 100,
+        ..VolumeQuery::default()
+    };
+    let page = pool.volumes(query).await.unwrap();
+    assert_eq!(page.total, page.volumes.len());
+    page.volumes.into_iter().map(|volume| volume.name).collect()
+}
+
+fn file(path: &Path, mib: u64) -> Arc<Bdev> {
+    let (device, _) = File::open(FileOptions::create(path, mib * MIB)).unwrap();
+    Bdev::new(BdevOptions::named("b0"), device, Instant::now()).unwrap()
+}
+
+#[tokio::test]
+async fn a_pool_in_a_file_is_there_again_after_it_was_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pool.img");
+    let (driver, _events) = driver();
+    let base = file(&path, 64);
+    assert_eq!(driver.probe(Arc::clone(&base)).await, Ok(None));
+    let pool = open(&driver, &base, CREATE).await.unwrap();
+    pool.create_volume("v", 10 * MIB, false).await.unwrap();
+    let pairs = [("v".to_owned(), "s".to_owned())];
+    pool.create_snapshots(&pairs).await.unwrap();
+    pool.clone_volume("v@s", "c").await.unwrap();
+    pool.resize_volume("v", 12 * MIB).await.unwrap();
+    assert_eq!(names(&pool, false).await, ["p/c", "p/v"]);
+    assert_eq!(names(&pool, true).await, ["p/v@s"]);
+    let before = pool.volume("v").await.unwrap().unwrap();
+    assert_eq!((before.size_bytes, &*before.parent), (12 * MIB, "p/v@s"));
+    let clone = pool.volume("c").await.unwrap().unwrap();
+    assert_eq!((clone.size_bytes, &*clone.parent), (10 * MIB, "p/v@s"));
+    let snapshot = pool.volume("v@s").await.unwrap().unwrap();
+    assert!(snapshot.snapshot && snapshot.read_only && snapshot.children == 2);
+    let reading = pool.reading().await.unwrap();
+    assert_eq!((reading.volumes, reading.snapshots), (2, 1));
+    assert_eq!(reading.provisioned_bytes, 22 * MIB);
+    assert_eq!(
+        (reading.cluster_size_bytes, &*reading.fault),
+        (64 << 10, "")
+    );
+    assert_eq!(pool.check(false).await.unwrap(), []);
+    pool.close(false).await.unwrap();
+    // Closed pools have let go of their device.
+    drop((pool, base));
+
+    let base = file(&path, 64);
+    let found = driver.probe(Arc::clone(&base)).await.unwrap();
+    assert_eq!(found.as_deref(), Some("p"));
+    let pool = open(&driver, &base, Attach::Open).await.unwrap();
+    assert_eq!(pool.volume("v").await.unwrap(), Some(before));
+    let devices = pool.devices().await.unwrap();
+    let found: Vec<_> = devices.iter().map(|device| device.name.as_str()).collect();
+    assert_eq!(found, ["c", "v", "v@s"]);
+    assert_eq!(
+        devices[1].device.geometry().block_count,
+        12 * MIB / u64::from(base.geometry().block_size)
+    );
+    assert!(devices[2].device.geometry().read_only);
+    for name in ["v@s", "v", "c"] {
+        assert_eq!(pool.delete_volume(name).await, Ok(None));
+    }
+    assert_eq!(names(&pool, false).await, [""; 0]);
+    pool.close(true).await.unwrap();
+    assert_eq!(driver.probe(base).await, Ok(None));
+}
+
+#[tokio::test]
+async fn a_pool_that_is_dropped_closes_in_the_background() {
+    let (driver, _events) = driver();
+    let base = ram(32);
+    for attach in [CREATE, Attach::Open, Attach::Open] {
+        let pool = open(&driver, &base, attach).await.unwrap();
+        let device = pool.device("v").await.unwrap();
+        assert_eq!(device.is_some(), attach == Attach::Open);
+        if attach == CREATE {
+            pool.create_volume("v", MIB, false).await.unwrap();
+        }
+        drop((device, pool));
+        // Its thread lets go of the device when it has closed the pool.
+        while Arc::strong_count(&base) > 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_on_the_device_decides() {
+    let (driver, _events) = driver();
+    let base = ram(32);
+    let error = open(&driver, &base, Attach::Open).await.unwrap_err();
+    assert!(error.contains("holds no pool"), "{error}");
+    let pool = open(&driver, &base, CREATE).await.unwrap();
+    pool.close(false).await.unwrap();
+    let error = open(&driver, &base, CREATE).await.unwrap_err();
+    assert!(
+        error.contains("the pool \"p\"") && error.contains("force"),
+        "{error}"
+    );
+    let other = driver.open(Arc::clone(&base), "q", Attach::Open).await;
+    let error = other.unwrap_err().to_string();
+    assert!(error.contains("holds the pool \"p\", not \"q\""), "{error}");
+    let force = Attach::Create {
+        cluster_size: None,
+        force: true,
+    };
+    let error = open(&driver, &ram(1), force).await.unwrap_err();
+    assert!(error.contains("too small"), "{error}");
+    let pool = open(&driver, &base, force).await.unwrap();
+    pool.close(true).await.unwrap();
+    open(&driver, &base, CREATE).await.unwrap();
+}
+
+#[tokio::test]
+async fn errors_say_what_is_the_matter() {
+    let (driver, _events) = driver();
+    let base = ram(32);
+    let pool = open(&driver, &base, CREATE).await.unwrap();
+    pool.create_volume("v", MIB, false).await.unwrap();
+    let again = pool.create_volume("v", MIB, false).await.unwrap_err();
+    assert!(
+        matches!(again, ControlError::Exists { kind: "volume", ref name, .. } if name == "p/v")
+    );
+    let odd = pool.create_volume("w", MIB + 1, false).await.unwrap_err();
+    assert!(matches!(odd, ControlError::Invalid { .. }), "{odd}");
+    let missing = pool.clone_volume("v@s", "c").await.unwrap_err();
+    assert!(
+        matches!(
+            missing,
+            ControlError::NotFound {
+                kind: "snapshot",
+                ..
+            }
+        ),
+        "{missing}"
+    );
+    assert_eq!(pool.volume("w").await, Ok(None));
+    let refused = pool.rollback_volume("v", "v").await.unwrap_err();
+    assert!(
+        matches!(refused, ControlError::Precondition { .. }),
+        "{refused}"
+    );
+    let large = pool.create_volume("t", 64 * MIB, true).await.unwrap_err();
+    assert!(large.to_string().contains("clusters are needed"), "{large}");
+    let status = tonic::Status::from(large);
+    assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+    pool.create_volume("t", 4 * MIB, true).await.unwrap();
+    assert!(pool.volume("t").await.unwrap().unwrap().thick);
+    assert_eq!(pool.reading().await.unwrap().reserved_bytes, 4 * MIB);
+    let not_yet = [
+        pool.detach_from_parent("v", true).await.unwrap_err(),
+        pool.scrub(0).await.unwrap_err(),
+        pool.check(true).await.unwrap_err(),
+    ];
+    for error in not_yet {
+        assert!(
+            error.to_string().contains("this version does not"),
+            "{error}"
+        );
+        let status = tonic::Status::from(error);
+        assert_eq!(status.code(), tonic::Code::Unimplemented);
+    }
+    assert_eq!(pool.operations().await, Ok(Vec::new()));
+    pool.close(false).await.unwrap();
+    let closed = pool.create_volume("w", MIB, false).await.unwrap_err();
+    assert!(
+        closed.to_string().contains("the pool was closed"),
+        "{closed}"
+    );
+}

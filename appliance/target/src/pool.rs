@@ -1,0 +1,153 @@
+//! The seams to pools: [`Pool`], what the control plane wants of one that is open; [`Engine`] and
+//! [`PoolDriver`], what the data plane wants of the library that knows how to make pools.
+//!
+//! Names here are those within the pool: `NAME` of a volume, `NAME@SNAP` of a snapshot. Calls give a
+//! future ([`Work`]) and none blocks; a future that was begun must be driven to its end, or a volume
+//! may be in the pool and not among the block devices.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use api::v1::{self, EventType};
+use block::{Bdev, BlockDevice};
+use uuid::Uuid;
+
+use crate::error::ControlError;
+use crate::runtime::RuntimeError;
+
+/// A call on its way.
+pub type Work<T> = Pin<Box<dyn Future<Output = Result<T, ControlError>> + Send>>;
+
+/// How a pool comes to be open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// Made new on the device.
+    Create {
+        /// Bytes of a cluster; the default when `None`.
+        cluster_size: Option<u64>,
+        /// Overwrite what is there.
+        force: bool,
+    },
+    /// Found on the device.
+    Open,
+}
+
+/// Which volumes a list shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VolumeQuery {
+    /// Snapshots, not volumes.
+    pub snapshots: bool,
+    /// Only snapshots whose name starts so: `NAME@`.
+    pub prefix: String,
+    /// Only names after this one.
+    pub after: String,
+    /// At most so many.
+    pub limit: usize,
+}
+
+/// One piece of a list.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct VolumePage {
+    /// In the order of their names.
+    pub volumes: Vec<v1::Volume>,
+    /// All that the query fits but for `after` and `limit`.
+    pub total: usize,
+}
+
+/// A pool that is open. Volumes and snapshots come with `POOL/` before their names.
+pub trait Pool: Send + Sync + fmt::Debug {
+    /// What the pool knows of itself; specification, generation and status are the caller's.
+    fn reading(&self) -> Work<v1::Pool>;
+    /// Uses what the device has grown by.
+    fn grow(&self) -> Work<()>;
+    /// Goes through the metadata; mends it when `repair`.
+    fn check(&self, repair: bool) -> Work<Vec<v1::Finding>>;
+    /// Begins to read everything; `bytes_per_sec` 0 is no limit. The ID of the operation.
+    fn scrub(&self, bytes_per_sec: u64) -> Work<u64>;
+
+    /// One volume or snapshot.
+    fn volume(&self, name: &str) -> Work<Option<v1::Volume>>;
+    /// A piece of the list.
+    fn volumes(&self, query: VolumeQuery) -> Work<VolumePage>;
+    /// Makes an empty volume.
+    fn create_volume(&self, name: &str, size_bytes: u64, thick: bool) -> Work<()>;
+    /// Makes a volume on a snapshot.
+    fn clone_volume(&self, snapshot: &str, name: &str) -> Work<()>;
+    /// Gives a volume another size, and tells hosts that see it.
+    fn resize_volume(&self, name: &str, size_bytes: u64) -> Work<()>;
+    /// Gives a volume another name. Nothing uses it.
+    fn rename_volume(&self, name: &str, new_name: &str) -> Work<()>;
+    /// Deletes a volume or a snapshot that nothing uses. The ID of the operation that gives its space
+    /// back, when there is one.
+    fn delete_volume(&self, name: &str) -> Work<Option<u64>>;
+    /// Begins to give a volume clusters of its own: for its whole size, or for what its parent shows.
+    /// The ID of the operation.
+    fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64>;
+    /// Makes a volume show what a snapshot shows.
+    fn rollback_volume(&self, name: &str, snapshot: &str) -> Work<()>;
+    /// Takes snapshots at one moment: pairs of volume and the name after the `@`.
+    fn create_snapshots(&self, names: &[(String, String)]) -> Work<()>;
+    /// Extents from `offset` on in which two snapshots may differ, at most `limit`. `from` empty: what
+    /// `to` has.
+    fn diff(&self, from: &str, to: &str, offset: u64, limit: usize) -> Work<Vec<v1::Extent>>;
+
+    /// All operations that the pool remembers.
+    fn operations(&self) -> Work<Vec<v1::Operation>>;
+    /// Asks an operation to stop.
+    fn cancel(&self, id: u64) -> Work<()>;
+}
+
+/// A volume or a snapshot as a block device.
+#[derive(Debug, Clone)]
+pub struct VolumeDevice {
+    /// Its name within the pool.
+    pub name: String,
+    /// Its UUID, for ever.
+    pub uuid: Uuid,
+    /// Its NGUID, for ever.
+    pub nguid: [u8; 16],
+    /// The device.
+    pub device: Arc<dyn BlockDevice>,
+}
+
+/// A pool that is open, as the library below has it: [`Pool`] without the names of block devices.
+///
+/// Its calls change the pool and know nothing of who uses a volume. A device whose volume was resized
+/// tells its new size at once, and takes [`BlockDevice::resize`] to that size as no change. Dropped
+/// without [`Engine::close`], it closes in the background.
+pub trait Engine: Pool {
+    /// The device of a volume or a snapshot.
+    fn device(&self, name: &str) -> Work<Option<VolumeDevice>>;
+    /// The devices of all volumes and snapshots.
+    fn devices(&self) -> Work<Vec<VolumeDevice>>;
+    /// Closes the pool cleanly, or wipes its superblocks when `wipe`. I/O that comes later fails. The
+    /// pool is closed afterwards even when this fails: it has let go of its device.
+    fn close(&self, wipe: bool) -> Work<()>;
+}
+
+/// Ends with an open pool; pending when what is missing may come.
+pub type Opening = Pin<Box<dyn Future<Output = Result<Arc<dyn Engine>, RuntimeError>> + Send>>;
+
+/// Makes and opens pools.
+pub trait PoolDriver: Send + Sync {
+    /// The name of the pool on a device.
+    fn probe(&self, base: Arc<Bdev>) -> Work<Option<String>>;
+    /// Opens the pool on a device, or makes it. The caller holds a claim on the device until the pool
+    /// is closed.
+    fn open(&self, base: Arc<Bdev>, name: &str, attach: Attach) -> Opening;
+}
+
+/// Something that happened in a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolEvent {
+    /// [`EventType::Space`], [`EventType::Fault`] or [`EventType::Operation`].
+    pub event_type: EventType,
+    /// "pool", "volume" or "operation".
+    pub kind: &'static str,
+    /// `POOL`, `POOL/NAME` or `POOL/ID`.
+    pub name: String,
+    /// One sentence.
+    pub text: String,
+}

@@ -1,0 +1,349 @@
+//! Pools.
+
+use std::sync::Arc;
+
+use api::v1::pool_service_server::PoolService;
+use api::v1::{
+    self, CheckPoolRequest, CheckPoolResponse, CreatePoolRequest, DeletePoolRequest,
+    DeletePoolResponse, EventType, ExportPoolRequest, ExportPoolResponse, GetPoolRequest,
+    GrowPoolRequest, ImportPoolRequest, ListPoolsRequest, ListPoolsResponse, ObjectState,
+    Operation, PoolSpec, RepairPoolRequest, ScrubPoolRequest,
+};
+use tonic::{Request, Response};
+
+use super::page::page;
+use super::{Answer, Services, done, required};
+use crate::error::ControlError;
+use crate::model::{Key, Stored};
+use crate::pool::{Attach, Pool};
+
+const CLUSTER_SIZE_MIN: u64 = 64 << 10;
+const CLUSTER_SIZE_MAX: u64 = 32 << 20;
+
+fn not_found(name: &str) -> ControlError {
+    ControlError::NotFound {
+        kind: "pool",
+        name: name.to_owned(),
+    }
+}
+
+impl Services {
+    /// Runs work that touches a pool to its end, even when the caller goes away in between.
+    pub(super) async fn complete<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, ControlError>> + Send + 'static,
+    ) -> Result<T, ControlError> {
+        match tokio::spawn(work).await {
+            Ok(result) => result,
+            Err(error) => Err(ControlError::Failed {
+                what: "the call".to_owned(),
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// An attached pool that is open.
+    pub(super) fn open_pool(&self, name: &str) -> Result<Arc<dyn Pool>, ControlError> {
+        let key = Key::Pool(name.to_owned());
+        let pending = self.control.read(|view| {
+            let reason = view.pending.get(&key).map(|p| p.reason.clone());
+            view.model.pools().contains_key(name).then_some(reason)
+        });
+        let Some(pending) = pending else {
+            return Err(not_found(name));
+        };
+        let open = self.control.runtime().pool(name);
+        open.filter(|_| pending.is_none()).ok_or_else(|| {
+            let reason = pending.unwrap_or_else(|| "it is being closed".to_owned());
+            ControlError::Precondition {
+                subject: name.to_owned(),
+                problem: format!("pool {name:?} is not open: {reason}"),
+            }
+        })
+    }
+
+    /// A pool that may be changed.
+    pub(super) fn pool_to_change(&self, name: &str) -> Result<Arc<dyn Pool>, ControlError> {
+        self.control.check_serving()?;
+        self.open_pool(name)
+    }
+
+    async fn pool_message(&self, stored: &Stored<PoolSpec>) -> v1::Pool {
+        let name = &stored.spec.name;
+        let mut status = super::ready();
+        let reading = match self.open_pool(name) {
+            Ok(pool) => pool.reading().await.unwrap_or_else(|error| v1::Pool {
+                fault: error.to_string(),
+                ..v1::Pool::default()
+            }),
+            Err(error) => {
+                status.state = ObjectState::Pending.into();
+                let key = Key::Pool(name.clone());
+                let pending = |view: crate::control::View<'_>| {
+                    view.pending.get(&key).map(|p| p.reason.clone())
+                };
+                status.reason = self
+                    .control
+                    .read(pending)
+                    .unwrap_or_else(|| error.to_string());
+                v1::Pool::default()
+            }
+        };
+        v1::Pool {
+            spec: Some(stored.spec.clone()),
+            generation: stored.generation,
+            status: Some(status),
+            ..reading
+        }
+    }
+
+    fn stored_pool(&self, name: &str) -> Result<Arc<Stored<PoolSpec>>, ControlError> {
+        let found = self
+            .control
+            .read(|view| view.model.pools().get(name).cloned());
+        found.ok_or_else(|| not_found(name))
+    }
+
+    /// Refuses a second create that differs in what the pool itself knows.
+    async fn check_same_pool(
+        &self,
+        stored: &Stored<PoolSpec>,
+        cluster_size: Option<u64>,
+    ) -> Result<(), ControlError> {
+        let (Some(asked), Ok(pool)) = (cluster_size, self.open_pool(&stored.spec.name)) else {
+            return Ok(());
+        };
+        let there = pool.reading().await?.cluster_size_bytes;
+        if there == asked {
+            return Ok(());
+        }
+        Err(ControlError::Exists {
+            kind: "pool",
+            name: stored.spec.name.clone(),
+            differences: vec![api::fields::Difference {
+                field: "cluster_size_bytes".to_owned(),
+                first: there.to_string(),
+                second: asked.to_string(),
+            }],
+        })
+    }
+
+    async fn make_pool(
+        self,
+        spec: PoolSpec,
+        cluster_size: Option<u64>,
+        force: bool,
+    ) -> Result<Arc<Stored<PoolSpec>>, ControlError> {
+        let _gate = self.pool_gate.lock().await;
+        let attach = Attach::Create {
+            cluster_size,
+            force,
+        };
+        let stored = self
+            .control
+            .change_with(attach, |edit| edit.attach_pool(spec.clone()))
+            .await?;
+        self.check_same_pool(&stored, cluster_size).await?;
+        Ok(stored)
+    }
+
+    async fn bring_pool(
+        self,
+        bdev_name: String,
+        name: String,
+    ) -> Result<Arc<Stored<PoolSpec>>, ControlError> {
+        let _gate = self.pool_gate.lock().await;
+        // The name of the device, and the pool that is attached from it.
+        let found = self.control.read(|view| {
+            let bdev = view.model.find_bdev(&bdev_name)?.spec.name.clone();
+            let attached = view.model.bdev_users(&bdev).find_map(|key| match key {
+                Key::Pool(pool) => Some(pool.clone()),
+                _ => None,
+            });
+            Some((bdev, attached))
+        });
+        let Some((bdev, attached)) = found else {
+            let kind = "bdev";
+            return Err(ControlError::NotFound {
+                kind,
+                name: bdev_name,
+            });
+        };
+        let there = match attached {
+            Some(attached) => Some(attached),
+            None => self.control.runtime().probe_pool(&bdev).await?,
+        };
+        let problem = match there {
+            Some(there) if name.is_empty() || name == there => {
+                let spec = PoolSpec {
+                    name: there,
+                    bdev_name: bdev,
+                };
+                return self
+                    .control
+                    .change_with(Attach::Open, |edit| edit.attach_pool(spec.clone()))
+                    .await;
+            }
+            Some(there) => format!("block device {bdev:?} holds pool {there:?}, not {name:?}"),
+            None => format!("block device {bdev:?} holds no pool; make one with pool create"),
+        };
+        Err(ControlError::Precondition {
+            subject: bdev,
+            problem,
+        })
+    }
+
+    /// Closes or wipes a pool, then forgets it.
+    async fn drop_pool(
+        self,
+        name: String,
+        wipe: bool,
+        expected: Option<u64>,
+        allow_missing: bool,
+    ) -> Result<(), ControlError> {
+        let _gate = self.pool_gate.lock().await;
+        self.control.check_serving()?;
+        self.control
+            .trial(|edit| edit.detach_pool(&name, expected, allow_missing))?;
+        let Ok(_) = self.stored_pool(&name) else {
+            return Ok(());
+        };
+        if wipe && let Err(ControlError::Precondition { problem, .. }) = self.open_pool(&name) {
+            return Err(ControlError::Precondition {
+                subject: name,
+                problem: format!(
+                    "{problem}; what is on its device cannot be deleted. Export it to make this node \
+                     forget it"
+                ),
+            });
+        }
+        let result = async {
+            self.control.runtime().close_pool(&name, wipe).await?;
+            self.control
+                .change(|edit| edit.detach_pool(&name, expected, allow_missing))
+                .await
+        };
+        let result = result.await;
+        if let Err(error) = &result
+            && self.control.runtime().pool(&name).is_none()
+        {
+            // It is still wanted: open it again.
+            self.control.lost(Key::Pool(name), error.to_string());
+        }
+        result
+    }
+}
+
+#[tonic::async_trait]
+impl PoolService for Services {
+    async fn create_pool(&self, request: Request<CreatePoolRequest>) -> Answer<v1::Pool> {
+        let CreatePoolRequest {
+            pool,
+            cluster_size_bytes,
+            force,
+        } = request.into_inner();
+        let spec = required(pool, "pool")?;
+        if let Some(size) = cluster_size_bytes
+            && !(size.is_power_of_two() && (CLUSTER_SIZE_MIN..=CLUSTER_SIZE_MAX).contains(&size))
+        {
+            let problem = format!("{size} must be a power of two from 64 KiB to 32 MiB");
+            let what = format!("pool {:?}", spec.name);
+            return Err(ControlError::field(what, "cluster_size_bytes", problem).into());
+        }
+        let work = self.clone().make_pool(spec, cluster_size_bytes, force);
+        let stored = self.complete(work).await?;
+        Ok(Response::new(self.pool_message(&stored).await))
+    }
+
+    async fn import_pool(&self, request: Request<ImportPoolRequest>) -> Answer<v1::Pool> {
+        let ImportPoolRequest { bdev_name, name } = request.into_inner();
+        let work = self.clone().bring_pool(bdev_name, name);
+        let stored = self.complete(work).await?;
+        Ok(Response::new(self.pool_message(&stored).await))
+    }
+
+    async fn get_pool(&self, request: Request<GetPoolRequest>) -> Answer<v1::Pool> {
+        let stored = self.stored_pool(&request.into_inner().name)?;
+        Ok(Response::new(self.pool_message(&stored).await))
+    }
+
+    async fn list_pools(&self, request: Request<ListPoolsRequest>) -> Answer<ListPoolsResponse> {
+        let ListPoolsRequest {
+            page_size,
+            page_token,
+        } = request.into_inner();
+        let page = self.control.read(|view| {
+            let all = view.model.pools().iter();
+            let all = all.map(|(name, stored)| (name.clone(), stored.clone()));
+            page(all, page_size, &page_token, |stored| stored)
+        })?;
+        let mut pools = Vec::with_capacity(page.items.len());
+        for stored in page.items {
+            pools.push(self.pool_message(&stored).await);
+        }
+        Ok(Response::new(ListPoolsResponse {
+            pools,
+            next_page_token: page.next_page_token,
+            total_size: page.total_size,
+        }))
+    }
+
+    async fn grow_pool(&self, request: Request<GrowPoolRequest>) -> Answer<v1::Pool> {
+        let name = request.into_inner().name;
+        let pool = self.pool_to_change(&name)?;
+        self.complete(pool.grow()).await?;
+        let text = "grown".to_owned();
+        self.control
+            .tell(EventType::Updated, "pool", name.clone(), text);
+        let stored = self.stored_pool(&name)?;
+        Ok(Response::new(self.pool_message(&stored).await))
+    }
+
+    async fn export_pool(&self, request: Request<ExportPoolRequest>) -> Answer<ExportPoolResponse> {
+        let ExportPoolRequest {
+            name,
+            expected_generation,
+            allow_missing,
+        } = request.into_inner();
+        let work = self
+            .clone()
+            .drop_pool(name, false, expected_generation, allow_missing);
+        self.complete(work).await?;
+        done()
+    }
+
+    async fn delete_pool(&self, request: Request<DeletePoolRequest>) -> Answer<DeletePoolResponse> {
+        let DeletePoolRequest {
+            name,
+            expected_generation,
+            allow_missing,
+        } = request.into_inner();
+        let work = self
+            .clone()
+            .drop_pool(name, true, expected_generation, allow_missing);
+        self.complete(work).await?;
+        done()
+    }
+
+    async fn check_pool(&self, request: Request<CheckPoolRequest>) -> Answer<CheckPoolResponse> {
+        let pool = self.open_pool(&request.into_inner().name)?;
+        let findings = self.complete(pool.check(false)).await?;
+        Ok(Response::new(CheckPoolResponse { findings }))
+    }
+
+    async fn repair_pool(&self, request: Request<RepairPoolRequest>) -> Answer<CheckPoolResponse> {
+        let pool = self.pool_to_change(&request.into_inner().name)?;
+        let findings = self.complete(pool.check(true)).await?;
+        Ok(Response::new(CheckPoolResponse { findings }))
+    }
+
+    async fn scrub_pool(&self, request: Request<ScrubPoolRequest>) -> Answer<Operation> {
+        let ScrubPoolRequest {
+            name,
+            bytes_per_sec,
+        } = request.into_inner();
+        let pool = self.pool_to_change(&name)?;
+        let id = self.complete(pool.scrub(bytes_per_sec)).await?;
+        Ok(Response::new(self.operation(&name, id).await?))
+    }
+}

@@ -1,0 +1,343 @@
+//! Pools over the programs: volumes are made with `aditctl`, used by a host over NVMe/TCP, and are
+//! there after `kill -9`.
+
+#![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
+
+use std::time::{Duration, Instant};
+
+use program_tests::{
+    Adit, Dice, Host, HostOptions, Ledger, Load, LoadOptions, thread_cpu_time, until,
+};
+
+const NQN: &str = "nqn.2026-11.io.adit.test:pool";
+const BLOCKS: u32 = 128;
+
+fn pattern(byte: u8) -> Vec<u8> {
+    vec![byte; BLOCKS as usize * 512]
+}
+
+/// An `aditd` with pool `tank` in a file, and volume `tank/v` of 1 GiB.
+fn with_pool() -> Adit {
+    let adit = Adit::builder().start().unwrap();
+    let path = adit.state_dir().join("pool.img").display().to_string();
+    adit.ctl(&["bdev", "create", "file", "disk", &path, "--size", "256MiB"])
+        .unwrap();
+    adit.ctl(&["pool", "create", "tank", "disk", "--cluster-size", "64KiB"])
+        .unwrap();
+    adit.ctl(&["volume", "create", "tank/v", "--size", "1GiB"])
+        .unwrap();
+    adit
+}
+
+fn connect(port: u16, nqn: &str) -> Host {
+    until("a host", || {
+        Host::connect(port, nqn, &HostOptions::default()).ok()
+    })
+}
+
+fn names(adit: &Adit, kind: &str, list: &str) -> Vec<String> {
+    let answer = adit.ctl_json(&[kind, "list"]).unwrap();
+    let all = answer[list].as_array().cloned().unwrap_or_default();
+    all.iter()
+        .map(|item| item["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn number(value: &serde_json::Value) -> u64 {
+    let text = value.as_str().map(str::to_owned);
+    text.unwrap_or_else(|| value.to_string()).parse().unwrap()
+}
+
+fn free_bytes(adit: &Adit) -> u64 {
+    number(&adit.ctl_json(&["pool", "show", "tank"]).unwrap()["free_bytes"])
+}
+
+/// Goal: issue 3's main job in small. Method: write, flush, snapshot, overwrite, clone, kill, look.
+#[test]
+fn snapshots_and_clones_survive_kill_9() {
+    let mut adit = with_pool();
+    let empty = free_bytes(&adit);
+    let port = adit.export(NQN, "tank/v").unwrap();
+    let mut host = connect(port, NQN);
+    assert_eq!(host.read(0, BLOCKS).unwrap(), pattern(0), "never written");
+    host.write(0, pattern(1)).unwrap();
+    // The far end of a volume that is larger than its pool.
+    host.write(2_097_152 - u64::from(BLOCKS), pattern(2))
+        .unwrap();
+    host.flush().unwrap();
+    adit.ctl(&["snapshot", "create", "tank/v@monday"]).unwrap();
+    host.write(64, pattern(3)).unwrap();
+    host.flush().unwrap();
+    adit.ctl(&["volume", "clone", "tank/v@monday", "tank/c"])
+        .unwrap();
+    adit.ctl(&["snapshot", "create", "tank/v@tuesday"]).unwrap();
+    let diff = adit.ctl_json(&["volume", "diff", "tank/v@monday", "tank/v@tuesday"]);
+    let diff = diff.unwrap();
+    let extents = diff["extents"].as_array().unwrap();
+    assert_eq!(extents.len(), 1, "{diff}");
+    assert_eq!(number(&extents[0]["offset_bytes"]), 64 * 512);
+    assert_eq!(number(&extents[0]["length_bytes"]), u64::from(BLOCKS) * 512);
+    adit.ctl(&["snapshot", "delete", "tank/v@tuesday"]).unwrap();
+    let identity = |adit: &Adit, name: &str| {
+        let shown = adit.ctl_json(&["volume", "show", name]).unwrap();
+        (shown["uuid"].clone(), shown["nguid"].clone())
+    };
+    let before = identity(&adit, "tank/v");
+    drop(host);
+    adit.kill_9();
+    adit.start().unwrap();
+
+    assert_eq!(identity(&adit, "tank/v"), before);
+    assert_eq!(names(&adit, "volume", "volumes"), ["tank/c", "tank/v"]);
+    assert_eq!(names(&adit, "snapshot", "snapshots"), ["tank/v@monday"]);
+    let mut host = connect(port, NQN);
+    let end = 2_097_152 - u64::from(BLOCKS);
+    let new = [&pattern(1)[..64 * 512], &pattern(3)[..]].concat();
+    assert_eq!(host.read(0, BLOCKS + 64).unwrap(), new);
+    assert_eq!(host.read(end, BLOCKS).unwrap(), pattern(2));
+    let old = [pattern(1), pattern(0)[..64 * 512].to_vec()].concat();
+    for (name, nqn) in [("tank/v@monday", "s"), ("tank/c", "c")] {
+        let nqn = format!("{NQN}{nqn}");
+        let port = adit.export(&nqn, name).unwrap();
+        let mut host = connect(port, &nqn);
+        assert_eq!(host.read(0, BLOCKS + 64).unwrap(), old, "{name}");
+        assert_eq!(host.read(end, BLOCKS).unwrap(), pattern(2), "{name}");
+        assert_eq!(
+            host.write(0, pattern(9)).is_ok(),
+            name == "tank/c",
+            "{name}"
+        );
+    }
+    assert_eq!(host.read(0, BLOCKS + 64).unwrap(), new, "a clone is apart");
+
+    // In use: neither it nor its pool goes.
+    let refused = adit.ctl_fails(&["volume", "delete", "tank/v"]);
+    assert!(refused.contains("in use"), "{refused}");
+    let refused = adit.ctl_fails(&["pool", "export", "tank"]);
+    assert!(refused.contains("in use"), "{refused}");
+    drop(host);
+    for nqn in ["", "s", "c"] {
+        adit.ctl(&["subsystem", "delete", &format!("{NQN}{nqn}")])
+            .unwrap();
+    }
+    // The snapshot first: what lies on it stays whole.
+    adit.ctl(&["snapshot", "delete", "tank/v@monday"]).unwrap();
+    let port = adit.export(NQN, "tank/c").unwrap();
+    let mut host = connect(port, NQN);
+    assert_eq!(host.read(0, BLOCKS).unwrap(), pattern(9));
+    assert_eq!(host.read(end, BLOCKS).unwrap(), pattern(2));
+    drop(host);
+    adit.ctl(&["subsystem", "delete", NQN]).unwrap();
+    adit.ctl(&["volume", "delete", "tank/v"]).unwrap();
+    adit.ctl(&["volume", "delete", "tank/c"]).unwrap();
+    until("all space to come back", || {
+        (free_bytes(&adit) == empty).then_some(())
+    });
+    let checked = adit.ctl(&["pool", "check", "tank"]);
+    assert!(checked.is_ok(), "{checked:?}");
+}
+
+/// Goal: a pool that was exported is as it was when it is imported; one that was deleted is gone.
+#[test]
+fn a_pool_is_exported_and_imported() {
+    let adit = with_pool();
+    adit.ctl(&["snapshot", "create", "tank/v@s"]).unwrap();
+    adit.ctl(&["pool", "export", "tank"]).unwrap();
+    assert_eq!(names(&adit, "volume", "volumes"), [""; 0]);
+    let refused = adit.ctl_fails(&["pool", "create", "other", "disk"]);
+    assert!(refused.contains("the pool \"tank\""), "{refused}");
+    adit.ctl(&["pool", "import", "disk"]).unwrap();
+    assert_eq!(names(&adit, "volume", "volumes"), ["tank/v"]);
+    assert_eq!(names(&adit, "snapshot", "snapshots"), ["tank/v@s"]);
+    adit.ctl(&["volume", "rename", "tank/v", "tank/w"]).unwrap();
+    assert_eq!(names(&adit, "snapshot", "snapshots"), ["tank/w@s"]);
+    for words in [
+        &["volume", "inflate", "tank/w"][..],
+        &["volume", "decouple", "tank/w"],
+        &["pool", "scrub", "tank"],
+    ] {
+        let refused = adit.ctl_fails(words);
+        assert!(refused.contains("this version does not"), "{refused}");
+    }
+    adit.ctl(&["pool", "delete", "tank"]).unwrap();
+    let refused = adit.ctl_fails(&["pool", "import", "disk"]);
+    assert!(refused.contains("holds no pool"), "{refused}");
+    adit.ctl(&["pool", "create", "other", "disk"]).unwrap();
+}
+
+/// Goal: what a thick volume is promised, no other volume can take.
+#[test]
+fn a_thick_volume_is_never_short_of_space() {
+    let adit = with_pool();
+    let create = ["volume", "create", "tank/t", "--thick", "--size"];
+    let refused = adit.ctl_fails(&[&create[..], &["1GiB"]].concat());
+    assert!(refused.contains("ResourceExhausted"), "{refused}");
+    adit.ctl(&[&create[..], &["64MiB"]].concat()).unwrap();
+    let port = adit.export(NQN, "tank/v").unwrap();
+    let mut thin = connect(port, NQN);
+    let full = (0..).find(|index| thin.write(index * u64::from(BLOCKS), pattern(1)).is_err());
+    assert!(full.is_some());
+    let nqn = format!("{NQN}t");
+    let port = adit.export(&nqn, "tank/t").unwrap();
+    let mut thick = connect(port, &nqn);
+    for lba in (0..131_072).step_by(BLOCKS as usize) {
+        thick.write(lba, pattern(2)).unwrap();
+    }
+    thick.flush().unwrap();
+    assert_eq!(
+        thick.read(131_072 - u64::from(BLOCKS), BLOCKS).unwrap(),
+        pattern(2)
+    );
+}
+
+/// Goal: a new size is the host's without a new connection, and the pool's after its device grew.
+#[test]
+fn volumes_and_pools_grow() {
+    let adit = with_pool();
+    let port = adit.export(NQN, "tank/v").unwrap();
+    let mut host = connect(port, NQN);
+    let beyond = 2_097_152;
+    host.write(beyond, pattern(1)).unwrap_err();
+    adit.ctl(&["volume", "resize", "tank/v", "--size", "2GiB"])
+        .unwrap();
+    host.write(beyond, pattern(1)).unwrap();
+    assert_eq!(host.read(beyond, BLOCKS).unwrap(), pattern(1));
+    let refused = adit.ctl_fails(&["volume", "resize", "tank/v", "--size", "1GiB"]);
+    assert!(refused.contains("allow_shrink"), "{refused}");
+    adit.ctl(&[
+        "volume",
+        "resize",
+        "tank/v",
+        "--size",
+        "1GiB",
+        "--allow-shrink",
+    ])
+    .unwrap();
+    host.write(beyond, pattern(1)).unwrap_err();
+    adit.ctl(&["volume", "resize", "tank/v", "--size", "2GiB"])
+        .unwrap();
+    assert_eq!(
+        host.read(beyond, BLOCKS).unwrap(),
+        pattern(0),
+        "it was cut off"
+    );
+    // A rollback brings the size of then.
+    adit.ctl(&["snapshot", "create", "tank/v@large"]).unwrap();
+    adit.ctl(&["volume", "resize", "tank/v", "--size", "4GiB"])
+        .unwrap();
+    host.write(2 * beyond, pattern(4)).unwrap();
+    adit.ctl(&["volume", "rollback", "tank/v", "tank/v@large"])
+        .unwrap();
+    host.write(2 * beyond, pattern(4)).unwrap_err();
+
+    let show = || adit.ctl_json(&["pool", "show", "tank"]).unwrap();
+    assert_eq!(number(&show()["size_bytes"]), 256 << 20);
+    adit.ctl(&["bdev", "resize", "disk", "--size", "512MiB"])
+        .unwrap();
+    adit.ctl(&["pool", "grow", "tank"]).unwrap();
+    assert_eq!(number(&show()["size_bytes"]), 512 << 20);
+}
+
+/// Goal: promises 1 and 2 for a volume: what a flush or FUA covered is there after a crash, and every
+/// other block is old or new; also in snapshots that are taken meanwhile.
+#[test]
+fn flushed_data_of_a_volume_survives_kill_9() {
+    let mut adit = with_pool();
+    let port = adit.export(NQN, "tank/v").unwrap();
+    let range = 0..16_384;
+    let mut ledger = Ledger::new(&range);
+    let mut dice = Dice::new(5);
+    for round in 0..6 {
+        let options = LoadOptions {
+            read_percent: 30,
+            flush_every: 40,
+            fua_every: 16,
+            seed: round,
+            ..LoadOptions::new(range.clone())
+        };
+        let host = HostOptions::default();
+        let load = Load::resume(port, NQN, &host, options, ledger.clone());
+        load.progress(50 + dice.below(1000));
+        adit.ctl(&["snapshot", "create", &format!("tank/v@r{round}")])
+            .unwrap();
+        if round > 1 {
+            adit.ctl(&["snapshot", "delete", &format!("tank/v@r{}", round - 2)])
+                .unwrap();
+        }
+        load.progress(50 + dice.below(1000));
+        adit.kill_9();
+        ledger = load.wait().ledger;
+        adit.start().unwrap();
+        let mut host = connect(port, NQN);
+        ledger.check_after_crash(&mut host).unwrap();
+        assert_eq!(
+            names(&adit, "snapshot", "snapshots").len(),
+            2.min(round as usize + 1)
+        );
+    }
+    assert!(adit.ctl(&["pool", "check", "tank"]).is_ok());
+}
+
+/// Goal: a full pool refuses the write that needs space, and nothing else; what is deleted is space.
+#[test]
+fn a_full_pool_refuses_writes_and_goes_on_when_space_comes_back() {
+    let adit = with_pool();
+    adit.ctl(&["volume", "create", "tank/w", "--size", "1GiB"])
+        .unwrap();
+    let port = adit.export(NQN, "tank/v").unwrap();
+    let other_nqn = format!("{NQN}w");
+    let other_port = adit.export(&other_nqn, "tank/w").unwrap();
+    let (mut host, mut other) = (connect(port, NQN), connect(other_port, &other_nqn));
+    other.write(0, pattern(7)).unwrap();
+    let written = (0..).find(|index| {
+        let lba = index * u64::from(BLOCKS);
+        match host.write(lba, pattern(1)) {
+            Ok(()) => false,
+            Err(error) => {
+                assert!(!error.is_connection(), "{error}");
+                let error = error.to_string();
+                assert!(
+                    error.contains("capacity") || error.contains("Capacity"),
+                    "{error}"
+                );
+                true
+            }
+        }
+    });
+    let written = written.unwrap();
+    host.flush().unwrap();
+    // What is mapped goes on, on this volume and the other.
+    host.write((written - 1) * u64::from(BLOCKS), pattern(2))
+        .unwrap();
+    other.write(0, pattern(8)).unwrap();
+    assert_eq!(host.read(0, BLOCKS).unwrap(), pattern(1));
+    drop(other);
+    adit.ctl(&["subsystem", "delete", &other_nqn]).unwrap();
+    adit.ctl(&["volume", "delete", "tank/w"]).unwrap();
+    until("space", || {
+        host.write(written * u64::from(BLOCKS), pattern(3)).ok()
+    });
+}
+
+/// Goal: the thread of a pool sleeps while there is nothing to do.
+#[test]
+fn the_thread_of_an_idle_pool_sleeps() {
+    let adit = with_pool();
+    let pid = adit.pid();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let tid = tasks
+        .map(|task| task.unwrap().path())
+        .find(|task| std::fs::read_to_string(task.join("comm")).unwrap().trim() == "pool_tank")
+        .unwrap();
+    let tid = tid.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let cpu = || thread_cpu_time(pid, tid).unwrap();
+    // Whatever it still had to do is done once it has used no time for a while.
+    let mut last = (cpu(), Instant::now());
+    until("the thread to rest", || {
+        let now = cpu();
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        (last.1.elapsed() > Duration::from_secs(1)).then_some(())
+    });
+}

@@ -8,4 +8,5 @@ mod in_flight;
 mod model;
 mod opening;
 mod rig;
+mod threads;
 mod volumes;

@@ -33,7 +33,7 @@ impl Host for TestHost {
 /// Small buffers without locked memory.
 pub(crate) fn buffers() -> Arc<IobufPool> {
     let options = IobufOptions {
-        small_pool_count: 512,
+        small_pool_count: 1024,
         large_pool_count: 128,
         backing: BackingPreference::Plain4K,
         ..IobufOptions::default()

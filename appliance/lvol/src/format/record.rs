@@ -108,8 +108,10 @@ pub struct PoolRecord {
 pub struct OperationRecord {
     /// What is done; the numbers are the caller's.
     pub kind: u8,
-    /// To what: a name.
+    /// To what: a name, for people.
     pub subject: String,
+    /// To which layer; 0 if it is not about one.
+    pub layer: u64,
     /// How much is done, in units of the kind.
     pub done: u64,
     /// How much there is to do.
@@ -290,6 +292,7 @@ impl OperationRecord {
         out.u8(self.state);
         out.u64(self.done);
         out.u64(self.total);
+        out.u64(self.layer);
         out.text(&self.subject);
         out.text(&self.text);
         out.finish()
@@ -306,6 +309,7 @@ impl OperationRecord {
             state: fields.u8("state")?,
             done: fields.u64("amount done")?,
             total: fields.u64("total")?,
+            layer: fields.u64("layer")?,
             subject: fields.text("subject")?,
             text: fields.text("text")?,
         };

@@ -26,7 +26,7 @@ use crate::map::{
 const PIECES_PER_STEP: usize = 64;
 
 /// When a piece that could not be merged is tried again.
-const COLLECT_RETRY: Duration = Duration::from_millis(100);
+pub(super) const COLLECT_RETRY: Duration = Duration::from_millis(100);
 
 /// Slots that are in a child already and still in its parent, for those who looked before.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub(super) struct Moved {
 }
 
 /// What became of a slot that was to be merged.
-enum Merged {
+pub(super) enum Merged {
     /// It is in the child.
     Moved,
     /// The child needs nothing of it any more.
@@ -187,6 +187,14 @@ impl PoolWorker {
             // Only the worker has it: chains of volumes may have been made without it.
             self.drop_chains_through(child);
         }
+        if self
+            .layers
+            .get(&child)
+            .is_some_and(|record| record.progress > index)
+        {
+            // The child is on its way into what lies on it: there is more for that here again.
+            self.change_layer(child, |record| record.progress = index);
+        }
         let has_parent = !matches!(
             self.layers.get(&parent).map(|record| &record.parent),
             None | Some(Parent::None)
@@ -278,7 +286,7 @@ impl PoolWorker {
     }
 
     /// Copies granules that only the parent has into the child's cluster.
-    fn copy_granules(
+    pub(super) fn copy_granules(
         &mut self,
         (child, index): (LayerId, u64),
         target: &Arc<Piece>,
@@ -342,7 +350,7 @@ impl PoolWorker {
     }
 
     /// Volumes that are read through this layer look their chains up again.
-    fn drop_chains_through(&mut self, layer: LayerId) {
+    pub(super) fn drop_chains_through(&mut self, layer: LayerId) {
         use std::sync::atomic::Ordering;
         for entry in self.names.values() {
             let mut at = Some(entry.record.layer);

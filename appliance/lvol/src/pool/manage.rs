@@ -426,6 +426,7 @@ impl PoolWorker {
 
     /// No name has this layer any more.
     fn discard_layer(&mut self, layer: LayerId) {
+        self.cancel_for(layer);
         self.change_layer(layer, |record| {
             record.state = LayerState::Garbage;
             record.progress = 0;

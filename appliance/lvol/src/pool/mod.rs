@@ -9,6 +9,7 @@ mod garbage;
 mod manage;
 mod metadata;
 mod open;
+mod operation;
 mod pieces;
 mod promise;
 mod reserve;
@@ -25,6 +26,7 @@ pub use self::diff::{Extents, VolumeExtent};
 pub use self::disk::Host;
 pub use self::manage::{NewVolume, VolumeInfo};
 pub use self::open::{CreateOptions, POOL_BYTES_MAX};
+pub use self::operation::{Operation, OperationKind, OperationState};
 pub use self::promise::Promise;
 pub(crate) use self::shared::{Chain, Mailbox, Reply, Request, Shared, VolumeShared};
 pub use self::worker::{Next, PoolOptions, PoolWorker};
@@ -179,6 +181,25 @@ impl Pool {
     pub fn device(&self, name: &str) -> Promise<Arc<Volume>> {
         let name = name.to_owned();
         self.ask(move |worker| worker.device(&name))
+    }
+
+    /// Begins to take a volume off its parent. The number of the operation.
+    #[must_use]
+    pub fn detach(&self, name: &str, kind: OperationKind) -> Promise<u64> {
+        let name = name.to_owned();
+        self.change(move |worker| worker.detach(&name, kind))
+    }
+
+    /// Operations under way, and the last that ended.
+    #[must_use]
+    pub fn operations(&self) -> Promise<Vec<Operation>> {
+        self.ask(|worker| Ok(worker.operations.values().cloned().collect()))
+    }
+
+    /// Ends an operation where it is. What it has done stays; nothing that a host sees changes.
+    #[must_use]
+    pub fn cancel(&self, id: u64) -> Promise<()> {
+        self.change(move |worker| worker.cancel(id))
     }
 
     /// Extents of `to`, from byte `offset` on, that may not read as they do in `from`; without `from`, those that

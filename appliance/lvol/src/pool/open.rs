@@ -172,6 +172,7 @@ impl PoolWorker {
         worker.load_layers()?;
         worker.load_names()?;
         worker.load_garbage();
+        worker.load_operations()?;
         worker.refill_reserve()?;
         worker
             .metadata

@@ -136,7 +136,7 @@ pub(crate) struct VolumeShared {
     /// The volume is gone, or its records are damaged.
     pub(crate) faulted: AtomicBool,
     pub(crate) read_only: bool,
-    pub(crate) thick: bool,
+    pub(crate) thick: AtomicBool,
     /// Channels that are open.
     pub(crate) channels: AtomicU64,
 }

@@ -15,6 +15,7 @@ use super::allocator::Allocator;
 use super::disk::{Disk, Host};
 use super::garbage::Moved;
 use super::metadata::Metadata;
+use super::operation::Operation;
 use super::shared::{Call, Mailbox, Reply, Request, Shared, VolumeShared};
 use crate::LvolError;
 use crate::format::{
@@ -114,6 +115,10 @@ pub struct PoolWorker {
     pub(super) moved: Option<Moved>,
     /// The collector goes on after the next commit.
     pub(super) collecting_waits: bool,
+    /// Long work, by its number.
+    pub(super) operations: BTreeMap<u64, Operation>,
+    /// The first of it goes on then.
+    pub(super) operate_at: Option<Instant>,
     /// The collector goes on then.
     pub(super) collect_at: Option<Instant>,
     pub(super) fault: Option<String>,
@@ -186,6 +191,8 @@ impl PoolWorker {
             garbage: BTreeSet::new(),
             moved: None,
             collecting_waits: false,
+            operations: BTreeMap::new(),
+            operate_at: None,
             collect_at: None,
             fault: None,
         }
@@ -205,10 +212,13 @@ impl PoolWorker {
         }
         let mut worked = self.end_graces();
         self.serve_short();
-        if self.collect_at.is_some_and(|at| at <= now) {
-            self.collect_at = None;
+        for at in [&mut self.collect_at, &mut self.operate_at] {
+            if at.is_some_and(|at| at <= now) {
+                *at = None;
+            }
         }
         worked |= self.collect();
+        worked |= self.operate();
         let due = self.commit_due.is_some_and(|due| due <= now);
         if due || !self.waiters.is_empty() {
             self.commit_due = None;
@@ -219,7 +229,7 @@ impl PoolWorker {
             return Next::Now;
         }
         self.drop_unused_pieces();
-        let deadline = [self.commit_due, self.collect_at]
+        let deadline = [self.commit_due, self.collect_at, self.operate_at]
             .into_iter()
             .flatten()
             .min();
@@ -380,7 +390,7 @@ impl PoolWorker {
             unsettled: AtomicBool::new(false),
             faulted: AtomicBool::new(false),
             read_only: record.read_only || record.kind == NameKind::Snapshot,
-            thick: record.thick,
+            thick: AtomicBool::new(record.thick),
             channels: AtomicU64::new(0),
         })
     }

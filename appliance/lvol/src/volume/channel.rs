@@ -192,7 +192,7 @@ impl VolumeChannel {
         if !self.clusters_asked {
             self.clusters_asked = true;
             self.shared.request(Request::Clusters {
-                thick: self.volume.thick,
+                thick: self.volume.thick.load(Ordering::Relaxed),
                 mailbox: Arc::clone(&self.mailbox),
             });
         }

@@ -141,7 +141,7 @@ impl VolumeChannel {
 
     /// A cluster that was not needed after all. A thick volume keeps none in hand.
     fn give_back(&mut self, cluster: Cluster) {
-        if self.volume.thick {
+        if self.volume.thick.load(std::sync::atomic::Ordering::Relaxed) {
             self.shared.inbox().returned.push(cluster);
             self.shared.wake_worker();
         } else {

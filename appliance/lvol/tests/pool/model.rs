@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use block::{BdevChannel, Completion, Io, IoError, Op, Submit};
 use dma::Payload;
-use lvol::{LvolError, NewVolume, Promise, VolumeInfo};
+use lvol::{LvolError, NewVolume, OperationKind, Promise, VolumeInfo};
 use simulation::Random;
 
 use crate::rig::Rig;
@@ -149,7 +149,8 @@ impl Run {
         match self.random.below(100) {
             0..70 => self.io(),
             70..76 => self.flush(),
-            76..96 => self.manage(),
+            76..78 => self.detach(),
+            78..96 => self.manage(),
             96..98 => self.crash(None),
             _ => self.settle_and_check(),
         }
@@ -317,6 +318,19 @@ impl Run {
         let mut channel = self.rig.channel(&name);
         self.rig.flush(&mut channel);
         self.names.get_mut(&name).expect("it is there").flushed();
+    }
+
+    /// Begins to take a volume off its parent. Nothing that is read changes by it, at any time.
+    fn detach(&mut self) {
+        let Some(name) = self.pick(false) else { return };
+        self.note(format!("take {name} off its parent"));
+        let promise = self.rig.pool.detach(&name, OperationKind::Decouple);
+        match self.rig.wait(promise) {
+            Ok(_) | Err(LvolError::Refused { .. }) => {}
+            Err(error) => self.fail(&format!("{name}: {error}")),
+        }
+        // A call is durable, and with it all that had completed.
+        self.names.values_mut().for_each(Content::flushed);
     }
 
     fn manage(&mut self) {

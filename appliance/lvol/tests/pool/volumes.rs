@@ -2,7 +2,7 @@
 
 use crate::rig::Rig;
 use block::Op;
-use lvol::{LvolError, NewVolume};
+use lvol::{LvolError, NewVolume, OperationKind, OperationState};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -379,4 +379,116 @@ fn the_difference_of_two_snapshots_is_what_was_written_between_them() {
         list(None, "v@b", 10),
         [(0, 65536), (73728, 57344), (20 * MIB, 8192)]
     );
+}
+
+/// A clone `c` of a snapshot of `v`, with data of its own and of the snapshot.
+fn with_clone(seed: u64) -> (Rig, Vec<u8>) {
+    let mut rig = Rig::create(64, seed);
+    rig.create_volume("v", 16 * MIB);
+    let mut channel = rig.channel("v");
+    for offset in [0, 65536, 9 * MIB] {
+        rig.write(&mut channel, offset, &pattern(65536, offset as u8));
+    }
+    rig.snapshot(&[("v", "s")]).unwrap();
+    rig.clone_snapshot("v@s", "c").unwrap();
+    let mut clone = rig.channel("c");
+    rig.write(&mut clone, 512, &pattern(512, 9));
+    rig.op(&mut clone, Op::Unmap, 65536 + 8192, 8192);
+    rig.flush(&mut clone);
+    let expected = rig.read(&mut clone, 0, 131072);
+    (rig, expected)
+}
+
+fn end_of_operation(rig: &mut Rig, id: u64) -> OperationState {
+    for _ in 0..10_000 {
+        let promise = rig.pool.operations();
+        let operations = rig.wait(promise).unwrap();
+        let operation = operations
+            .iter()
+            .find(|operation| operation.id == id)
+            .unwrap();
+        if operation.state != OperationState::Running {
+            return operation.state;
+        }
+        rig.step();
+    }
+    panic!("the operation does not end");
+}
+
+#[test]
+fn a_decoupled_clone_needs_its_parent_no_more() {
+    let (mut rig, expected) = with_clone(18);
+    let promise = rig.pool.detach("c", OperationKind::Decouple);
+    let id = rig.wait(promise).unwrap();
+    assert_eq!(end_of_operation(&mut rig, id), OperationState::Done);
+    let promise = rig.pool.volume("c");
+    assert_eq!(rig.wait(promise).unwrap().parent, None);
+    for name in ["v", "v@s"] {
+        rig.delete(name).unwrap();
+    }
+    rig.settle();
+    let promise = rig.pool.check();
+    assert_eq!(rig.wait(promise).unwrap(), []);
+    let mut clone = rig.channel("c");
+    assert!(rig.read(&mut clone, 0, 131072) == expected);
+    assert!(rig.read(&mut clone, 9 * MIB, 65536) == pattern(65536, 0));
+    drop(clone);
+    rig.delete("c").unwrap();
+    rig.settle();
+    let promise = rig.pool.info();
+    assert_eq!(rig.wait(promise).unwrap().used_clusters, 0);
+}
+
+#[test]
+fn an_inflated_clone_is_thick() {
+    let (mut rig, expected) = with_clone(19);
+    let promise = rig.pool.detach("c", OperationKind::Inflate);
+    let id = rig.wait(promise).unwrap();
+    assert_eq!(end_of_operation(&mut rig, id), OperationState::Done);
+    let promise = rig.pool.volume("c");
+    let info = rig.wait(promise).unwrap();
+    assert!(info.record.thick && info.parent.is_none(), "{info:?}");
+    rig.settle();
+    let promise = rig.pool.info();
+    let info = rig.wait(promise).unwrap();
+    let promise = rig.pool.volume("c");
+    let has = rig.wait(promise).unwrap().clusters;
+    assert_eq!(info.reserved_clusters, 16 * MIB / 65536 - has);
+    let mut clone = rig.channel("c");
+    assert!(rig.read(&mut clone, 0, 131072) == expected);
+}
+
+#[test]
+fn an_operation_goes_on_after_a_power_cut() {
+    let (mut rig, expected) = with_clone(20);
+    let promise = rig.pool.detach("c", OperationKind::Decouple);
+    let id = rig.wait(promise).unwrap();
+    rig.step();
+    let mut rig = Rig::open_image(rig.drive.cut(0), 21).unwrap();
+    assert_eq!(end_of_operation(&mut rig, id), OperationState::Done);
+    rig.delete("v@s").unwrap();
+    rig.settle();
+    let mut clone = rig.channel("c");
+    assert!(rig.read(&mut clone, 0, 131072) == expected);
+}
+
+#[test]
+fn an_operation_is_cancelled_by_a_call_and_by_a_rollback() {
+    let (mut rig, expected) = with_clone(22);
+    let promise = rig.pool.detach("c", OperationKind::Decouple);
+    let cancel = rig.pool.cancel(1);
+    assert_eq!(rig.wait(promise).unwrap(), 1);
+    rig.wait(cancel).unwrap();
+    assert_eq!(end_of_operation(&mut rig, 1), OperationState::Cancelled);
+    let promise = rig.pool.detach("c", OperationKind::Decouple);
+    let back = rig.pool.rollback("c", "v@s");
+    let id = rig.wait(promise).unwrap();
+    rig.wait(back).unwrap();
+    assert_eq!(end_of_operation(&mut rig, id), OperationState::Cancelled);
+    rig.settle();
+    let mut clone = rig.channel("c");
+    let mut rolled_back = expected;
+    rolled_back[..65536].copy_from_slice(&pattern(65536, 0));
+    rolled_back[65536..].copy_from_slice(&pattern(65536, 0));
+    assert!(rig.read(&mut clone, 0, 131072) == rolled_back);
 }

@@ -21,7 +21,7 @@ const POOL: &str = "\
     01a65df75409000000000000000400000000000000e8030000000000001400000000000000077261\
     636b20c3a4";
 const OPERATION: &str = "\
-    01798e781b02030a00000000000000140000000000000004766f6c31086e6f207370616365";
+    01f1d07d5902030a000000000000001400000000000000070000000000000004766f6c31086e6f207370616365";
 const CHUNK_NONE: &str = "01a66ca81001";
 const CHUNK_RUNS: &str = "015ee91d7a010001ab02d4fd01";
 
@@ -153,6 +153,7 @@ fn operation_record_is_these_bytes() {
     let operation = OperationRecord {
         kind: 2,
         subject: "vol1".to_owned(),
+        layer: 7,
         done: 10,
         total: 20,
         state: 3,
@@ -384,7 +385,7 @@ proptest! {
         };
         prop_assert_eq!(PoolRecord::decode(&record.encode()), Ok(record));
         let record = OperationRecord {
-            kind, subject, done: numbers[0], total: numbers[1], state, text,
+            kind, subject, layer: numbers[2], done: numbers[0], total: numbers[1], state, text,
         };
         prop_assert_eq!(OperationRecord::decode(&record.encode()), Ok(record));
     }

@@ -14,6 +14,7 @@ use super::worker::PoolWorker;
 use crate::LvolError;
 use crate::format::{
     LayerId, NameKind, OperationRecord, Parent, operation_key, parse_operation_key,
+    parse_piece_key, piece_key,
 };
 use crate::map::{Cluster, Granules, PIECE_SLOTS, Source};
 
@@ -263,11 +264,14 @@ impl PoolWorker {
         let end = (operation.done + SLOTS_PER_STEP).min(operation.total);
         while operation.done < end {
             let index = operation.done / PIECE_SLOTS as u64;
-            let chain = self.chain(layer, index)?;
-            if chain.ancestors.is_empty() {
-                operation.done = ((index + 1) * PIECE_SLOTS as u64).min(operation.total);
+            // A volume may be huge and have little: only what there is takes time.
+            let next = self.next_piece_below(layer, index)?;
+            if next != Some(index) {
+                let slots = next.map_or(u64::MAX, |next| next.saturating_mul(PIECE_SLOTS as u64));
+                operation.done = slots.min(operation.total);
                 continue;
             }
+            let chain = self.chain(layer, index)?;
             let slot = (operation.done % PIECE_SLOTS as u64) as usize;
             match self.detach_slot(&chain, slot, unsettled)? {
                 Copied::Yes => operation.done += 1,
@@ -292,6 +296,27 @@ impl PoolWorker {
         self.take_off(layer, operation);
         operation.state = OperationState::Done;
         Ok(true)
+    }
+
+    /// The first index from `from` on at which a layer below has anything.
+    fn next_piece_below(&self, layer: LayerId, from: u64) -> Result<Option<u64>, LvolError> {
+        let store = self.usable_store()?;
+        let mut first = None;
+        let mut below = self.parent_of(layer);
+        while let Some(parent) = below {
+            let (start, end) = (piece_key(parent, from), piece_key(parent, u64::MAX));
+            let entries = store.scan(Table::Map, &start[..]..=&end[..], 1)?;
+            let stored = entries.first().and_then(|(key, _)| parse_piece_key(key));
+            let resident = self.pieces.keys();
+            let resident = resident.filter(|(owner, index)| *owner == parent && *index >= from);
+            let resident = resident.map(|(_, index)| *index).min();
+            first = [first, stored.map(|(_, index)| index), resident]
+                .into_iter()
+                .flatten()
+                .min();
+            below = self.parent_of(parent);
+        }
+        Ok(first)
     }
 
     /// Copies what the volume sees of its parents in one slot.

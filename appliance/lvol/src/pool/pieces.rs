@@ -60,7 +60,7 @@ impl PoolWorker {
         }))
     }
 
-    fn parent_of(&self, layer: LayerId) -> Option<LayerId> {
+    pub(super) fn parent_of(&self, layer: LayerId) -> Option<LayerId> {
         match self.layers.get(&layer)?.parent {
             Parent::Layer(parent) => Some(parent),
             _ => None,

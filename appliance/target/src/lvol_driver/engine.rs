@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use api::v1::{self, ObjectState};
 use lvol::format::NameKind;
-use lvol::{NewVolume, PoolInfo, Promise, VolumeInfo};
+use lvol::{NewVolume, OperationKind, OperationState, PoolInfo, Promise, VolumeInfo};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -306,7 +306,12 @@ impl Pool for LvolPool {
     }
 
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64> {
-        self.unimplemented(if whole { "inflating" } else { "decoupling" }, name)
+        let (doing, kind) = if whole {
+            ("inflating", OperationKind::Inflate)
+        } else {
+            ("decoupling", OperationKind::Decouple)
+        };
+        work(self.asked(doing, name), self.pool.detach(name, kind))
     }
 
     fn rollback_volume(&self, name: &str, snapshot: &str) -> Work<()> {
@@ -351,15 +356,49 @@ impl Pool for LvolPool {
     }
 
     fn operations(&self) -> Work<Vec<v1::Operation>> {
-        Box::pin(std::future::ready(Ok(Vec::new())))
+        let asked = self.asked("reading", "");
+        let listed = work(asked.clone(), self.pool.operations());
+        Box::pin(async move {
+            let operations = listed.await?.into_iter();
+            Ok(operations.map(|one| operation(&asked.pool, one)).collect())
+        })
     }
 
     fn cancel(&self, id: u64) -> Work<()> {
-        let error = ControlError::NotFound {
-            kind: "operation",
-            name: format!("{}/{id}", self.name),
-        };
-        Box::pin(std::future::ready(Err(error)))
+        let asked = self.asked("cancelling an operation of", "");
+        let cancelled = self.pool.cancel(id);
+        Box::pin(async move {
+            match cancelled.await {
+                Err(lvol::LvolError::NotFound { .. }) => Err(ControlError::NotFound {
+                    kind: "operation",
+                    name: format!("{}/{id}", asked.pool),
+                }),
+                ended => ended.map_err(|error| asked.failed(error)),
+            }
+        })
+    }
+}
+
+/// An operation in the words of the API.
+fn operation(pool: &str, one: lvol::Operation) -> v1::Operation {
+    let kind = match one.kind {
+        OperationKind::Decouple => v1::OperationKind::Decouple,
+        OperationKind::Inflate => v1::OperationKind::Inflate,
+    };
+    let state = match one.state {
+        OperationState::Running => v1::OperationState::Running,
+        OperationState::Done => v1::OperationState::Done,
+        OperationState::Failed => v1::OperationState::Failed,
+        OperationState::Cancelled => v1::OperationState::Cancelled,
+    };
+    v1::Operation {
+        name: format!("{pool}/{}", one.id),
+        kind: kind.into(),
+        object: format!("{pool}/{}", one.subject),
+        state: state.into(),
+        done: one.done,
+        total: one.total,
+        text: one.text,
     }
 }
 

@@ -163,12 +163,14 @@ fn a_pool_is_exported_and_imported() {
 #[test]
 fn a_clone_is_taken_off_its_parent() {
     let adit = with_pool();
-    let port = adit.export(NQN, "tank/v").unwrap();
+    let create = ["volume", "create", "tank/w", "--size", "16MiB"];
+    adit.ctl(&create).unwrap();
+    let port = adit.export(NQN, "tank/w").unwrap();
     let mut host = connect(port, NQN);
     host.write(0, pattern(7)).unwrap();
-    adit.ctl(&["snapshot", "create", "tank/v@s"]).unwrap();
+    adit.ctl(&["snapshot", "create", "tank/w@s"]).unwrap();
     for (clone, verb) in [("tank/c", "decouple"), ("tank/d", "inflate")] {
-        adit.ctl(&["volume", "clone", "tank/v@s", clone]).unwrap();
+        adit.ctl(&["volume", "clone", "tank/w@s", clone]).unwrap();
         adit.ctl(&["volume", verb, clone, "--wait"]).unwrap();
         let shown = adit.ctl_json(&["volume", "show", clone]).unwrap();
         assert_eq!(shown["parent"].as_str().unwrap_or_default(), "", "{shown}");
@@ -179,7 +181,7 @@ fn a_clone_is_taken_off_its_parent() {
     }
     let operations = adit.ctl_json(&["operation", "list"]).unwrap();
     assert_eq!(operations["operations"].as_array().map(Vec::len), Some(2));
-    adit.ctl(&["snapshot", "delete", "tank/v@s"]).unwrap();
+    adit.ctl(&["snapshot", "delete", "tank/w@s"]).unwrap();
     let nqn = format!("{NQN}c");
     let port = adit.export(&nqn, "tank/c").unwrap();
     let mut clone = connect(port, &nqn);

@@ -133,6 +133,12 @@ impl SimDevice {
         })
     }
 
+    /// The seed that it was made with.
+    #[must_use]
+    pub fn seed(&self) -> u64 {
+        self.shared.options.seed
+    }
+
     /// What a power cut now could leave; the device itself goes on. Seed 0: nothing unflushed
     /// survives. Seed 1: everything does, also what is in flight. Others: a subset drawn by the seed,
     /// torn at sectors.

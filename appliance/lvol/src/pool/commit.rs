@@ -23,8 +23,6 @@ use crate::format::{
 };
 use crate::map::{Cluster, PIECE_SLOTS, SlotContent};
 
-/// Pieces of one transaction. With the greatest record that a piece can have it stays in its bound.
-const PIECES_PER_TRANSACTION: usize = 1024;
 /// Clusters kept for the metadata before any has been used, bytes.
 pub(super) const METADATA_RESERVE_BYTES_MIN: u64 = 2 << 20;
 /// No more than this is kept for the metadata, bytes: it grows by steps of 4 GiB at most.
@@ -66,7 +64,7 @@ impl PoolWorker {
         // After `committing` was set: who asks whether all is durable sees one or the other.
         self.shared.dirty_count.fetch_sub(count, Ordering::SeqCst);
         self.freed.extend(freed);
-        self.moved_first(&mut dirty);
+        self.sort_dirty(&mut dirty);
         for entry in &dirty {
             entry.piece.mark_clean();
         }
@@ -83,16 +81,16 @@ impl PoolWorker {
         if dirty.is_empty() && self.staged.is_empty() {
             return self.disk.flush();
         }
-        let encoded: Vec<Slots> = dirty.iter().map(|entry| self.encode(entry)).collect();
-        self.metadata.flush_before_commit();
-        let mut pairs = dirty.iter().zip(&encoded);
+        let mut rest = dirty;
         loop {
-            let part: Vec<_> = pairs.by_ref().take(PIECES_PER_TRANSACTION).collect();
-            self.transact(&part)?;
-            if part.len() < PIECES_PER_TRANSACTION {
-                return Ok(());
+            let taken = self.transact(rest)?;
+            rest = &rest[taken..];
+            if rest.is_empty() {
+                break;
             }
         }
+        self.together.clear();
+        Ok(())
     }
 
     /// What the piece's record is to say: a slot that is in two layers in memory is the child's.
@@ -109,13 +107,18 @@ impl PoolWorker {
         }))
     }
 
-    /// One transaction: these pieces and what is staged.
-    fn transact(&mut self, part: &[(&DirtyPiece, &Slots)]) -> Result<(), LvolError> {
+    /// One transaction: what is staged, and pieces from the front of the list, as many as fit. Those that belong
+    /// together are in the first one. Returns how many it took.
+    fn transact(&mut self, dirty: &[DirtyPiece]) -> Result<usize, LvolError> {
+        self.metadata.flush_before_commit();
         let store = self.store.as_ref().ok_or(LvolError::Closed)?;
         let mut transaction = store.transaction();
-        let (mut added, mut removed) = (Vec::new(), Vec::new());
-        let mut counts: BTreeMap<LayerId, i64> = BTreeMap::new();
-        for (entry, slots) in part {
+        let mut moves = Moves::default();
+        let (mut taken, mut bytes) = (0, 0);
+        for entry in dirty {
+            if bytes > self.options.transaction_bytes && !self.belongs_together(entry) {
+                break;
+            }
             let key = piece_key(entry.layer, entry.index);
             let old = match store.get(Table::Map, &key)? {
                 None => None,
@@ -126,29 +129,30 @@ impl PoolWorker {
                         }))?,
                 ),
             };
-            let before: Vec<Cluster> = old.iter().flat_map(|slots| clusters(slots)).collect();
-            let after: Vec<Cluster> = clusters(slots).collect();
-            *counts.entry(entry.layer).or_default() += after.len() as i64 - before.len() as i64;
-            added.extend(after);
-            removed.extend(before);
+            let slots = self.encode(entry);
+            moves.add(entry.layer, old.as_deref(), &slots);
             if slots.iter().all(|slot| *slot == SlotContent::Empty) {
                 transaction.delete(Table::Map, &key)?;
             } else {
-                transaction.put(Table::Map, &key, &encode_piece(slots))?;
+                let record = encode_piece(&slots);
+                bytes += record.len();
+                transaction.put(Table::Map, &key, &record)?;
             }
+            taken += 1;
         }
-        cancel_out(&mut added, &mut removed);
+        moves.cancel_out();
         let mut source = |number| load_chunk(store, number);
-        for (number, chunk) in self.allocator.update(&added, &removed, &mut source)? {
+        for (number, chunk) in self
+            .allocator
+            .update(&moves.added, &moves.removed, &mut source)?
+        {
             transaction.put(Table::Free, &chunk_key(number), &chunk.encode())?;
         }
-        for (layer, delta) in counts.into_iter().filter(|(_, delta)| *delta != 0) {
-            if let Some(record) = self.layers.get_mut(&layer) {
-                record.clusters = record.clusters.saturating_add_signed(delta);
-                self.staged.insert(
-                    (Table::Layers, layer_key(layer).to_vec()),
-                    Some(record.encode()),
-                );
+        for (layer, delta) in moves.counts.iter().filter(|(_, delta)| **delta != 0) {
+            if let Some(record) = self.layers.get_mut(layer) {
+                record.clusters = record.clusters.saturating_add_signed(*delta);
+                let key = (Table::Layers, layer_key(*layer).to_vec());
+                self.staged.insert(key, Some(record.encode()));
             }
         }
         self.pool.reserved_clusters = self.promised();
@@ -161,9 +165,42 @@ impl PoolWorker {
                 None => transaction.delete(*table, key)?,
             }
         }
-        transaction.commit()?;
+        if let Err(error) = transaction.commit() {
+            self.take_back(&moves);
+            return Err(error.into());
+        }
         self.staged.clear();
-        Ok(())
+        Ok(taken)
+    }
+
+    /// The transaction is not there: what it would have changed is as before.
+    fn take_back(&mut self, moves: &Moves) {
+        let Some(store) = self.store.as_ref() else {
+            return;
+        };
+        let mut source = |number| load_chunk(store, number);
+        let updated = self
+            .allocator
+            .update(&moves.removed, &moves.added, &mut source);
+        // Its chunks were loaded a moment ago.
+        debug_assert!(updated.is_ok(), "{updated:?}");
+        for (layer, delta) in &moves.counts {
+            if let Some(record) = self.layers.get_mut(layer) {
+                record.clusters = record.clusters.saturating_add_signed(-delta);
+                let key = (Table::Layers, layer_key(*layer).to_vec());
+                self.staged.insert(key, Some(record.encode()));
+            }
+        }
+    }
+
+    fn belongs_together(&self, entry: &DirtyPiece) -> bool {
+        self.together.contains(&(entry.layer, entry.index))
+    }
+
+    /// Puts what is to be in one transaction at the front.
+    pub(super) fn sort_dirty(&mut self, dirty: &mut Vec<DirtyPiece>) {
+        self.add_moved(dirty);
+        dirty.sort_by_key(|entry| !self.belongs_together(entry));
     }
 
     /// Their removal is durable: they are free once I/O that may still look at them has ended.
@@ -233,17 +270,42 @@ fn clusters(slots: &[SlotContent; PIECE_SLOTS]) -> impl Iterator<Item = Cluster>
     slots.iter().filter_map(SlotContent::cluster)
 }
 
-/// Takes out of both what is in both: clusters that stay where they are or move between layers.
-fn cancel_out(added: &mut Vec<Cluster>, removed: &mut Vec<Cluster>) {
-    added.sort_unstable();
-    removed.sort_unstable();
-    let stays: Vec<Cluster> = added
-        .iter()
-        .filter(|cluster| removed.binary_search(cluster).is_ok())
-        .copied()
-        .collect();
-    added.retain(|cluster| stays.binary_search(cluster).is_err());
-    removed.retain(|cluster| stays.binary_search(cluster).is_err());
+/// How clusters move by a transaction.
+#[derive(Debug, Default)]
+struct Moves {
+    added: Vec<Cluster>,
+    removed: Vec<Cluster>,
+    counts: BTreeMap<LayerId, i64>,
+}
+
+impl Moves {
+    fn add(
+        &mut self,
+        layer: LayerId,
+        old: Option<&[SlotContent; PIECE_SLOTS]>,
+        new: &[SlotContent; PIECE_SLOTS],
+    ) {
+        let (added, removed) = (self.added.len(), self.removed.len());
+        self.added.extend(clusters(new));
+        self.removed.extend(old.into_iter().flat_map(clusters));
+        let count = (self.added.len() - added) as i64 - (self.removed.len() - removed) as i64;
+        *self.counts.entry(layer).or_default() += count;
+    }
+
+    /// Takes out of both what is in both: clusters that stay where they are or move between layers.
+    fn cancel_out(&mut self) {
+        self.added.sort_unstable();
+        self.removed.sort_unstable();
+        let stays: Vec<Cluster> = self
+            .added
+            .iter()
+            .filter(|cluster| self.removed.binary_search(cluster).is_ok())
+            .copied()
+            .collect();
+        let moves = |cluster: &Cluster| stays.binary_search(cluster).is_err();
+        self.added.retain(moves);
+        self.removed.retain(moves);
+    }
 }
 
 fn io_error(error: &LvolError) -> IoError {

@@ -118,6 +118,7 @@ impl PoolWorker {
             let Some(piece) = self.piece(layer, index)? else {
                 continue;
             };
+            self.together.insert((layer, index));
             self.take_all(layer, index, &piece, 0);
         }
         self.change_layer(layer, |record| record.progress = last + 1);
@@ -199,6 +200,8 @@ impl PoolWorker {
             self.layers.get(&parent).map(|record| &record.parent),
             None | Some(Parent::None)
         );
+        // In one transaction, and with how far the parent is.
+        self.together.extend([(parent, index), (child, index)]);
         let (mut slots, mut is_complete) = (0, true);
         for slot in 0..PIECE_SLOTS {
             match self.merge_slot((child, index), &source, &target, slot, has_parent)? {
@@ -228,6 +231,8 @@ impl PoolWorker {
         let Some(moved) = self.moved.take() else {
             return;
         };
+        let keys = [moved.parent, moved.child].map(|layer| (layer, moved.index));
+        self.together.extend(keys);
         if is_complete {
             self.take_all(moved.parent, moved.index, &moved.piece, moved.slots);
             let next = moved.index + 1;
@@ -379,22 +384,18 @@ impl PoolWorker {
         });
     }
 
-    /// What the commit writes of a piece whose slots are in two layers in memory.
-    pub(super) fn moved_first(&self, dirty: &mut Vec<DirtyPiece>) {
+    /// A piece whose slots are in two layers in memory is committed whenever one of the two is.
+    pub(super) fn add_moved(&mut self, dirty: &mut Vec<DirtyPiece>) {
         let Some(moved) = &self.moved else { return };
-        let keys = [(moved.parent, moved.index), (moved.child, moved.index)];
-        if !dirty
-            .iter()
-            .any(|entry| (entry.layer, entry.index) == keys[0])
-        {
+        let key = (moved.parent, moved.index);
+        let mut keys = dirty.iter().map(|entry| (entry.layer, entry.index));
+        if !keys.any(|other| other == key) {
             dirty.push(DirtyPiece {
                 layer: moved.parent,
                 index: moved.index,
                 piece: Arc::clone(&moved.piece),
             });
         }
-        // In one transaction: at the front.
-        dirty.sort_by_key(|entry| !keys.contains(&(entry.layer, entry.index)));
     }
 
     pub(super) fn load_garbage(&mut self) {

@@ -20,8 +20,6 @@ use crate::map::{Cluster, Granules, PIECE_SLOTS, Source};
 
 /// Ended operations that are remembered.
 const ENDED_MAX: usize = 64;
-/// Slots between two records of how far an operation is.
-const SLOTS_PER_RECORD: u64 = 256;
 /// Slots looked at in one step.
 const SLOTS_PER_STEP: u64 = 32;
 
@@ -69,6 +67,8 @@ pub struct Operation {
     pub state: OperationState,
     /// Why it failed.
     pub text: String,
+    /// All that was to be copied is committed.
+    pub(super) is_copied: bool,
 }
 
 impl Operation {
@@ -77,7 +77,12 @@ impl Operation {
             kind: self.kind as u8,
             subject: self.subject.clone(),
             layer: self.layer.0,
-            done: self.done,
+            // What was copied need not be committed yet. After a restart it is looked at again: what is there is
+            // passed quickly.
+            done: match self.state {
+                OperationState::Running => 0,
+                _ => self.done,
+            },
             total: self.total,
             state: self.state as u8,
             text: self.text.clone(),
@@ -104,6 +109,7 @@ impl Operation {
             done: record.done,
             total: record.total,
             text: record.text,
+            is_copied: false,
         })
     }
 }
@@ -152,6 +158,7 @@ impl PoolWorker {
             total,
             state: OperationState::Running,
             text: String::new(),
+            is_copied: false,
         };
         self.put_operation(operation);
         self.forget_old_operations();
@@ -230,15 +237,10 @@ impl PoolWorker {
         let mut operation = operation.clone();
         match self.detach_some(&mut operation) {
             Ok(going) => {
-                let ends = operation.state != OperationState::Running;
-                let is_recorded = operation.done / SLOTS_PER_RECORD
-                    != self.operations[&operation.id].done / SLOTS_PER_RECORD;
-                if ends || is_recorded {
-                    self.put_operation(operation);
-                } else {
+                if operation.state == OperationState::Running {
                     self.operations.insert(operation.id, operation);
-                }
-                if ends {
+                } else {
+                    self.put_operation(operation);
                     self.when_committed(|_, _| {});
                 }
                 going
@@ -282,6 +284,18 @@ impl PoolWorker {
             }
         }
         if operation.done < operation.total {
+            return Ok(true);
+        }
+        if !operation.is_copied {
+            // A crash must not find the volume off its parent and without what it saw there.
+            let id = operation.id;
+            self.when_committed(move |worker, result| {
+                if result.is_err() {
+                    worker.operate_at = Some(worker.disk.now() + COLLECT_RETRY);
+                } else if let Some(operation) = worker.operations.get_mut(&id) {
+                    operation.is_copied = true;
+                }
+            });
             return Ok(true);
         }
         // A layer below that is being merged into this one has its slots in both.

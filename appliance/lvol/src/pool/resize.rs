@@ -1,12 +1,14 @@
 //! Other sizes: of a volume, and of the pool when its device grew.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use metastore::pool::Table;
 
 use super::open::POOL_BYTES_MAX;
 use super::promise::Resolver;
+use super::shared::VolumeShared;
 use super::worker::PoolWorker;
 use crate::LvolError;
 use crate::format::{LayerId, NameKind, Parent, parse_piece_key, piece_key};
@@ -17,24 +19,25 @@ const SCAN_KEYS: usize = 1024;
 
 impl PoolWorker {
     pub(super) fn resize(&mut self, name: &str, size_bytes: u64, resolver: Resolver<()>) {
-        if let Err(error) = self.begin_resize(name, size_bytes) {
-            return resolver.resolve(Err(error));
-        }
-        let name = name.to_owned();
+        let volume = match self.begin_resize(name, size_bytes) {
+            Ok(volume) => volume,
+            Err(error) => return resolver.resolve(Err(error)),
+        };
         // I/O beyond a new end ends first; none begins any more.
-        self.after_grace(move |worker| {
-            let layer = worker.entry(&name).map(|entry| entry.record.layer);
-            match layer.and_then(|layer| worker.truncate(layer, size_bytes)) {
-                Ok(()) => worker.when_committed(|_, result| resolver.resolve(result)),
-                Err(error) => resolver.resolve(Err(error)),
-            }
+        self.after_grace(move |worker| match worker.end_resize(&volume, size_bytes) {
+            Ok(()) => worker.when_committed(|_, result| resolver.resolve(result)),
+            Err(error) => resolver.resolve(Err(error)),
         });
     }
 
-    fn begin_resize(&mut self, name: &str, size_bytes: u64) -> Result<(), LvolError> {
+    fn begin_resize(
+        &mut self,
+        name: &str,
+        size_bytes: u64,
+    ) -> Result<Arc<VolumeShared>, LvolError> {
         self.check_size(name, size_bytes)?;
         let entry = self.entry(name)?;
-        let mut record = entry.record.clone();
+        let record = &entry.record;
         let refused = |problem: String| LvolError::Refused {
             name: name.to_owned(),
             problem,
@@ -55,11 +58,33 @@ impl PoolWorker {
             );
             self.check_clusters(new.saturating_sub(old))?;
         }
-        record.size_bytes = size_bytes;
-        let blocks = size_bytes / u64::from(self.shared.block_size);
+        let blocks = size_bytes.min(record.size_bytes) / u64::from(self.shared.block_size);
         entry.shared.block_count.store(blocks, Ordering::SeqCst);
-        self.put_name(name, &record);
-        if let Some(entry) = self.names.get_mut(name) {
+        Ok(Arc::clone(&entry.shared))
+    }
+
+    /// The volume may have another name by now, or none.
+    fn end_resize(&mut self, volume: &Arc<VolumeShared>, size_bytes: u64) -> Result<(), LvolError> {
+        let mut names = self.names.iter();
+        let found = names.find(|(_, entry)| Arc::ptr_eq(&entry.shared, volume));
+        let Some((name, entry)) = found else {
+            return Err(LvolError::NotFound {
+                name: "the volume".to_owned(),
+            });
+        };
+        let (name, mut record) = (name.clone(), entry.record.clone());
+        let block_size = u64::from(self.shared.block_size);
+        if let Err(error) = self.truncate(record.layer, size_bytes) {
+            let blocks = record.size_bytes / block_size;
+            volume.block_count.store(blocks, Ordering::SeqCst);
+            return Err(error);
+        }
+        record.size_bytes = size_bytes;
+        volume
+            .block_count
+            .store(size_bytes / block_size, Ordering::SeqCst);
+        self.put_name(&name, &record);
+        if let Some(entry) = self.names.get_mut(&name) {
             entry.record = record;
         }
         self.reserve_again();
@@ -91,6 +116,8 @@ impl PoolWorker {
                     continue;
                 }
                 if let Ok(change) = chain.own.zero(slot, granules, hides) {
+                    // With the new size, or not at all.
+                    self.together.insert((layer, index));
                     self.shared.note(&chain, change);
                 }
             }

@@ -35,6 +35,8 @@ pub struct PoolOptions {
     pub cached_pieces: usize,
     /// First writes that no FLUSH covers are committed after this time.
     pub commit_interval: Duration,
+    /// Records of maps in one transaction, bytes. A commit of more is done in several.
+    pub transaction_bytes: usize,
 }
 
 impl PoolOptions {
@@ -45,6 +47,7 @@ impl PoolOptions {
             buffers,
             cached_pieces: 16384,
             commit_interval: Duration::from_secs(5),
+            transaction_bytes: 8 << 20,
         }
     }
 }
@@ -113,6 +116,9 @@ pub struct PoolWorker {
     pub(super) garbage: BTreeSet<LayerId>,
     /// A piece on its way from a layer to the one on it.
     pub(super) moved: Option<Moved>,
+    /// Pieces that the next commit writes in one transaction with what is staged: a crash must not find one
+    /// without the other.
+    pub(super) together: BTreeSet<(LayerId, u64)>,
     /// The collector goes on after the next commit.
     pub(super) collecting_waits: bool,
     /// Long work, by its number.
@@ -190,6 +196,7 @@ impl PoolWorker {
             commit_due: None,
             garbage: BTreeSet::new(),
             moved: None,
+            together: BTreeSet::new(),
             collecting_waits: false,
             operations: BTreeMap::new(),
             operate_at: None,

@@ -26,8 +26,8 @@ struct Scenario {
 }
 
 impl Scenario {
-    fn start() -> Self {
-        let rig = Rig::create(32, 77);
+    fn start(seed: u64) -> Self {
+        let rig = Rig::create(32, seed);
         rig.drive.start_recording();
         Self {
             rig,
@@ -207,56 +207,62 @@ fn subsets() -> u64 {
 
 #[test]
 fn volumes_and_snapshots_are_old_or_new_after_a_cut_at_every_write() {
-    let mut scenario = Scenario::start();
-    scenario.create("v", MIB);
-    scenario.write("v", 0, 8 * KIB, false);
-    scenario.write("v", 512, 512, false);
-    scenario.flush("v");
-    scenario.write("v", 64 * KIB, 4 * KIB, true);
-    scenario.write("v", 66 * KIB, 512, true);
-    scenario.create("w", MIB);
-    scenario.write("w", 0, 64 * KIB, false);
-    scenario.snapshot(&[("v", "a"), ("w", "a")]);
-    scenario.write("v", 4 * KIB, 512, false);
-    scenario.write("w", 0, 4 * KIB, true);
-    scenario.clone_snapshot("w@a", "c");
-    scenario.write("c", 32 * KIB, 4 * KIB, false);
-    scenario.flush("c");
-    scenario.zero("w", Op::Unmap, 8 * KIB, 8 * KIB);
-    scenario.zero(
-        "v",
-        Op::WriteZeroes {
-            unmap: true,
-            fua: true,
-        },
-        512,
-        6 * KIB,
-    );
-    scenario.flush("w");
-    scenario.cut_everywhere(subsets());
+    // One transaction for a commit, and one for each piece.
+    for seed in [76, 77] {
+        let mut scenario = Scenario::start(seed);
+        scenario.create("v", MIB);
+        scenario.write("v", 0, 8 * KIB, false);
+        scenario.write("v", 512, 512, false);
+        scenario.flush("v");
+        scenario.write("v", 64 * KIB, 4 * KIB, true);
+        scenario.write("v", 66 * KIB, 512, true);
+        scenario.create("w", MIB);
+        scenario.write("w", 0, 64 * KIB, false);
+        scenario.snapshot(&[("v", "a"), ("w", "a")]);
+        scenario.write("v", 4 * KIB, 512, false);
+        scenario.write("w", 0, 4 * KIB, true);
+        scenario.clone_snapshot("w@a", "c");
+        scenario.write("c", 32 * KIB, 4 * KIB, false);
+        scenario.flush("c");
+        scenario.zero("w", Op::Unmap, 8 * KIB, 8 * KIB);
+        scenario.zero(
+            "v",
+            Op::WriteZeroes {
+                unmap: true,
+                fua: true,
+            },
+            512,
+            6 * KIB,
+        );
+        scenario.flush("w");
+        scenario.cut_everywhere(subsets());
+    }
 }
 
 #[test]
 fn deletions_rollbacks_and_resizes_are_old_or_new_after_a_cut_at_every_write() {
-    let mut scenario = Scenario::start();
-    scenario.create("v", MIB);
-    scenario.write("v", 0, 64 * KIB, false);
-    scenario.write("v", 128 * KIB, 8 * KIB, false);
-    scenario.snapshot(&[("v", "a")]);
-    scenario.write("v", 4 * KIB, 4 * KIB, false);
-    scenario.snapshot(&[("v", "b")]);
-    scenario.clone_snapshot("v@a", "c");
-    scenario.write("c", 132 * KIB, 4 * KIB, false);
-    scenario.write("v", 8 * KIB, 4 * KIB, true);
-    scenario.delete("v@b");
-    scenario.rename("v", "renamed");
-    scenario.rollback("renamed", "renamed@a");
-    scenario.write("renamed", 0, 4 * KIB, false);
-    scenario.flush("renamed");
-    scenario.resize("renamed", 128 * KIB);
-    scenario.resize("renamed", MIB);
-    scenario.delete("c");
-    scenario.delete("renamed@a");
-    scenario.delete("renamed");
-    scenario.cut_everywhere(subsets());
+    // One transaction for a commit, and one for each piece.
+    for seed in [76, 77] {
+        let mut scenario = Scenario::start(seed);
+        scenario.create("v", MIB);
+        scenario.write("v", 0, 64 * KIB, false);
+        scenario.write("v", 128 * KIB, 8 * KIB, false);
+        scenario.snapshot(&[("v", "a")]);
+        scenario.write("v", 4 * KIB, 4 * KIB, false);
+        scenario.snapshot(&[("v", "b")]);
+        scenario.clone_snapshot("v@a", "c");
+        scenario.write("c", 132 * KIB, 4 * KIB, false);
+        scenario.write("v", 8 * KIB, 4 * KIB, true);
+        scenario.delete("v@b");
+        scenario.rename("v", "renamed");
+        scenario.rollback("renamed", "renamed@a");
+        scenario.write("renamed", 0, 4 * KIB, false);
+        scenario.flush("renamed");
+        scenario.resize("renamed", 128 * KIB);
+        scenario.resize("renamed", MIB);
+        scenario.delete("c");
+        scenario.delete("renamed@a");
+        scenario.delete("renamed");
+        scenario.cut_everywhere(subsets());
+    }
 }

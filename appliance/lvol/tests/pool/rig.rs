@@ -61,6 +61,15 @@ fn base(drive: &Arc<SimDevice>) -> Arc<Bdev> {
     Bdev::new(BdevOptions::named("base"), drive.clone(), Instant::now()).unwrap()
 }
 
+/// With an odd seed each piece is committed in a transaction of its own, but for those that belong together.
+fn options(buffers: &Arc<IobufPool>, drive: &SimDevice) -> PoolOptions {
+    let mut options = PoolOptions::new(Arc::clone(buffers));
+    if drive.seed() % 2 == 1 {
+        options.transaction_bytes = 0;
+    }
+    options
+}
+
 impl Rig {
     /// A new pool with clusters of 64 KiB on a drive of `mib` MiB.
     pub(crate) fn create(mib: u64, seed: u64) -> Self {
@@ -69,11 +78,11 @@ impl Rig {
 
     pub(crate) fn create_on(drive: Arc<SimDevice>, cluster_size: u64) -> Result<Self, LvolError> {
         let buffers = buffers();
+        let options = options(&buffers, &drive);
         let create = CreateOptions {
             cluster_size,
             ..CreateOptions::named("tank")
         };
-        let options = PoolOptions::new(Arc::clone(&buffers));
         let base = base(&drive);
         let (pool, worker) =
             PoolWorker::create(&base, &create, options, host(), Waker::noop().clone())?;
@@ -82,7 +91,7 @@ impl Rig {
 
     pub(crate) fn open(drive: Arc<SimDevice>) -> Result<Self, LvolError> {
         let buffers = buffers();
-        let options = PoolOptions::new(Arc::clone(&buffers));
+        let options = options(&buffers, &drive);
         let base = base(&drive);
         let (pool, worker) = PoolWorker::open(&base, options, host(), Waker::noop().clone())?;
         Ok(Self::new(drive, base, buffers, pool, worker))

@@ -213,7 +213,9 @@ impl PoolWorker {
         self.after_grace(move |worker| {
             worker.quarantined -= clusters.len() as u64;
             for cluster in clusters {
-                worker.allocator.release(cluster);
+                if !worker.pinned.contains(&cluster) {
+                    worker.allocator.release(cluster);
+                }
             }
         });
     }

@@ -51,6 +51,8 @@ pub(crate) struct Inbox {
     pub(crate) freed: Vec<Cluster>,
     /// Clusters that were handed out and never used.
     pub(crate) returned: Vec<Cluster>,
+    /// Clusters that the device may still write to, for nobody waits for it.
+    pub(crate) pinned: Vec<Cluster>,
     /// Nobody takes anything out any more.
     closed: bool,
 }

@@ -1,6 +1,6 @@
 //! [`PoolWorker`]: the one that touches the pool's metadata.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -107,6 +107,8 @@ pub struct PoolWorker {
     /// Freed, and on the device still in a map.
     pub(super) freed: Vec<Cluster>,
     pub(super) after_grace: VecDeque<AfterGrace>,
+    /// Never to be handed out while the pool is open: the device may still write to them.
+    pub(super) pinned: HashSet<Cluster>,
     /// Clusters that wait in [`Self::after_grace`] to become free.
     pub(super) quarantined: u64,
     /// Channels that wait for clusters to become free.
@@ -191,6 +193,7 @@ impl PoolWorker {
             waiters: Vec::new(),
             freed: Vec::new(),
             after_grace: VecDeque::new(),
+            pinned: HashSet::new(),
             quarantined: 0,
             short: Vec::new(),
             commit_due: None,
@@ -281,6 +284,7 @@ impl PoolWorker {
     /// Runs what waited for I/O that has ended. True if there was any.
     fn end_graces(&mut self) -> bool {
         let mut worked = false;
+        // A channel that goes away says so before its I/O counts as ended.
         while let Some((grace, _)) = self.after_grace.front() {
             if !self.shared.epoch.has_ended(*grace) {
                 break;
@@ -288,6 +292,8 @@ impl PoolWorker {
             let Some((_, action)) = self.after_grace.pop_front() else {
                 break;
             };
+            let pinned = std::mem::take(&mut self.shared.inbox().pinned);
+            self.pinned.extend(pinned);
             action(self);
             worked = true;
         }

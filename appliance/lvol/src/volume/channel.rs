@@ -304,7 +304,7 @@ impl VolumeChannel {
                 self.leave(token);
                 Attempt::Done(completion.result)
             }
-            State::Below { token, chain } => {
+            State::Below { token, chain, .. } => {
                 flight.io.payload = completion.io.payload;
                 self.leave(token);
                 if flight.edges.is_some() && completion.result.is_ok() {
@@ -522,22 +522,27 @@ impl Channel for VolumeChannel {
 }
 
 impl Drop for VolumeChannel {
+    /// The device may still write to clusters that writes in flight go to: whoever frees them, nobody gets
+    /// them until the pool is opened again.
     fn drop(&mut self) {
+        let mut pinned = Vec::new();
         for flight in self.flights.iter_mut().filter_map(Option::take) {
-            if let State::Writing(writing) = flight.state {
-                // The device may still write to the cluster: if it came free, nobody gets it until the
-                // pool is opened again.
-                let change = writing.chain.own.unlock(writing.slot, writing.locked);
-                let change = crate::map::Change {
-                    freed: None,
-                    ..change
-                };
-                self.shared.note(&writing.chain, change);
+            match flight.state {
+                State::Below { written, .. } => pinned.extend(written),
+                State::Writing(writing) => {
+                    pinned.push(writing.cluster);
+                    let change = writing.chain.own.unlock(writing.slot, writing.locked);
+                    self.shared.note(&writing.chain, change);
+                }
+                _ => {}
             }
         }
         let unused = std::mem::take(&mut self.clusters);
-        if !unused.is_empty() {
-            self.shared.inbox().returned.extend(unused);
+        if !unused.is_empty() || !pinned.is_empty() {
+            let mut inbox = self.shared.inbox();
+            inbox.pinned.extend(pinned);
+            inbox.returned.extend(unused);
+            drop(inbox);
             self.shared.wake_worker();
         }
         self.volume.channels.fetch_sub(1, Ordering::SeqCst);

@@ -38,6 +38,8 @@ pub(super) enum State {
     Below {
         token: u8,
         chain: Option<Arc<Chain>>,
+        /// The cluster that it writes to.
+        written: Option<Cluster>,
     },
     /// The device below, which has parts of a read.
     Reading(Box<Reading>),

@@ -84,6 +84,11 @@ impl VolumeChannel {
         at / u64::from(self.shared.block_size)
     }
 
+    fn cluster_of(&self, block: u64) -> Option<Cluster> {
+        let byte = block * u64::from(self.shared.block_size);
+        Cluster::new(self.shared.granularity.split(byte).0)
+    }
+
     /// Gives all of an I/O with a chain to the device below.
     pub(super) fn submit_below(
         &mut self,
@@ -93,8 +98,17 @@ impl VolumeChannel {
         token: u8,
         chain: Option<Arc<crate::pool::Chain>>,
     ) -> Attempt {
+        let written = io
+            .op
+            .modifies()
+            .then(|| self.cluster_of(io.lba.0))
+            .flatten();
         match self.submit_to_base(io) {
-            Submit::Pending => Attempt::Going(State::Below { token, chain }),
+            Submit::Pending => Attempt::Going(State::Below {
+                token,
+                chain,
+                written,
+            }),
             Submit::Done(completion) => {
                 flight.io.payload = completion.io.payload;
                 self.leave(token);

@@ -134,3 +134,30 @@ fn whole_granules_are_written_during_a_snapshot_without_a_pause() {
     assert_eq!(rig.read(&mut frozen, 8192, 4096), vec![0; 4096]);
     assert_eq!(rig.read(&mut second, 8192, 4096), vec![3; 4096]);
 }
+
+#[test]
+fn a_cluster_that_a_dropped_channel_was_writing_to_is_nobody_elses() {
+    let mut rig = Rig::create(16, 5);
+    let free = rig.free_clusters();
+    rig.create_volume("v", MIB);
+    let (mut v, mut writer) = (rig.channel("v"), rig.channel("v"));
+    rig.write(&mut v, 0, &[1; 65536]);
+    assert_eq!(rig.read(&mut writer, 0, 512), vec![1; 512]);
+    submit(&rig, &mut writer, Op::Write { fua: false }, 0, &[2; 512]);
+    drop(writer);
+    rig.op(&mut v, Op::Unmap, 0, 65536);
+    rig.flush(&mut v);
+    drop(v);
+    rig.settle();
+    assert_eq!(
+        rig.free_clusters(),
+        free - 1,
+        "the cluster was given to others"
+    );
+    let mut rig = Rig::open_image(rig.drive.image(), 6).unwrap();
+    assert_eq!(
+        rig.free_clusters(),
+        free,
+        "it is free again once nothing is in flight"
+    );
+}

@@ -192,7 +192,6 @@ async fn errors_say_what_is_the_matter() {
     assert!(pool.volume("t").await.unwrap().unwrap().thick);
     assert_eq!(pool.reading().await.unwrap().reserved_bytes, 4 * MIB);
     let not_yet = [
-        pool.detach_from_parent("v", true).await.unwrap_err(),
         pool.scrub(0).await.unwrap_err(),
         pool.check(true).await.unwrap_err(),
     ];

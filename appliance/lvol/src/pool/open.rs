@@ -128,7 +128,7 @@ impl PoolWorker {
             pool,
             waker,
         });
-        worker.refill_reserve()?;
+        worker.refill_reserve(0)?;
         Ok((Pool::new(&worker.shared), worker))
     }
 
@@ -173,7 +173,7 @@ impl PoolWorker {
         worker.load_names()?;
         worker.load_garbage();
         worker.load_operations()?;
-        worker.refill_reserve()?;
+        worker.refill_reserve(0)?;
         worker
             .metadata
             .store(|superblock| superblock.clean = false)?;

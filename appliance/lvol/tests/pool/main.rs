@@ -5,6 +5,7 @@
 mod cuts;
 mod damage;
 mod in_flight;
+mod large;
 mod model;
 mod opening;
 mod rig;

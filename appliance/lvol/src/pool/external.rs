@@ -5,7 +5,7 @@
 //! one claim on each device that a volume or a snapshot is read from.
 //!
 //! A device that is not there, or is not what it was, costs only what would have been read from it. The
-//! worker looks for it again every second.
+//! worker looks for it every second.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -241,10 +241,6 @@ impl PoolWorker {
                 // The reason is kept and told below.
                 drop(state.claim(&*devices, part.uuid, self.now));
             }
-            if state.is_lost() {
-                let at = self.now + EXTERNAL_RETRY;
-                self.external_at.get_or_insert(at);
-            }
         }
         self.external_bdev(part).cloned()
     }
@@ -422,25 +418,24 @@ impl PoolWorker {
         self.look_for_externals();
     }
 
-    /// Looks for devices that are not there; again in a second while one is not.
+    /// Looks for devices that are not there, and whether those that were are still. Every second while
+    /// there is any: nobody tells.
     pub(super) fn look_for_externals(&mut self) {
         let devices = Arc::clone(&self.options.externals);
         let mut found = false;
         let mut next: Option<Instant> = None;
         for (uuid, state) in &mut self.externals {
-            if !state.is_lost() {
-                continue;
-            }
             let due = state.tried_at.map(|at| at + EXTERNAL_RETRY);
-            if due.is_none_or(|due| due <= self.now) {
+            if state.is_lost() && due.is_none_or(|due| due <= self.now) {
                 found |= state.claim(&*devices, *uuid, self.now).is_ok();
             }
-            if state.is_lost() {
-                let at = state.tried_at.unwrap_or(self.now) + EXTERNAL_RETRY;
-                next = Some(next.map_or(at, |next| next.min(at)));
-            }
+            let at = match state.tried_at {
+                Some(at) if state.is_lost() => at,
+                _ => self.now,
+            };
+            next = Some(next.map_or(at, |next| next.min(at)));
         }
-        self.external_at = next;
+        self.external_at = next.map(|at| at + EXTERNAL_RETRY);
         if found {
             self.go_on_with_waiting();
         }

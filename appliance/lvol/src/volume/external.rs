@@ -51,19 +51,19 @@ impl ExternalSide {
     }
 
     /// Closes what is not to be used any more.
-    fn tidy(&mut self, now: Instant) {
+    fn tidy(&mut self) {
         if self.is_lost && self.is_idle() {
             self.channel = None;
             self.is_lost = false;
-            self.retry_at = Some(now + EXTERNAL_RETRY);
         }
     }
 
     /// An error of the device as the volume's.
-    fn judge(&mut self, result: Result<(), IoError>) -> Result<(), IoError> {
+    fn judge(&mut self, result: Result<(), IoError>, now: Instant) -> Result<(), IoError> {
         result.map_err(|error| match error {
             IoError::Removed | IoError::OutOfRange => {
                 self.is_lost = true;
+                self.retry_at = Some(now + EXTERNAL_RETRY);
                 IoError::Internal
             }
             IoError::Unsupported | IoError::InvalidField => IoError::Internal,
@@ -85,7 +85,7 @@ impl VolumeChannel {
             self.externals.push(ExternalSide::new(part.uuid));
         }
         let side = &mut self.externals[index];
-        side.tidy(now);
+        side.tidy();
         if side.is_lost {
             return Err(Attempt::Done(Err(IoError::Internal)));
         }
@@ -192,7 +192,7 @@ impl VolumeChannel {
         match submitted {
             Submit::Pending => Submit::Pending,
             Submit::Done(Completion { io, result }) => {
-                Submit::Done(io.complete(side.judge(result)))
+                Submit::Done(io.complete(side.judge(result, now)))
             }
         }
     }
@@ -235,9 +235,9 @@ impl VolumeChannel {
                 channel.poll(now, done);
             }
             for completion in &mut done[before..] {
-                completion.result = side.judge(completion.result);
+                completion.result = side.judge(completion.result, now);
             }
-            side.tidy(now);
+            side.tidy();
         }
         self.drop_released();
     }

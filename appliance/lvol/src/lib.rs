@@ -34,8 +34,8 @@ mod volume;
 
 pub use error::LvolError;
 pub use pool::{
-    CreateOptions, Extents, Finding, Host, NewVolume, Next, Operation, OperationKind,
-    OperationState, POOL_BYTES_MAX, Pool, PoolInfo, PoolOptions, PoolWorker, Promise, VolumeExtent,
+    CreateOptions, Extents, ExternalDevices, ExternalInfo, Finding, Host, NewVolume, Next,
+    NoExternalDevices, Operation, OperationKind, OperationState, POOL_BYTES_MAX, Pool, PoolInfo, PoolOptions, PoolWorker, Promise, VolumeExtent,
     VolumeInfo,
 };
 pub use volume::Volume;

@@ -173,6 +173,7 @@ impl PoolWorker {
         worker.load_names()?;
         worker.load_garbage();
         worker.load_operations()?;
+        worker.refresh_externals();
         worker.refill_reserve(0)?;
         worker
             .metadata
@@ -201,6 +202,7 @@ impl PoolWorker {
         let committed = if wipe { Ok(()) } else { self.commit_now() };
         // What channels had waiting is dropped: they see that the pool has stopped.
         drop(self.shared.close());
+        self.release_externals();
         let Some(store) = self.store.take() else {
             return Ok(());
         };

@@ -11,10 +11,11 @@ use std::task::Waker;
 use block::{Bdev, IoError};
 use dma::IobufPool;
 
+use super::external::ExternalPart;
 use super::worker::PoolWorker;
 use crate::LvolError;
 use crate::format::LayerId;
-use crate::map::{Change, Cluster, Epoch, Granularity, Piece};
+use crate::map::{Change, Cluster, Epoch, Granularity, PIECE_SLOTS, Piece};
 
 /// Management calls that may wait for the worker.
 const CALLS_MAX: usize = 4096;
@@ -85,6 +86,11 @@ pub(crate) enum Request {
     },
     /// Clusters for first writes.
     Clusters { thick: bool, mailbox: Arc<Mailbox> },
+    /// The device outside the pool that a volume lies on.
+    External {
+        part: ExternalPart,
+        mailbox: Arc<Mailbox>,
+    },
     /// Everything that has completed is to be durable.
     Commit { mailbox: Arc<Mailbox>, ticket: u64 },
 }
@@ -99,6 +105,12 @@ pub(crate) enum Reply {
         chain: Result<Arc<Chain>, IoError>,
     },
     Clusters(Result<Vec<Cluster>, IoError>),
+    External {
+        uuid: [u8; 16],
+        device: Result<Arc<Bdev>, IoError>,
+    },
+    /// The volume does not lie on this device any more.
+    ExternalGone { uuid: [u8; 16] },
     Committed {
         ticket: u64,
         result: Result<(), IoError>,
@@ -123,6 +135,27 @@ pub(crate) struct Chain {
     pub(crate) ancestors: Vec<Arc<Piece>>,
     /// Is there any layer below?
     pub(crate) has_parent: bool,
+    /// What lies below all layers, if it has anything here.
+    pub(crate) external: Option<ExternalPart>,
+}
+
+impl Chain {
+    /// First byte of a slot in the volume.
+    pub(crate) fn start_of(&self, slot: usize, cluster_size: u64) -> u64 {
+        (self.index * PIECE_SLOTS as u64 + slot as u64) * cluster_size
+    }
+
+    /// So many of a slot's first bytes are an external device's where no layer has anything.
+    pub(crate) fn external_bytes(&self, slot: usize, cluster_size: u64) -> u64 {
+        let start = self.start_of(slot, cluster_size);
+        self.external
+            .map_or(0, |part| part.covers(start, cluster_size))
+    }
+
+    /// May there be something in a slot below the first layer?
+    pub(crate) fn hides(&self, slot: usize, cluster_size: u64) -> bool {
+        !self.ancestors.is_empty() || self.external_bytes(slot, cluster_size) > 0
+    }
 }
 
 /// A volume or a snapshot, as its channels and its device see it.

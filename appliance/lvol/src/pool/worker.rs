@@ -13,6 +13,7 @@ use metastore::pool::{PoolStore, PoolStoreError, Table};
 
 use super::allocator::Allocator;
 use super::disk::{Disk, Host};
+use super::external::{ExternalDevices, ExternalState, NoExternalDevices};
 use super::garbage::Moved;
 use super::metadata::Metadata;
 use super::operation::Operation;
@@ -37,6 +38,8 @@ pub struct PoolOptions {
     pub commit_interval: Duration,
     /// Records of maps in one transaction, bytes. A commit of more is done in several.
     pub transaction_bytes: usize,
+    /// Where block devices outside the pool are found that volumes lie on.
+    pub externals: Arc<dyn ExternalDevices>,
 }
 
 impl PoolOptions {
@@ -48,6 +51,7 @@ impl PoolOptions {
             cached_pieces: 16384,
             commit_interval: Duration::from_secs(5),
             transaction_bytes: 8 << 20,
+            externals: Arc::new(NoExternalDevices),
         }
     }
 }
@@ -130,6 +134,14 @@ pub struct PoolWorker {
     /// The collector goes on then.
     pub(super) collect_at: Option<Instant>,
     pub(super) fault: Option<String>,
+    /// Devices outside the pool that names lie on, by UUID.
+    pub(super) externals: BTreeMap<[u8; 16], ExternalState>,
+    /// Claims are looked after when the next commit has ended.
+    pub(super) externals_wait: bool,
+    /// A device that is missing is looked for then.
+    pub(super) external_at: Option<Instant>,
+    /// As of the last step.
+    pub(super) now: Instant,
 }
 
 impl std::fmt::Debug for PoolWorker {
@@ -170,6 +182,7 @@ impl PoolWorker {
             parts.pool.used_clusters,
             &superblock.metadata,
         );
+        let now = parts.disk.now();
         let shared = Shared::new(
             parts.base,
             Arc::clone(&parts.options.buffers),
@@ -205,6 +218,10 @@ impl PoolWorker {
             operate_at: None,
             collect_at: None,
             fault: None,
+            externals: BTreeMap::new(),
+            externals_wait: false,
+            external_at: None,
+            now,
         }
     }
 
@@ -213,6 +230,7 @@ impl PoolWorker {
         if self.store.is_none() {
             return Next::End;
         }
+        self.now = now;
         let mut calls = self.take_in(now);
         while let Some(call) = calls.pop_front() {
             (call.0)(self);
@@ -227,6 +245,9 @@ impl PoolWorker {
                 *at = None;
             }
         }
+        if self.external_at.is_some_and(|at| at <= now) {
+            self.look_for_externals();
+        }
         worked |= self.collect();
         worked |= self.operate();
         let due = self.commit_due.is_some_and(|due| due <= now);
@@ -239,10 +260,13 @@ impl PoolWorker {
             return Next::Now;
         }
         self.drop_unused_pieces();
-        let deadline = [self.commit_due, self.collect_at, self.operate_at]
-            .into_iter()
-            .flatten()
-            .min();
+        let deadlines = [
+            self.commit_due,
+            self.collect_at,
+            self.operate_at,
+            self.external_at,
+        ];
+        let deadline = deadlines.into_iter().flatten().min();
         deadline.map_or(Next::Idle, Next::At)
     }
 
@@ -273,6 +297,7 @@ impl PoolWorker {
                     mailbox,
                 } => self.resolve(&volume, piece, &mailbox),
                 Request::Clusters { thick, mailbox } => self.short.push((mailbox, thick)),
+                Request::External { part, mailbox } => self.lend_external(&part, &mailbox),
                 Request::Commit { mailbox, ticket } => {
                     self.waiters.push(Waiter::Channel { mailbox, ticket });
                 }

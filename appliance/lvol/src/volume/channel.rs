@@ -16,6 +16,7 @@ use block::{
 use dma::{ChannelOptions, IobufChannel, Payload};
 
 use super::cache::ChainCache;
+use super::external::ExternalSide;
 use super::flight::{Flight, Place, State, parse_tag};
 use crate::map::{Cluster, EpochChannel, PIECE_SLOTS};
 use crate::pool::{Chain, Mailbox, Reply, Request, Shared, VolumeShared};
@@ -44,7 +45,11 @@ pub(super) struct VolumeChannel {
     scratch: Vec<Completion>,
     replies: Vec<Reply>,
     /// Of the last call; none before the first.
-    now: Option<Instant>,
+    pub(super) now: Option<Instant>,
+    /// Devices outside the pool that the volume is, or was, read from: rarely more than one.
+    pub(super) externals: Vec<ExternalSide>,
+    /// To open channels to them.
+    pub(super) context: ChannelContext,
 }
 
 /// What became of an attempt.
@@ -100,6 +105,8 @@ impl VolumeChannel {
             scratch: Vec::new(),
             replies: Vec::new(),
             now: None,
+            externals: Vec::new(),
+            context: ctx.clone(),
             shared: Arc::clone(shared),
             volume: Arc::clone(volume),
         })
@@ -279,6 +286,9 @@ impl VolumeChannel {
     fn take_completions(&mut self, now: Instant) {
         let mut scratch = std::mem::take(&mut self.scratch);
         self.base.poll(now, &mut scratch);
+        if !self.externals.is_empty() {
+            self.poll_externals(now, &mut scratch);
+        }
         for completion in scratch.drain(..) {
             let (index, part) = parse_tag(completion.io.tag);
             let Some(flight) = self.flights.get_mut(index).and_then(Option::take) else {
@@ -357,6 +367,8 @@ impl VolumeChannel {
                     chain,
                 } => self.resolved(piece, chains, chain),
                 Reply::Clusters(clusters) => self.clusters_came(clusters),
+                Reply::External { uuid, device } => self.external_came(uuid, device),
+                Reply::ExternalGone { uuid } => self.external_gone(uuid),
                 Reply::Committed { ticket, result } => {
                     self.end_waiting(|index, state| {
                         (index as u64 == ticket && matches!(state, State::Committing))
@@ -391,7 +403,7 @@ impl VolumeChannel {
     }
 
     /// Ends waiting flights for which `ends` has a result.
-    fn end_waiting(&mut self, ends: impl Fn(usize, &State) -> Option<Result<(), IoError>>) {
+    pub(super) fn end_waiting(&mut self, ends: impl Fn(usize, &State) -> Option<Result<(), IoError>>) {
         let mut at = 0;
         while at < self.waiting.len() {
             let index = self.waiting[at];
@@ -425,6 +437,7 @@ impl VolumeChannel {
                 State::Committing => true,
                 State::Piece(piece) => self.asked_pieces.contains(&piece),
                 State::Clusters => self.clusters_asked && self.clusters.is_empty(),
+                State::External(uuid) => self.asks_external(uuid),
                 _ => false,
             };
             if still_waits {
@@ -478,7 +491,8 @@ impl Channel for VolumeChannel {
                 })
             )
         });
-        let retry = (retries || !self.done.is_empty())
+        let asks = retries || !self.done.is_empty() || self.externals_in_flight();
+        let retry = asks
             .then_some(self.now)
             .flatten();
         [retry, self.base.next_deadline()]
@@ -513,7 +527,10 @@ impl Channel for VolumeChannel {
                 flight.io.tag == tag && matches!(flight.state, State::Below { .. })
             })
         });
-        below.is_some_and(|index| self.base.abort(super::flight::tag(index, 0)))
+        below.is_some_and(|index| {
+            let tag = super::flight::tag(index, 0);
+            self.base.abort(tag) || self.abort_external(tag)
+        })
     }
 
     fn in_flight(&self) -> usize {

@@ -3,6 +3,7 @@
 mod cache;
 mod channel;
 mod device;
+mod external;
 mod flight;
 mod read;
 mod write;

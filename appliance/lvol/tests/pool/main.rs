@@ -4,6 +4,7 @@
 
 mod cuts;
 mod damage;
+mod external;
 mod in_flight;
 mod large;
 mod model;

@@ -272,6 +272,15 @@ impl BdevChannel {
         self.lends
     }
 
+    /// Whether the device lends memory for a read of these blocks: such a read needs no payload.
+    #[must_use]
+    #[inline]
+    pub fn lends_range(&self, lba: u64, blocks: u32) -> bool {
+        self.lends
+            && (!self.split.has_limits()
+                || self.split.first_piece(Op::Read, lba, blocks.into()) == blocks)
+    }
+
     /// See [`Channel::in_flight`].
     #[must_use]
     #[inline]

@@ -447,13 +447,9 @@ impl Lent {
         self.region.read_at(self.offset + from, into);
     }
 
-    /// The same, with a lease that ends when it is dropped.
-    #[must_use]
-    pub fn with_lease(self, lease: Lease) -> Self {
-        Self {
-            lease: Some(lease),
-            ..self
-        }
+    /// Keeps a lease until it is dropped.
+    pub fn hold(&mut self, lease: Lease) {
+        self.lease = Some(lease);
     }
 
     /// A part of it, lent on. Not to be kept longer than the whole, which has the lease.

@@ -231,11 +231,7 @@ impl PoolWorker {
         self.quarantined += clusters.len() as u64;
         self.after_grace(move |worker| {
             worker.quarantined -= clusters.len() as u64;
-            for cluster in clusters {
-                if !worker.pinned.contains(&cluster) {
-                    worker.allocator.release(cluster);
-                }
-            }
+            worker.release(clusters);
         });
     }
 

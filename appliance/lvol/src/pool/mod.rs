@@ -7,6 +7,7 @@ mod diff;
 mod disk;
 mod external;
 mod garbage;
+mod lease;
 mod manage;
 mod metadata;
 mod open;

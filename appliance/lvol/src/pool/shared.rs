@@ -5,11 +5,11 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 
 use block::{Bdev, IoError};
-use dma::IobufPool;
+use dma::{IobufPool, LeaseBoard};
 
 use super::external::ExternalPart;
 use super::worker::PoolWorker;
@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) dirty_count: AtomicU64,
     /// I/O fails: the pool was closed, or nobody knows what its device holds.
     pub(crate) stopped: AtomicBool,
+    /// Who lends memory of the device.
+    leases: Mutex<Vec<Weak<LeaseBoard>>>,
     inbox: Mutex<Inbox>,
     waker: Waker,
 }
@@ -110,7 +112,9 @@ pub(crate) enum Reply {
         device: Result<Arc<Bdev>, IoError>,
     },
     /// The volume does not lie on this device any more.
-    ExternalGone { uuid: [u8; 16] },
+    ExternalGone {
+        uuid: [u8; 16],
+    },
     Committed {
         ticket: u64,
         result: Result<(), IoError>,
@@ -194,6 +198,7 @@ impl Shared {
             committing: AtomicBool::new(false),
             dirty_count: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            leases: Mutex::default(),
             inbox: Mutex::default(),
             waker,
         })
@@ -202,6 +207,12 @@ impl Shared {
     pub(crate) fn inbox(&self) -> MutexGuard<'_, Inbox> {
         // A panic while it was held left plain lists behind.
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Cold: taken by a channel once, and to look at the boards.
+    pub(crate) fn leases(&self) -> MutexGuard<'_, Vec<Weak<LeaseBoard>>> {
+        // A panic while it was held left a plain list behind.
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn wake_worker(&self) {

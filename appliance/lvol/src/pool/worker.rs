@@ -15,6 +15,7 @@ use super::allocator::Allocator;
 use super::disk::{Disk, Host};
 use super::external::{ExternalDevices, ExternalState, NoExternalDevices};
 use super::garbage::Moved;
+use super::lease::Leased;
 use super::metadata::Metadata;
 use super::operation::Operation;
 use super::shared::{Call, Mailbox, Reply, Request, Shared, VolumeShared};
@@ -113,6 +114,8 @@ pub struct PoolWorker {
     pub(super) after_grace: VecDeque<AfterGrace>,
     /// Never to be handed out while the pool is open: the device may still write to them.
     pub(super) pinned: HashSet<Cluster>,
+    /// Freed, and still looked at.
+    pub(super) leased: Leased,
     /// Clusters that wait in [`Self::after_grace`] to become free.
     pub(super) quarantined: u64,
     /// Channels that wait for clusters to become free.
@@ -207,6 +210,7 @@ impl PoolWorker {
             freed: Vec::new(),
             after_grace: VecDeque::new(),
             pinned: HashSet::new(),
+            leased: Leased::default(),
             quarantined: 0,
             short: Vec::new(),
             commit_due: None,
@@ -239,6 +243,7 @@ impl PoolWorker {
             }
         }
         let mut worked = self.end_graces();
+        self.release_leased(now);
         self.serve_short();
         for at in [&mut self.collect_at, &mut self.operate_at] {
             if at.is_some_and(|at| at <= now) {
@@ -265,6 +270,7 @@ impl PoolWorker {
             self.collect_at,
             self.operate_at,
             self.external_at,
+            self.leased.look_at(),
         ];
         let deadline = deadlines.into_iter().flatten().min();
         deadline.map_or(Next::Idle, Next::At)
@@ -360,7 +366,10 @@ impl PoolWorker {
     }
 
     fn some_may_come_free(&self) -> bool {
-        self.quarantined > 0 || !self.freed.is_empty() || !self.shared.inbox().freed.is_empty()
+        self.quarantined > 0
+            || !self.freed.is_empty()
+            || !self.shared.inbox().freed.is_empty()
+            || self.leased.is_promising(self.disk.now())
     }
 
     fn freed_waits_only_for_grace(&self) -> bool {

@@ -218,6 +218,7 @@ impl VolumeChannel {
                 token,
                 chain: None,
                 written: None,
+                lease: None,
             }),
             Submit::Done(completion) => {
                 flight.io.payload = completion.io.payload;

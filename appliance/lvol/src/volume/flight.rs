@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use block::{Io, IoError};
-use dma::IoBuf;
+use dma::{IoBuf, Lease};
 
 use crate::map::{Cluster, Granularity, Granules, Source};
 use crate::pool::Chain;
@@ -42,6 +42,8 @@ pub(super) enum State {
         chain: Option<Arc<Chain>>,
         /// The cluster that it writes to.
         written: Option<Cluster>,
+        /// The cluster that lends memory to it.
+        lease: Option<Lease>,
     },
     /// The device below, which has parts of a read.
     Reading(Box<Reading>),
@@ -58,11 +60,7 @@ impl State {
     pub(super) fn waits(&self) -> bool {
         matches!(
             self,
-            Self::Piece(_)
-                | Self::Clusters
-                | Self::External(_)
-                | Self::Retry
-                | Self::Committing
+            Self::Piece(_) | Self::Clusters | Self::External(_) | Self::Retry | Self::Committing
         )
     }
 }

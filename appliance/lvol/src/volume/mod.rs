@@ -5,6 +5,7 @@ mod channel;
 mod device;
 mod external;
 mod flight;
+mod in_place;
 mod read;
 mod write;
 

@@ -12,6 +12,17 @@ use crate::pool::ExternalPart;
 
 impl VolumeChannel {
     pub(super) fn attempt_read(&mut self, index: usize, flight: &mut Flight) -> Attempt {
+        if flight.io.op == Op::Read && flight.io.payload.is_empty() {
+            // The device below lends its memory, and this is not in one place there.
+            let len = flight.io.blocks as usize * self.shared.block_size as usize;
+            if len > self.buffers.len_max() {
+                return Attempt::Done(Err(IoError::InvalidField));
+            }
+            match self.buffers.get(len) {
+                Some(buffer) => flight.io.payload = buffer.into(),
+                None => return Attempt::Going(State::Retry),
+            }
+        }
         let place = self.place(&flight.io);
         let token = match self.enter(&flight.io) {
             Ok(token) => token,
@@ -86,11 +97,7 @@ impl VolumeChannel {
     }
 
     /// The one source of an I/O, if it has only one.
-    pub(super) fn only_run(
-        &self,
-        chain: &crate::pool::Chain,
-        place: &Place,
-    ) -> Option<Origin> {
+    pub(super) fn only_run(&self, chain: &crate::pool::Chain, place: &Place) -> Option<Origin> {
         match runs(chain, place.slot, &place.bytes, self.shared.granularity).as_slice() {
             [run] => Some(run.origin),
             _ => None,
@@ -127,6 +134,7 @@ impl VolumeChannel {
                 token,
                 chain,
                 written,
+                lease: None,
             }),
             Submit::Done(completion) => {
                 flight.io.payload = completion.io.payload;

@@ -7,6 +7,7 @@ mod damage;
 mod external;
 mod in_flight;
 mod large;
+mod lent;
 mod model;
 mod opening;
 mod rig;

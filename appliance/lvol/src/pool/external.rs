@@ -559,7 +559,11 @@ impl ExternalState {
         self.tried_at = Some(now);
         match devices.claim(uuid, &self.name, &self.user) {
             Ok(claim) => {
-                tracing::info!(bdev = claim.bdev().name(), user = self.user, "a parent is there");
+                tracing::info!(
+                    bdev = claim.bdev().name(),
+                    user = self.user,
+                    "a parent is there"
+                );
                 self.claim = Some(claim);
                 self.problem.clear();
                 Ok(())

@@ -179,7 +179,11 @@ impl PoolWorker {
         made
     }
 
-    pub(super) fn add_volume(&mut self, new: NewVolume, layer: LayerId) -> Result<VolumeInfo, LvolError> {
+    pub(super) fn add_volume(
+        &mut self,
+        new: NewVolume,
+        layer: LayerId,
+    ) -> Result<VolumeInfo, LvolError> {
         let uuid = new.uuid.unwrap_or_else(|| *Uuid::new_v4().as_bytes());
         let record = NameRecord {
             kind: NameKind::Volume,

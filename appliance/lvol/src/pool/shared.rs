@@ -110,7 +110,9 @@ pub(crate) enum Reply {
         device: Result<Arc<Bdev>, IoError>,
     },
     /// The volume does not lie on this device any more.
-    ExternalGone { uuid: [u8; 16] },
+    ExternalGone {
+        uuid: [u8; 16],
+    },
     Committed {
         ticket: u64,
         result: Result<(), IoError>,

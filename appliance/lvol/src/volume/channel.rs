@@ -403,7 +403,10 @@ impl VolumeChannel {
     }
 
     /// Ends waiting flights for which `ends` has a result.
-    pub(super) fn end_waiting(&mut self, ends: impl Fn(usize, &State) -> Option<Result<(), IoError>>) {
+    pub(super) fn end_waiting(
+        &mut self,
+        ends: impl Fn(usize, &State) -> Option<Result<(), IoError>>,
+    ) {
         let mut at = 0;
         while at < self.waiting.len() {
             let index = self.waiting[at];
@@ -492,9 +495,7 @@ impl Channel for VolumeChannel {
             )
         });
         let asks = retries || !self.done.is_empty() || self.externals_in_flight();
-        let retry = asks
-            .then_some(self.now)
-            .flatten();
+        let retry = asks.then_some(self.now).flatten();
         [retry, self.base.next_deadline()]
             .into_iter()
             .flatten()

@@ -58,11 +58,7 @@ impl State {
     pub(super) fn waits(&self) -> bool {
         matches!(
             self,
-            Self::Piece(_)
-                | Self::Clusters
-                | Self::External(_)
-                | Self::Retry
-                | Self::Committing
+            Self::Piece(_) | Self::Clusters | Self::External(_) | Self::Retry | Self::Committing
         )
     }
 }

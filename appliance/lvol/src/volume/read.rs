@@ -86,11 +86,7 @@ impl VolumeChannel {
     }
 
     /// The one source of an I/O, if it has only one.
-    pub(super) fn only_run(
-        &self,
-        chain: &crate::pool::Chain,
-        place: &Place,
-    ) -> Option<Origin> {
+    pub(super) fn only_run(&self, chain: &crate::pool::Chain, place: &Place) -> Option<Origin> {
         match runs(chain, place.slot, &place.bytes, self.shared.granularity).as_slice() {
             [run] => Some(run.origin),
             _ => None,

@@ -180,8 +180,8 @@ impl VolumeChannel {
         let granule = (bytes.start / self.shared.granularity.granule_size()) as u16;
         let own = chain.own.look(place.slot).source(granule);
         let below = chain.ancestors.iter();
-        let mut sources = std::iter::once(own)
-            .chain(below.map(|piece| piece.look(place.slot).source(granule)));
+        let mut sources =
+            std::iter::once(own).chain(below.map(|piece| piece.look(place.slot).source(granule)));
         let cluster_size = self.shared.granularity.cluster_size();
         let from = match sources.find(|source| *source != Source::Parent) {
             Some(Source::Own(cluster)) => Some(Origin::Cluster(cluster)),

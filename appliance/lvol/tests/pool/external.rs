@@ -165,7 +165,10 @@ fn its_end_inside_a_granule_or_a_block_is_followed_by_zeroes() {
     rig.write(&mut channel, at, &[9; 512]);
     let mut expected = padded(MIB as usize);
     expected[LEN - 512..LEN].fill(9);
-    assert!(read_all(&mut rig, &mut channel) == expected, "tail filled with zeroes");
+    assert!(
+        read_all(&mut rig, &mut channel) == expected,
+        "tail filled with zeroes"
+    );
 }
 
 #[test]
@@ -182,7 +185,10 @@ fn a_read_that_lies_in_the_device_is_one_read_there() {
     assert_eq!(rig.drive.stats().reads, pool.reads);
     // Past its end nothing is read.
     device.reset_stats();
-    assert_eq!(rig.read(&mut channel, 15 * CLUSTER as u64, CLUSTER), vec![0; CLUSTER]);
+    assert_eq!(
+        rig.read(&mut channel, 15 * CLUSTER as u64, CLUSTER),
+        vec![0; CLUSTER]
+    );
     assert_eq!(device.stats().reads, 0);
 }
 
@@ -193,7 +199,11 @@ fn compares_and_verifies_work_over_the_device() {
     rig.write(&mut channel, 8192, &[5; 512]);
     let mut expected = padded(MIB as usize);
     expected[8192..8704].fill(5);
-    for (at, differs) in [(4096, None), (8192, Some(700_u32)), (LEN / 512 * 512 - 1024, None)] {
+    for (at, differs) in [
+        (4096, None),
+        (8192, Some(700_u32)),
+        (LEN / 512 * 512 - 1024, None),
+    ] {
         let mut data = expected[at..at + 4096].to_vec();
         if let Some(byte) = differs {
             data[byte as usize] ^= 1;
@@ -238,15 +248,27 @@ fn the_device_is_kept_from_deletion_and_writers_while_a_name_lies_on_it() {
     let devices = Arc::clone(&rig.devices);
     let bdev = devices.registry.get("gold").unwrap();
     let refused = || devices.registry.delete("gold").unwrap_err().to_string();
-    assert!(refused().ends_with("claimed by volume tank/e"), "{}", refused());
+    assert!(
+        refused().ends_with("claimed by volume tank/e"),
+        "{}",
+        refused()
+    );
     bdev.claim("nqn/1", ClaimKind::Shared).unwrap_err();
     let promise = rig.pool.rename("e", "f");
     rig.wait(promise).unwrap();
     rig.step();
-    assert!(refused().ends_with("claimed by volume tank/f"), "{}", refused());
+    assert!(
+        refused().ends_with("claimed by volume tank/f"),
+        "{}",
+        refused()
+    );
     rig.snapshot(&[("f", "s")]).unwrap();
     rig.step();
-    assert!(refused().ends_with("volume tank/f and 1 more"), "{}", refused());
+    assert!(
+        refused().ends_with("volume tank/f and 1 more"),
+        "{}",
+        refused()
+    );
     drop(channel);
     rig.delete("f").unwrap();
     rig.settle();
@@ -277,14 +299,23 @@ fn a_missing_device_costs_only_what_is_read_from_it() {
     // Not a media error: a host may try again.
     let failed = Err(IoError::Internal);
     assert_eq!(try_read(&mut rig, &mut channel, CLUSTER as u64), failed);
-    assert_eq!(rig.try_write(&mut channel, 70 * 1024 + 512, &[2; 512], false), Err(IoError::Internal));
+    assert_eq!(
+        rig.try_write(&mut channel, 70 * 1024 + 512, &[2; 512], false),
+        Err(IoError::Internal)
+    );
     // What it has, what covers whole granules, and what lies past the device's end.
     assert_eq!(rig.read(&mut channel, 0, CLUSTER), vec![1; CLUSTER]);
     rig.write(&mut channel, CLUSTER as u64, &[3; 4096]);
     rig.write(&mut channel, 3 * CLUSTER as u64, &[4; CLUSTER]);
     rig.op(&mut channel, Op::Unmap, 4 * CLUSTER as u64, CLUSTER as u64);
-    assert_eq!(rig.read(&mut channel, 4 * CLUSTER as u64, CLUSTER), vec![0; CLUSTER]);
-    assert_eq!(rig.read(&mut channel, 14 * CLUSTER as u64, CLUSTER), vec![0; CLUSTER]);
+    assert_eq!(
+        rig.read(&mut channel, 4 * CLUSTER as u64, CLUSTER),
+        vec![0; CLUSTER]
+    );
+    assert_eq!(
+        rig.read(&mut channel, 14 * CLUSTER as u64, CLUSTER),
+        vec![0; CLUSTER]
+    );
     rig.write(&mut channel, 14 * CLUSTER as u64 + 512, &[5; 512]);
     rig.flush(&mut channel);
     let mut other = rig.channel("v");
@@ -302,7 +333,10 @@ fn a_missing_device_costs_only_what_is_read_from_it() {
     // Failing reads do not look for it each time.
     let looks = rig.devices.looks.load(Ordering::Relaxed);
     for _ in 0..100 {
-        assert_eq!(try_read(&mut rig, &mut channel, 2 * CLUSTER as u64), Err(IoError::Internal));
+        assert_eq!(
+            try_read(&mut rig, &mut channel, 2 * CLUSTER as u64),
+            Err(IoError::Internal)
+        );
     }
     assert!(rig.devices.looks.load(Ordering::Relaxed) <= looks + 1);
     // It comes.
@@ -316,7 +350,10 @@ fn a_missing_device_costs_only_what_is_read_from_it() {
     expected[3 * CLUSTER..4 * CLUSTER].fill(4);
     expected[4 * CLUSTER..5 * CLUSTER].fill(0);
     expected[14 * CLUSTER + 512..14 * CLUSTER + 1024].fill(5);
-    assert!(read_all(&mut rig, &mut channel) == expected, "the same channel");
+    assert!(
+        read_all(&mut rig, &mut channel) == expected,
+        "the same channel"
+    );
     rig.settle();
     check(&mut rig);
 }
@@ -328,7 +365,13 @@ fn a_device_that_is_not_what_it_was_is_missing() {
     let cases: [(&str, u128, u32, &[u8], &str); 3] = [
         ("another uuid", 2, 512, &bytes, "no bdev has the uuid"),
         ("smaller", 1, 512, &bytes[..LEN - 512], "less than the"),
-        ("larger blocks", 1, 4096, &bytes[..12 * CLUSTER], "may not be larger"),
+        (
+            "larger blocks",
+            1,
+            4096,
+            &bytes[..12 * CLUSTER],
+            "may not be larger",
+        ),
     ];
     for (what, uuid, block, content, expected) in cases {
         let drive = SimDevice::from_image(rig.drive.cut(0), SimOptions::new(512, 1, 51));
@@ -338,7 +381,11 @@ fn a_device_that_is_not_what_it_was_is_missing() {
         let text = missing(&mut rig, "e").unwrap();
         assert!(text.contains(expected), "{what}: {text}");
         let mut channel = rig.channel("e");
-        assert_eq!(try_read(&mut rig, &mut channel, 0), Err(IoError::Internal), "{what}");
+        assert_eq!(
+            try_read(&mut rig, &mut channel, 0),
+            Err(IoError::Internal),
+            "{what}"
+        );
         rig.write(&mut channel, 0, &[1; 4096]);
     }
     // One that grew is the same: what it grew by is not seen.
@@ -372,7 +419,10 @@ fn a_device_that_goes_away_and_comes_back_is_found_by_the_same_channel() {
     // What the medium says stays what it is.
     device.fail_reads(0..512);
     assert_eq!(try_read(&mut rig, &mut channel, 0), Err(IoError::MediaRead));
-    assert_eq!(rig.try_write(&mut channel, 1024, &[1; 512], false), Err(IoError::MediaRead));
+    assert_eq!(
+        rig.try_write(&mut channel, 1024, &[1; 512], false),
+        Err(IoError::MediaRead)
+    );
     device.clear_faults();
     assert_eq!(try_read(&mut rig, &mut channel, 0).unwrap(), bytes[..4096]);
 }
@@ -538,7 +588,11 @@ fn a_difference_knows_what_lies_on_the_same_device() {
         while let Some(at) = offset {
             let promise = rig.pool.diff(from, to, at, 100);
             let part = rig.wait(promise).unwrap();
-            found.extend(part.extents.iter().map(|extent| (extent.offset, extent.len)));
+            found.extend(
+                part.extents
+                    .iter()
+                    .map(|extent| (extent.offset, extent.len)),
+            );
             offset = part.next;
         }
         assert_eq!(found, expected, "{from:?} {to}");

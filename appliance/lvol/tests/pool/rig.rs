@@ -110,11 +110,7 @@ fn base(drive: &Arc<SimDevice>) -> Arc<Bdev> {
 }
 
 /// With an odd seed each piece is committed in a transaction of its own, but for those that belong together.
-fn options(
-    buffers: &Arc<IobufPool>,
-    drive: &SimDevice,
-    devices: &Arc<Devices>,
-) -> PoolOptions {
+fn options(buffers: &Arc<IobufPool>, drive: &SimDevice, devices: &Arc<Devices>) -> PoolOptions {
     let mut options = PoolOptions::new(Arc::clone(buffers));
     options.externals = devices.clone();
     if drive.seed() % 2 == 1 {

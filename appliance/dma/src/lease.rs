@@ -61,9 +61,16 @@ impl Lessor {
         let place = self.vacant.borrow_mut().pop()?;
         self.board.places[place as usize].store(value.get(), Ordering::Release);
         Some(Lease {
-            lessor: Rc::clone(self),
+            lessor: Some(Rc::clone(self)),
             place,
         })
+    }
+
+    /// What was read with a lease was read before.
+    #[inline]
+    pub(crate) fn end(&self, place: u32) {
+        self.board.places[place as usize].store(0, Ordering::Release);
+        self.vacant.borrow_mut().push(place);
     }
 }
 
@@ -77,17 +84,24 @@ impl fmt::Debug for Lessor {
 
 /// Something is looked at until this is dropped.
 pub struct Lease {
-    lessor: Rc<Lessor>,
+    /// There until it is dropped or taken apart.
+    lessor: Option<Rc<Lessor>>,
     place: u32,
+}
+
+impl Lease {
+    /// For who keeps its parts apart, and calls [`Lessor::end`].
+    pub(crate) fn into_parts(mut self) -> (Option<Rc<Lessor>>, u32) {
+        (self.lessor.take(), self.place)
+    }
 }
 
 impl Drop for Lease {
     #[inline]
     fn drop(&mut self) {
-        // What was read with it was read before.
-        let places = &self.lessor.board.places;
-        places[self.place as usize].store(0, Ordering::Release);
-        self.lessor.vacant.borrow_mut().push(self.place);
+        if let Some(lessor) = &self.lessor {
+            lessor.end(self.place);
+        }
     }
 }
 

@@ -48,6 +48,7 @@ mod copy;
 mod error;
 mod iobuf;
 mod lease;
+mod lent;
 pub mod planner;
 mod pool;
 mod region;
@@ -61,8 +62,7 @@ pub use channel::{ChannelOptions, IobufChannel, POPULATE_BATCH, REFILL_BATCH};
 pub use error::DmaError;
 pub use iobuf::{IoBuf, Payload};
 pub use lease::{Lease, LeaseBoard, Lessor};
+pub use lent::Lent;
 pub use pool::{IobufOptions, IobufPool, MAX_CHANNELS, MAX_REGIONS};
-pub use region::{
-    Backing, BackingPreference, FIRST_ADDRESS, LIMIT_ADDRESS, Lent, Region, RegionOptions,
-};
+pub use region::{Backing, BackingPreference, FIRST_ADDRESS, LIMIT_ADDRESS, Region, RegionOptions};
 pub use stats::{CacheStats, ChannelStats, ClassStats, ModuleStats, PoolStats};

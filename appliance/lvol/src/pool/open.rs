@@ -173,6 +173,7 @@ impl PoolWorker {
         worker.load_names()?;
         worker.load_garbage();
         worker.load_operations()?;
+        worker.load_deletions();
         worker.refill_reserve()?;
         worker
             .metadata

@@ -7,6 +7,7 @@ mod damage;
 mod in_flight;
 mod model;
 mod opening;
+mod operations;
 mod rig;
 mod threads;
 mod volumes;

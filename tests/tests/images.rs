@@ -180,9 +180,13 @@ fn an_import_goes_on_after_kill_9() {
     let source = adit.state_dir().join("source.raw");
     image(&source, 100 * MIB, &[(0, 100)], 2);
     let name = detached(&adit, &["volume", "import", "tank/v", text(&source)]);
-    until("a part of the import", || {
-        (number(&operation(&adit, &name)["done"]) > 0).then_some(())
-    });
+    let done = |least: u64| {
+        until("a part of the import", || {
+            Some(number(&operation(&adit, &name)["done"])).filter(|done| *done > least)
+        })
+    };
+    // What is told is durable when more than that has been told.
+    done(done(0));
     // It is the operation's alone.
     let refused = adit.export(NQN, "tank/v").unwrap_err().to_string();
     assert!(refused.contains("operation tank/1"), "{refused}");

@@ -17,9 +17,9 @@ pub(super) async fn run(driven: &Driven, snapshot: &Arc<Bdev>) -> Result<String,
         let problem = "the block device to copy to is not in place";
         return Err(Stop::Failed(problem.to_owned()));
     };
-    let from = Device::open(snapshot, &driven.buffers).await?;
+    let from = driven.open(snapshot).await?;
     let name = to.name();
-    let to = Device::open(to, &driven.buffers).await?;
+    let to = driven.open(to).await?;
     if to.len_bytes() < from.len_bytes() {
         return Err(Stop::Failed(format!(
             "block device {name} has {} bytes, the snapshot {}",
@@ -62,14 +62,14 @@ async fn copy(driven: &Driven, from: &Device, to: &Device) -> Result<u64, Stop> 
                 at += bytes as u64;
                 if flushed.elapsed() >= FLUSH_INTERVAL {
                     flush(to, at).await?;
-                    driven.advance(at);
+                    driven.advance(at).await;
                     flushed = Instant::now();
                 }
             }
         }
     }
     flush(to, len).await?;
-    driven.advance(len);
+    driven.advance(len).await;
     Ok(copied)
 }
 

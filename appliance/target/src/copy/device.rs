@@ -151,6 +151,19 @@ impl Device {
         }
     }
 
+    /// Ends when no I/O is in flight.
+    pub(super) async fn settle(&self) {
+        let idle = async {
+            while !self.waiting.borrow().is_empty() {
+                tokio::time::sleep(ASK_INTERVAL).await;
+            }
+        };
+        tokio::select! {
+            () = self.drive() => {}
+            () = idle => {}
+        }
+    }
+
     fn give(&self, completion: Completion) {
         if let Some(waiter) = self.waiting.borrow_mut().remove(&completion.io.tag) {
             // Who waited may be gone: a buffer goes back to its pool.

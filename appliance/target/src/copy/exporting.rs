@@ -19,15 +19,16 @@ pub(super) async fn run(driven: &Driven, volume: &Arc<Bdev>) -> Result<String, S
         return Err(Stop::Failed("is no export".to_owned()));
     };
     let format = Format::from_name(format).unwrap_or(Format::Raw);
-    let volume = Device::open(volume, &driven.buffers).await?;
+    let volume = driven.open(volume).await?;
     let len = volume.len_bytes();
     let mut image = ImageWriter::create(file, format, len, driven.task.done)?;
+    driven.advance(image.position()).await;
     let written = tokio::select! {
         () = volume.drive() => unreachable!("it never ends"),
         result = copy(driven, &volume, &mut image, format) => result?,
     };
     image.finish().await?;
-    driven.advance(len);
+    driven.advance(len).await;
     Ok(format!("{written} bytes written to {}", file.display()))
 }
 
@@ -69,7 +70,7 @@ async fn copy(
                         image.skip(at).await?;
                     }
                     image.sync().await?;
-                    driven.advance(at);
+                    driven.advance(at).await;
                     synced = Instant::now();
                 }
             }

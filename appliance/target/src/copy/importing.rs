@@ -30,7 +30,7 @@ pub(super) async fn run(driven: &Driven, volume: &Arc<Bdev>) -> Result<String, S
             "{file} was changed since the import began; import it again"
         )));
     }
-    let volume = Device::open(volume, &driven.buffers).await?;
+    let volume = driven.open(volume).await?;
     tokio::select! {
         () = volume.drive() => unreachable!("it never ends"),
         result = copy(driven, file, &mut image, &volume) => result,
@@ -74,12 +74,12 @@ async fn copy(
         next = after?;
         if flushed.elapsed() >= FLUSH_INTERVAL {
             volume.flush().await.map_err(|error| failed(at, error))?;
-            driven.advance(at.min(len));
+            driven.advance(at.min(len)).await;
             flushed = Instant::now();
         }
     }
     volume.flush().await.map_err(|error| failed(at, error))?;
-    driven.advance(len);
+    driven.advance(len).await;
     Ok(format!("{written} bytes written from {}", file.display()))
 }
 

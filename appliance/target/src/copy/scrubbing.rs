@@ -45,7 +45,7 @@ pub(super) async fn run(driven: &Driven, base: &Arc<Bdev>) -> Result<String, Sto
         last: None,
     };
     let from = cursor(layer, piece);
-    let base = Device::open(base, &driven.buffers).await?;
+    let base = driven.open(base).await?;
     let read = tokio::select! {
         () = base.drive() => unreachable!("it never ends"),
         result = read(driven, &base, bytes_per_sec, from, &mut found) => result?,
@@ -98,7 +98,7 @@ async fn read(
             unreadable: found.unreadable,
             places: found.places.clone(),
         };
-        driven.advance_with(done, &detail);
+        driven.advance_with(done, &detail).await;
     }
     Ok(bytes)
 }

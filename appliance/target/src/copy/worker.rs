@@ -6,13 +6,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::IoError;
+use block::{Bdev, IoError};
 use dma::IobufPool;
 use image_file::{ImageError, ImageReader, ImageWriter};
 use lvol::OperationState;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::device::Device;
 use super::{
     Detail, Inspected, LOOK_INTERVAL, Message, RUNNING_MAX, Task, copying, exporting, importing,
     scrubbing,
@@ -20,6 +21,9 @@ use super::{
 
 /// At most so much time passes between two flushes of what an operation has written.
 pub(super) const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long I/O in flight may take when an operation stops.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 
 /// Why an operation stops before it is done.
 #[derive(Debug)]
@@ -32,12 +36,7 @@ pub(super) enum Stop {
 
 impl Stop {
     /// An I/O failed. What the device says when it is taken away says nothing about the operation.
-    pub(super) fn io(
-        what: &str,
-        offset: u64,
-        device: &super::device::Device,
-        error: IoError,
-    ) -> Stop {
+    pub(super) fn io(what: &str, offset: u64, device: &Device, error: IoError) -> Stop {
         if device.is_going() || error == IoError::Removed {
             return Stop::Closed;
         }
@@ -63,21 +62,32 @@ impl From<lvol::LvolError> for Stop {
 /// How far an operation is: told to the pool by [`Driven::look`].
 pub(super) struct Driven {
     pub(super) task: Task,
-    pub(super) buffers: Arc<IobufPool>,
+    buffers: Arc<IobufPool>,
+    devices: RefCell<Vec<Rc<Device>>>,
     done: Cell<u64>,
     detail: RefCell<Option<String>>,
 }
 
 impl Driven {
-    /// What was done up to here is durable.
-    pub(super) fn advance(&self, done: u64) {
+    /// Opens a device. It is kept until its I/O has ended, however the operation ends: the pool gives nobody
+    /// else a cluster that a lost channel may still write to.
+    pub(super) async fn open(&self, bdev: &Arc<Bdev>) -> Result<Rc<Device>, Stop> {
+        let device = Rc::new(Device::open(bdev, &self.buffers).await?);
+        self.devices.borrow_mut().push(Rc::clone(&device));
+        Ok(device)
+    }
+
+    /// What was done up to here is durable. Told before more is written: the next flush makes it durable too.
+    pub(super) async fn advance(&self, done: u64) {
         self.done.set(done);
+        // If it is to stop, `look` sees that too.
+        drop(self.tell().await);
     }
 
     /// The same, and what is needed to go on from here.
-    pub(super) fn advance_with(&self, done: u64, detail: &Detail) {
-        self.done.set(done);
+    pub(super) async fn advance_with(&self, done: u64, detail: &Detail) {
         *self.detail.borrow_mut() = Some(detail.encode());
+        self.advance(done).await;
     }
 
     /// Ends when it is to stop.
@@ -259,6 +269,7 @@ async fn drive(task: Task, buffers: Arc<IobufPool>, mut stopped: watch::Receiver
     let driven = Driven {
         done: Cell::new(task.done),
         detail: RefCell::default(),
+        devices: RefCell::default(),
         task,
         buffers,
     };
@@ -269,6 +280,20 @@ async fn drive(task: Task, buffers: Arc<IobufPool>, mut stopped: watch::Receiver
         stop = driven.look() => Err(stop),
         result = run(&driven) => result,
     };
+    let devices = driven.devices.take();
+    for device in &devices {
+        if tokio::time::timeout(SETTLE_MAX, device.settle())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                pool,
+                id,
+                "the i/o of an operation does not end; it is left alone"
+            );
+        }
+    }
+    drop(devices);
     let result = match result {
         Ok(text) => Ok(text),
         Err(Stop::Failed(_)) if driven.task.pool.has_stopped() => return,

@@ -81,7 +81,7 @@ fuzz-smoke:
 soak_seeds ?= 20000
 soak_cuts ?= 1000
 soak: build-deps
-	ADIT_SEEDS=$(soak_seeds) ADIT_CUTS=$(soak_cuts) cargo test --release -p lvol --test pool -- --nocapture
+	ADIT_SEEDS=$(soak_seeds) ADIT_CUTS=$(soak_cuts) ADIT_CLUSTERS=10000000 cargo test --release -p lvol --test pool -- --nocapture
 
 # Takes mechanisms out one by one and shows that a test fails without each.
 mutations: build-deps

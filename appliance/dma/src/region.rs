@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::copy;
 use crate::error::DmaError;
+use crate::lease::Lease;
 use crate::sys::{self, GIB_1, MIB_2, PAGE};
 
 /// Lowest address that regions are placed at.
@@ -338,6 +339,7 @@ impl Region {
             region: Arc::clone(self),
             offset,
             len,
+            lease: None,
         }
     }
 
@@ -388,11 +390,13 @@ impl Drop for Region {
 
 /// A range of a device's own memory, lent for a read. The device may write it meanwhile: the
 /// reader gets each byte old or new, as with any read that races a write.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Lent {
     region: Arc<Region>,
     offset: usize,
     len: usize,
+    /// Ends when this is dropped.
+    lease: Option<Lease>,
 }
 
 impl Lent {
@@ -443,7 +447,12 @@ impl Lent {
         self.region.read_at(self.offset + from, into);
     }
 
-    /// A part of it, lent on.
+    /// Keeps a lease until it is dropped.
+    pub fn hold(&mut self, lease: Lease) {
+        self.lease = Some(lease);
+    }
+
+    /// A part of it, lent on. Not to be kept longer than the whole, which has the lease.
     ///
     /// # Panics
     /// If the range is not inside what is lent.
@@ -454,6 +463,7 @@ impl Lent {
             region: Arc::clone(&self.region),
             offset: self.offset + from,
             len,
+            lease: None,
         }
     }
 

@@ -164,6 +164,17 @@ impl Pool for FakePool {
         )
     }
 
+    fn clone_bdev(&self, bdev_name: &str, name: &str) -> Work<()> {
+        self.put(
+            name,
+            v1::Volume {
+                size_bytes: 8192,
+                parent: bdev_name.to_owned(),
+                ..v1::Volume::default()
+            },
+        )
+    }
+
     fn resize_volume(&self, name: &str, size_bytes: u64) -> Work<()> {
         let mut inner = self.inner();
         inner.volumes.get_mut(name).unwrap().size_bytes = size_bytes;

@@ -114,6 +114,8 @@ pub trait Pool: Send + Sync + fmt::Debug {
     fn create_volume(&self, name: &str, size_bytes: u64, thick: bool) -> Work<()>;
     /// Makes a volume on a snapshot.
     fn clone_volume(&self, snapshot: &str, name: &str) -> Work<()>;
+    /// Makes a volume on a block device of the node, which is in no pool.
+    fn clone_bdev(&self, bdev_name: &str, name: &str) -> Work<()>;
     /// Gives a volume another size, and tells hosts that see it.
     fn resize_volume(&self, name: &str, size_bytes: u64) -> Work<()>;
     /// Gives a volume another name. Nothing uses it.

@@ -39,10 +39,18 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
             };
             client.create_volume(request).await?.into_inner()
         }
-        VolumeVerb::Clone { snapshot, name } => client
-            .clone_volume(CloneVolumeRequest { snapshot, name })
-            .await?
-            .into_inner(),
+        VolumeVerb::Clone {
+            snapshot,
+            name,
+            from_bdev,
+        } => {
+            let request = CloneVolumeRequest {
+                snapshot: snapshot.unwrap_or_default(),
+                name,
+                bdev: from_bdev.unwrap_or_default(),
+            };
+            client.clone_volume(request).await?.into_inner()
+        }
         VolumeVerb::Show { name } if name.contains('@') => {
             let snapshots = SnapshotServiceClient::new(context.channel.clone());
             return show_snapshot(context, snapshots, name).await;

@@ -117,12 +117,17 @@ pub(crate) enum VolumeVerb {
         #[arg(long)]
         thick: bool,
     },
-    /// Create a volume that shows what a snapshot shows
+    /// Create a volume that shows what a snapshot or a block device shows
+    #[command(allow_missing_positional = true)]
     Clone {
         /// POOL/NAME@SNAP
-        snapshot: String,
+        #[arg(required_unless_present = "from_bdev", conflicts_with = "from_bdev")]
+        snapshot: Option<String>,
         /// POOL/NEW
         name: String,
+        /// The block device to show, in place of a snapshot; it is only read
+        #[arg(long, value_name = "BDEV")]
+        from_bdev: Option<String>,
     },
     /// List volumes
     List {

@@ -26,6 +26,8 @@ pub enum Parent {
         uuid: [u8; 16],
         /// The name it had; only the UUID identifies it.
         name: String,
+        /// Bytes that it had. Past them all is zeroes, also when it grows.
+        len_bytes: u64,
     },
 }
 
@@ -142,10 +144,15 @@ impl LayerRecord {
                 out.u8(1);
                 out.u64(layer.0);
             }
-            Parent::External { uuid, name } => {
+            Parent::External {
+                uuid,
+                name,
+                len_bytes,
+            } => {
                 out.u8(2);
                 out.bytes(uuid);
                 out.text(name);
+                out.u64(*len_bytes);
             }
         }
         out.u32(self.children);
@@ -171,6 +178,7 @@ impl LayerRecord {
             2 => Parent::External {
                 uuid: fields.uuid("parent uuid")?,
                 name: fields.text("parent name")?,
+                len_bytes: fields.u64("parent length")?,
             },
             other => return Err(fields.wrong("parent kind", other.into(), "must be 0 to 2")),
         };

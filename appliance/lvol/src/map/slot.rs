@@ -11,6 +11,8 @@
 //! - PARTIAL without a cluster (number 0, the pool's header): none is written, some are zero;
 //! - a granule may be locked in any state; a slot with a locked granule keeps its cluster.
 
+use std::num::NonZeroU64;
+
 use thiserror::Error;
 
 use super::atomic::{AtomicU64, Ordering, fence};
@@ -42,6 +44,12 @@ impl Cluster {
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
+    }
+
+    /// The number, as what it never is 0.
+    #[must_use]
+    pub fn number(self) -> NonZeroU64 {
+        NonZeroU64::new(self.0).expect("no cluster is 0: `new` makes none")
     }
 }
 

@@ -81,6 +81,9 @@ impl PoolWorker {
         let fixed_bits = walk.owned.clone();
         self.check_map(&mut walk)?;
         self.check_free(&mut walk, &fixed_bits, fixed)?;
+        for (record, problem) in self.missing_externals() {
+            walk.find(record, problem);
+        }
         Ok(walk.findings)
     }
 

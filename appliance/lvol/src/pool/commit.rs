@@ -35,7 +35,7 @@ impl PoolWorker {
     pub(super) fn commit(&mut self) {
         let waiters = std::mem::take(&mut self.waiters);
         self.shared.committing.store(true, Ordering::SeqCst);
-        let result = self.commit_all();
+        let result = self.commit_with_room();
         self.shared.committing.store(false, Ordering::SeqCst);
         if let Err(error) = &result {
             self.after_failed_commit(error);
@@ -47,6 +47,25 @@ impl PoolWorker {
                     mailbox.put(Reply::Committed { ticket, result });
                 }
                 Waiter::Call(tell) => tell(self, result.as_ref().map(|_| ()).map_err(repeated)),
+            }
+        }
+    }
+
+    /// Commits; as often as the metadata lack room that the pool has.
+    fn commit_with_room(&mut self) -> Result<(), LvolError> {
+        loop {
+            let result = self.commit_all();
+            let wanted = match &result {
+                Err(LvolError::Store {
+                    source: PoolStoreError::NoSpace { wanted_bytes, .. },
+                }) => *wanted_bytes,
+                _ => return result,
+            };
+            // A large transaction may grow the database more than once, and past what was kept for it.
+            let before = self.metadata.reserved();
+            self.refill_reserve(wanted)?;
+            if self.metadata.reserved() == before {
+                return result;
             }
         }
     }
@@ -74,7 +93,7 @@ impl PoolWorker {
             return result;
         }
         self.quarantine_freed();
-        self.refill_reserve()
+        self.refill_reserve(0)
     }
 
     fn commit_pieces(&mut self, dirty: &[DirtyPiece]) -> Result<(), LvolError> {
@@ -212,19 +231,17 @@ impl PoolWorker {
         self.quarantined += clusters.len() as u64;
         self.after_grace(move |worker| {
             worker.quarantined -= clusters.len() as u64;
-            for cluster in clusters {
-                if !worker.pinned.contains(&cluster) {
-                    worker.allocator.release(cluster);
-                }
-            }
+            worker.release(clusters);
         });
     }
 
-    /// Keeps as much for the metadata as its next growth can need.
-    pub(super) fn refill_reserve(&mut self) -> Result<(), LvolError> {
+    /// Keeps as much for the metadata as its next growth can need, and as it takes for a length of `len` bytes.
+    pub(super) fn refill_reserve(&mut self, len: u64) -> Result<(), LvolError> {
         let cluster_size = self.shared.granularity.cluster_size();
-        let bytes = (self.metadata.clusters() * cluster_size)
-            .clamp(METADATA_RESERVE_BYTES_MIN, METADATA_RESERVE_BYTES_MAX);
+        let has = self.metadata.clusters() * cluster_size;
+        let bytes = has
+            .clamp(METADATA_RESERVE_BYTES_MIN, METADATA_RESERVE_BYTES_MAX)
+            .max(len.saturating_sub(has));
         let wanted = bytes.div_ceil(cluster_size);
         let have = self.metadata.reserved();
         if have >= wanted {

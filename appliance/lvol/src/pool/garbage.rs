@@ -39,6 +39,15 @@ pub(super) struct Moved {
     pub(super) slots: u128,
 }
 
+/// Where granules are copied from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum CopyFrom<'a> {
+    /// The same places of a cluster.
+    Cluster(Cluster),
+    /// Memory, from this granule on.
+    Bytes { first: u16, data: &'a [u8] },
+}
+
 /// What became of a slot that was to be merged.
 pub(super) enum Merged {
     /// It is in the child.
@@ -279,8 +288,9 @@ impl PoolWorker {
         };
         let missing = missing(&target.look(slot), whole);
         let hidden = missing.and(zero);
-        if !hidden.is_empty() {
-            match target.zero(slot, hidden, has_parent) {
+        // Without a parent what the child does not have is zeroes anyway.
+        if !hidden.is_empty() && has_parent {
+            match target.zero_missing(slot, hidden) {
                 Ok(change) => self.shared.note_piece(child, index, target, change),
                 Err(_) => return Ok(Merged::Busy),
             }
@@ -289,6 +299,7 @@ impl PoolWorker {
         let (Some(from), false) = (content.cluster(), copied.is_empty()) else {
             return Ok(Merged::Done);
         };
+        let from = CopyFrom::Cluster(from);
         self.copy_granules((child, index), target, slot, from, copied)
     }
 
@@ -298,7 +309,7 @@ impl PoolWorker {
         (child, index): (LayerId, u64),
         target: &Arc<Piece>,
         slot: usize,
-        from: Cluster,
+        from: CopyFrom<'_>,
         granules: Granules,
     ) -> Result<Merged, LvolError> {
         if !target.lock(slot, granules) {
@@ -318,7 +329,7 @@ impl PoolWorker {
         &mut self,
         target: &Piece,
         slot: usize,
-        from: Cluster,
+        from: CopyFrom<'_>,
         granules: Granules,
     ) -> Result<bool, LvolError> {
         let whole = Granules::from(self.shared.granularity.whole());
@@ -348,10 +359,20 @@ impl PoolWorker {
         let cluster_size = self.shared.granularity.cluster_size();
         for run in granules.runs() {
             let offset = u64::from(run.start) * granule;
-            let mut data = vec![0; usize::from(run.len()) * granule as usize];
-            self.disk
-                .read(from.get() * cluster_size + offset, &mut data)?;
-            self.disk.write(to.get() * cluster_size + offset, &data)?;
+            let len = usize::from(run.len()) * granule as usize;
+            let to = to.get() * cluster_size + offset;
+            match from {
+                CopyFrom::Cluster(from) => {
+                    let mut data = vec![0; len];
+                    self.disk
+                        .read(from.get() * cluster_size + offset, &mut data)?;
+                    self.disk.write(to, &data)?;
+                }
+                CopyFrom::Bytes { first, data } => {
+                    let at = usize::from(run.start - first) * granule as usize;
+                    self.disk.write(to, &data[at..at + len])?;
+                }
+            }
         }
         Ok(true)
     }

@@ -6,7 +6,9 @@ mod commit;
 mod diff;
 mod disk;
 mod driven;
+mod external;
 mod garbage;
+mod lease;
 mod manage;
 mod mapped;
 mod metadata;
@@ -23,9 +25,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use block::Bdev;
+
 pub use self::check::Finding;
 pub use self::diff::{Extents, VolumeExtent};
 pub use self::disk::Host;
+pub(crate) use self::external::{EXTERNAL_RETRY, ExternalPart};
+pub use self::external::{ExternalDevices, ExternalInfo, NoExternalDevices};
 pub use self::manage::{NewVolume, VolumeInfo};
 pub use self::mapped::{MapCursor, MappedRun, MappedRuns};
 pub use self::open::{CreateOptions, POOL_BYTES_MAX};
@@ -108,6 +114,16 @@ impl Pool {
     pub fn clone_snapshot(&self, snapshot: &str, new: NewVolume) -> Promise<VolumeInfo> {
         let snapshot = snapshot.to_owned();
         self.change(move |worker| worker.clone_snapshot(&snapshot, new))
+    }
+
+    /// Makes a volume that shows what a block device outside the pool shows, and can be written. The
+    /// device is only read, and claimed through [`PoolOptions::externals`] while anything lies on it. Its
+    /// blocks may not be larger than the pool's, and it may not lie in a pool itself. Past its end, as it
+    /// is now, the volume reads as zeroes.
+    #[must_use]
+    pub fn clone_external(&self, device: &Arc<Bdev>, new: NewVolume) -> Promise<VolumeInfo> {
+        let device = Arc::clone(device);
+        self.change(move |worker| worker.clone_external(&device, new))
     }
 
     /// Takes snapshots of several volumes at one moment: pairs of a volume and the name after the `@`.

@@ -128,7 +128,7 @@ impl PoolWorker {
             pool,
             waker,
         });
-        worker.refill_reserve()?;
+        worker.refill_reserve(0)?;
         Ok((Pool::new(&worker.shared), worker))
     }
 
@@ -174,7 +174,8 @@ impl PoolWorker {
         worker.load_garbage();
         worker.load_operations()?;
         worker.load_deletions();
-        worker.refill_reserve()?;
+        worker.refresh_externals();
+        worker.refill_reserve(0)?;
         worker
             .metadata
             .store(|superblock| superblock.clean = false)?;
@@ -202,6 +203,7 @@ impl PoolWorker {
         let committed = if wipe { Ok(()) } else { self.commit_now() };
         // What channels had waiting is dropped: they see that the pool has stopped.
         drop(self.shared.close());
+        self.release_externals();
         let Some(store) = self.store.take() else {
             return Ok(());
         };

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use metastore::pool::Table;
 
-use super::garbage::{COLLECT_RETRY, Merged};
+use super::garbage::{COLLECT_RETRY, CopyFrom, Merged};
 use super::shared::Chain;
 use super::worker::PoolWorker;
 use crate::LvolError;
@@ -123,6 +123,8 @@ pub struct Operation {
     pub detail: String,
     /// All that was to be copied is committed.
     pub(super) is_copied: bool,
+    /// It cannot go on before a device outside the pool is there.
+    pub(super) is_waiting: bool,
 }
 
 impl Operation {
@@ -139,6 +141,7 @@ impl Operation {
             text: String::new(),
             detail: String::new(),
             is_copied: false,
+            is_waiting: false,
         }
     }
 
@@ -193,6 +196,7 @@ impl Operation {
             text: record.text,
             detail: String::new(),
             is_copied: false,
+            is_waiting: false,
         };
         if operation.is_driven_now() {
             operation.detail = std::mem::take(&mut operation.text);
@@ -202,7 +206,7 @@ impl Operation {
 }
 
 /// What became of one slot.
-enum Copied {
+pub(super) enum Copied {
     /// The volume has all of it, or its parents have nothing.
     Yes,
     /// Somebody is writing there, or a snapshot is being taken: try again.
@@ -324,7 +328,8 @@ impl PoolWorker {
             return false;
         }
         let mut running = self.operations.values();
-        let Some(operation) = running.find(|other| other.is_detaching()) else {
+        let can_go_on = |other: &&Operation| other.is_detaching() && !other.is_waiting;
+        let Some(operation) = running.find(can_go_on) else {
             return false;
         };
         let mut operation = operation.clone();
@@ -338,6 +343,13 @@ impl PoolWorker {
                 }
                 going
             }
+            Err(error @ LvolError::ExternalMissing { .. }) => {
+                // Others have their turn meanwhile.
+                operation.is_waiting = true;
+                operation.text = format!("waits: {error}");
+                self.operations.insert(operation.id, operation);
+                true
+            }
             Err(error) => {
                 operation.state = OperationState::Failed;
                 operation.text = crate::chain(&error);
@@ -349,6 +361,15 @@ impl PoolWorker {
                 self.put_operation(operation);
                 self.when_committed(|_, _| {});
                 true
+            }
+        }
+    }
+
+    /// A device outside the pool has come.
+    pub(super) fn go_on_with_waiting(&mut self) {
+        for operation in self.operations.values_mut() {
+            if std::mem::take(&mut operation.is_waiting) {
+                operation.text.clear();
             }
         }
     }
@@ -408,6 +429,10 @@ impl PoolWorker {
     /// The first index from `from` on at which a layer below has anything.
     fn next_piece_below(&self, layer: LayerId, from: u64) -> Result<Option<u64>, LvolError> {
         let store = self.usable_store()?;
+        let external = self.external_under(layer);
+        if external.is_some_and(|part| from < self.pieces_of(&part)) {
+            return Ok(Some(from));
+        }
         let mut first = None;
         let mut below = self.parent_of(layer);
         while let Some(parent) = below {
@@ -438,8 +463,13 @@ impl PoolWorker {
             if chain.own.look(slot).source(granule) != Source::Parent {
                 continue;
             }
-            let Some(from) = below(chain, slot, granule) else {
-                continue;
+            let from = match below(chain, slot, granule) {
+                Some(Source::Own(from)) => from,
+                Some(_) => continue,
+                None => match self.detach_external(chain, slot, granule)? {
+                    Copied::Yes => continue,
+                    Copied::Busy => return Ok(Copied::Busy),
+                },
             };
             if unsettled {
                 return Ok(Copied::Busy);
@@ -448,7 +478,7 @@ impl PoolWorker {
             let mut wanted = Granules::NONE;
             for next in granule..granularity.granules() {
                 let own = chain.own.look(slot).source(next);
-                if own == Source::Parent && below(chain, slot, next) == Some(from) {
+                if own == Source::Parent && below(chain, slot, next) == Some(Source::Own(from)) {
                     wanted.set(next);
                 } else {
                     break;
@@ -470,6 +500,7 @@ impl PoolWorker {
     ) -> Result<bool, LvolError> {
         self.check_clusters(u64::from(chain.own.look(slot).cluster().is_none()))?;
         let key = (chain.layer, chain.index);
+        let from = CopyFrom::Cluster(from);
         let merged = self.copy_granules(key, &chain.own, slot, from, granules)?;
         Ok(matches!(merged, Merged::Done))
     }
@@ -482,6 +513,7 @@ impl PoolWorker {
             self.change_layer(parent, |record| record.children -= 1);
         }
         self.drop_chains_through(layer);
+        self.externals_may_change();
         if operation.kind == OperationKind::Inflate {
             self.make_thick(layer);
         }
@@ -516,14 +548,11 @@ impl PoolWorker {
     }
 }
 
-/// The cluster that a granule which the volume does not have is read from.
-fn below(chain: &Chain, slot: usize, granule: u16) -> Option<Cluster> {
+/// Where a granule that the volume does not have is read from; `None` if no layer has it.
+pub(super) fn below(chain: &Chain, slot: usize, granule: u16) -> Option<Source> {
     let mut sources = chain
         .ancestors
         .iter()
         .map(|piece| piece.look(slot).source(granule));
-    match sources.find(|source| *source != Source::Parent)? {
-        Source::Own(cluster) => Some(cluster),
-        Source::Zero | Source::Parent => None,
-    }
+    sources.find(|source| *source != Source::Parent)
 }

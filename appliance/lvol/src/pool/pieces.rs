@@ -10,7 +10,7 @@ use super::shared::{Chain, Mailbox, Reply, VolumeShared};
 use super::worker::{PoolWorker, damaged};
 use crate::LvolError;
 use crate::format::{LayerId, Parent, decode_piece, piece_key};
-use crate::map::Piece;
+use crate::map::{PIECE_SLOTS, Piece};
 
 impl PoolWorker {
     /// Answers a channel that has no chain for a piece.
@@ -45,18 +45,21 @@ impl PoolWorker {
         let own = self.own_piece(layer, index)?;
         let mut ancestors = Vec::new();
         let mut has_parent = false;
-        let mut below = self.parent_of(layer);
-        while let Some(parent) = below {
+        let mut lowest = layer;
+        while let Some(parent) = self.parent_of(lowest) {
             has_parent = true;
             ancestors.extend(self.piece(parent, index)?);
-            below = self.parent_of(parent);
+            lowest = parent;
         }
+        let start = index * PIECE_SLOTS as u64 * self.shared.granularity.cluster_size();
+        let external = self.external_under(lowest);
         Ok(Arc::new(Chain {
             layer,
             index,
             own,
             ancestors,
             has_parent,
+            external: external.filter(|part| part.len_bytes > start),
         }))
     }
 

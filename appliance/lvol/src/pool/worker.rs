@@ -13,7 +13,9 @@ use metastore::pool::{PoolStore, PoolStoreError, Table};
 
 use super::allocator::Allocator;
 use super::disk::{Disk, Host};
+use super::external::{ExternalDevices, ExternalState, NoExternalDevices};
 use super::garbage::Moved;
+use super::lease::Leased;
 use super::metadata::Metadata;
 use super::operation::Operation;
 use super::shared::{Call, Mailbox, Reply, Request, Shared, VolumeShared};
@@ -37,6 +39,8 @@ pub struct PoolOptions {
     pub commit_interval: Duration,
     /// Records of maps in one transaction, bytes. A commit of more is done in several.
     pub transaction_bytes: usize,
+    /// Where block devices outside the pool are found that volumes lie on.
+    pub externals: Arc<dyn ExternalDevices>,
 }
 
 impl PoolOptions {
@@ -48,6 +52,7 @@ impl PoolOptions {
             cached_pieces: 16384,
             commit_interval: Duration::from_secs(5),
             transaction_bytes: 8 << 20,
+            externals: Arc::new(NoExternalDevices),
         }
     }
 }
@@ -109,6 +114,8 @@ pub struct PoolWorker {
     pub(super) after_grace: VecDeque<AfterGrace>,
     /// Never to be handed out while the pool is open: the device may still write to them.
     pub(super) pinned: HashSet<Cluster>,
+    /// Freed, and still looked at.
+    pub(super) leased: Leased,
     /// Clusters that wait in [`Self::after_grace`] to become free.
     pub(super) quarantined: u64,
     /// Channels that wait for clusters to become free.
@@ -130,6 +137,14 @@ pub struct PoolWorker {
     /// The collector goes on then.
     pub(super) collect_at: Option<Instant>,
     pub(super) fault: Option<String>,
+    /// Devices outside the pool that names lie on, by UUID.
+    pub(super) externals: BTreeMap<[u8; 16], ExternalState>,
+    /// Claims are looked after when the next commit has ended.
+    pub(super) externals_wait: bool,
+    /// A device that is missing is looked for then.
+    pub(super) external_at: Option<Instant>,
+    /// As of the last step.
+    pub(super) now: Instant,
 }
 
 impl std::fmt::Debug for PoolWorker {
@@ -170,6 +185,7 @@ impl PoolWorker {
             parts.pool.used_clusters,
             &superblock.metadata,
         );
+        let now = parts.disk.now();
         let shared = Shared::new(
             parts.base,
             Arc::clone(&parts.options.buffers),
@@ -194,6 +210,7 @@ impl PoolWorker {
             freed: Vec::new(),
             after_grace: VecDeque::new(),
             pinned: HashSet::new(),
+            leased: Leased::default(),
             quarantined: 0,
             short: Vec::new(),
             commit_due: None,
@@ -205,6 +222,10 @@ impl PoolWorker {
             operate_at: None,
             collect_at: None,
             fault: None,
+            externals: BTreeMap::new(),
+            externals_wait: false,
+            external_at: None,
+            now,
         }
     }
 
@@ -213,6 +234,7 @@ impl PoolWorker {
         if self.store.is_none() {
             return Next::End;
         }
+        self.now = now;
         let mut calls = self.take_in(now);
         while let Some(call) = calls.pop_front() {
             (call.0)(self);
@@ -221,11 +243,15 @@ impl PoolWorker {
             }
         }
         let mut worked = self.end_graces();
+        self.release_leased(now);
         self.serve_short();
         for at in [&mut self.collect_at, &mut self.operate_at] {
             if at.is_some_and(|at| at <= now) {
                 *at = None;
             }
+        }
+        if self.external_at.is_some_and(|at| at <= now) {
+            self.look_for_externals();
         }
         worked |= self.collect();
         worked |= self.operate();
@@ -239,10 +265,14 @@ impl PoolWorker {
             return Next::Now;
         }
         self.drop_unused_pieces();
-        let deadline = [self.commit_due, self.collect_at, self.operate_at]
-            .into_iter()
-            .flatten()
-            .min();
+        let deadlines = [
+            self.commit_due,
+            self.collect_at,
+            self.operate_at,
+            self.external_at,
+            self.leased.look_at(),
+        ];
+        let deadline = deadlines.into_iter().flatten().min();
         deadline.map_or(Next::Idle, Next::At)
     }
 
@@ -273,6 +303,7 @@ impl PoolWorker {
                     mailbox,
                 } => self.resolve(&volume, piece, &mailbox),
                 Request::Clusters { thick, mailbox } => self.short.push((mailbox, thick)),
+                Request::External { part, mailbox } => self.lend_external(&part, &mailbox),
                 Request::Commit { mailbox, ticket } => {
                     self.waiters.push(Waiter::Channel { mailbox, ticket });
                 }
@@ -335,7 +366,10 @@ impl PoolWorker {
     }
 
     fn some_may_come_free(&self) -> bool {
-        self.quarantined > 0 || !self.freed.is_empty() || !self.shared.inbox().freed.is_empty()
+        self.quarantined > 0
+            || !self.freed.is_empty()
+            || !self.shared.inbox().freed.is_empty()
+            || self.leased.is_promising(self.disk.now())
     }
 
     fn freed_waits_only_for_grace(&self) -> bool {

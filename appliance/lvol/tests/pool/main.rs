@@ -4,7 +4,10 @@
 
 mod cuts;
 mod damage;
+mod external;
 mod in_flight;
+mod large;
+mod lent;
 mod model;
 mod opening;
 mod operations;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::v1::{self, ObjectState};
+use block::Registry;
 use lvol::format::NameKind;
 use lvol::{NewVolume, OperationKind, OperationState, PoolInfo, Promise, VolumeInfo};
 use tokio::sync::watch;
@@ -24,16 +25,19 @@ pub(super) struct LvolPool {
     pool: lvol::Pool,
     block_size: u32,
     cluster_size: u64,
+    /// Block devices that volumes may lie on.
+    registry: Arc<Registry>,
     /// Its other end goes when the thread has let go of the device.
     ended: watch::Receiver<()>,
 }
 
 impl LvolPool {
+    /// `sizes`: of a block and of a cluster, bytes.
     pub(super) fn new(
         name: String,
         pool: lvol::Pool,
-        block_size: u32,
-        cluster_size: u64,
+        (block_size, cluster_size): (u32, u64),
+        registry: Arc<Registry>,
         ended: watch::Receiver<()>,
     ) -> LvolPool {
         LvolPool {
@@ -41,6 +45,7 @@ impl LvolPool {
             pool,
             block_size,
             cluster_size,
+            registry,
             ended,
         }
     }
@@ -116,10 +121,24 @@ impl Reader {
 
     fn volume(&self, info: &VolumeInfo) -> v1::Volume {
         let record = &info.record;
-        let status = info.faulted.then(|| v1::Status {
+        let external = info.external.as_ref();
+        let missing = external.and_then(|external| external.missing.as_ref());
+        let reason = if info.faulted {
+            Some("a record of it is damaged, and its i/o fails; see the log".to_owned())
+        } else {
+            missing.map(|reason| {
+                format!(
+                    "what it does not have itself cannot be read: {reason}; put the device back"
+                )
+            })
+        };
+        let status = reason.map(|reason| v1::Status {
             state: ObjectState::Pending.into(),
-            reason: "a record of it is damaged, and its i/o fails; see the log".to_owned(),
+            reason,
         });
+        // A snapshot that was deleted shows through it what it lies on.
+        let snapshot = info.parent.as_ref().map(|parent| self.full(parent));
+        let parent = snapshot.or_else(|| external.map(|external| external.name.clone()));
         v1::Volume {
             name: self.full(&info.name),
             uuid: Uuid::from_bytes(record.uuid).to_string(),
@@ -129,10 +148,7 @@ impl Reader {
             thick: record.thick,
             read_only: record.read_only,
             snapshot: record.kind == NameKind::Snapshot,
-            parent: info
-                .parent
-                .as_ref()
-                .map_or(String::new(), |parent| self.full(parent)),
+            parent: parent.unwrap_or_default(),
             exclusive_bytes: info.clusters * self.cluster_size,
             children: info.children,
             status,
@@ -280,6 +296,27 @@ impl Pool for LvolPool {
             ..NewVolume::default()
         };
         let made = self.pool.clone_snapshot(snapshot, new);
+        let made = work(self.asked("creating", name), made);
+        Box::pin(async move { made.await.map(drop) })
+    }
+
+    fn clone_bdev(&self, bdev_name: &str, name: &str) -> Work<()> {
+        let device = match self.registry.get(bdev_name) {
+            Ok(device) => device,
+            Err(_) => {
+                let error = ControlError::NotFound {
+                    kind: "bdev",
+                    name: bdev_name.to_owned(),
+                };
+                return Box::pin(std::future::ready(Err(error)));
+            }
+        };
+        let new = NewVolume {
+            name: name.to_owned(),
+            created_unix_s: now_unix_ms() / 1000,
+            ..NewVolume::default()
+        };
+        let made = self.pool.clone_external(&device, new);
         let made = work(self.asked("creating", name), made);
         Box::pin(async move { made.await.map(drop) })
     }

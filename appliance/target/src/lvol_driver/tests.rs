@@ -5,6 +5,8 @@ use block::file::{File, FileOptions};
 use block::malloc::{Malloc, MallocOptions};
 
 use super::*;
+use uuid::Uuid;
+
 use crate::pool::Job;
 use crate::pool::VolumeQuery;
 
@@ -22,7 +24,7 @@ fn driver() -> (LvolDriver, mpsc::Receiver<PoolEvent>) {
         ..dma::IobufOptions::default()
     };
     let (events, told) = mpsc::channel(16);
-    let driver = LvolDriver::new(IobufPool::new(options).unwrap(), events);
+    let driver = LvolDriver::new(IobufPool::new(options).unwrap(), events, Arc::default());
     (driver, told)
 }
 
@@ -213,4 +215,51 @@ async fn errors_say_what_is_the_matter() {
         closed.to_string().contains("the pool was closed"),
         "{closed}"
     );
+}
+
+#[tokio::test]
+async fn a_volume_on_a_block_device_tells_its_parent_and_when_it_is_missing() {
+    let (driver, _events) = driver();
+    let base = ram(64);
+    let pool = open(&driver, &base, CREATE).await.unwrap();
+    let image = |uuid: Option<Uuid>| {
+        let options = BdevOptions {
+            uuid,
+            ..BdevOptions::named("gold")
+        };
+        let device = Malloc::new(MallocOptions::new(512, 20)).unwrap();
+        driver
+            .registry
+            .create(options, device, Instant::now())
+            .unwrap()
+    };
+    let error = pool.clone_bdev("gold", "c").await.unwrap_err();
+    assert!(matches!(error, ControlError::NotFound { .. }), "{error}");
+    let uuid = image(None).uuid();
+    pool.clone_bdev("gold", "c").await.unwrap();
+    let clone = pool.volume("c").await.unwrap().unwrap();
+    assert_eq!((&*clone.parent, clone.size_bytes), ("gold", 12_288));
+    assert_eq!(clone.status, None);
+    let error = driver.registry.delete("gold").unwrap_err();
+    assert!(error.to_string().ends_with("volume p/c"), "{error}");
+    pool.close(false).await.unwrap();
+    driver.registry.delete("gold").unwrap();
+    // The pool is there before the device, or another has its name.
+    let pool = open(&driver, &base, Attach::Open).await.unwrap();
+    let reason = pool.volume("c").await.unwrap().unwrap().status.unwrap();
+    assert!(
+        reason.reason.contains("\"gold\" is not in place"),
+        "{reason:?}"
+    );
+    pool.close(false).await.unwrap();
+    image(None);
+    let pool = open(&driver, &base, Attach::Open).await.unwrap();
+    let reason = pool.volume("c").await.unwrap().unwrap().status.unwrap();
+    assert!(reason.reason.contains("another UUID"), "{reason:?}");
+    pool.close(false).await.unwrap();
+    driver.registry.delete("gold").unwrap();
+    image(Some(uuid));
+    let pool = open(&driver, &base, Attach::Open).await.unwrap();
+    assert_eq!(pool.volume("c").await.unwrap().unwrap().status, None);
+    pool.close(false).await.unwrap();
 }

@@ -473,6 +473,16 @@ impl Pool for Handle {
         })
     }
 
+    fn clone_bdev(&self, bdev_name: &str, name: &str) -> Work<()> {
+        let pool = Arc::clone(&self.0);
+        let (bdev_name, name) = (bdev_name.to_owned(), name.to_owned());
+        Box::pin(async move {
+            let _names = pool.lock_names(&[&name]).await;
+            pool.engine.clone_bdev(&bdev_name, &name).await?;
+            pool.register_new(&[name]).await
+        })
+    }
+
     fn resize_volume(&self, name: &str, size_bytes: u64) -> Work<()> {
         let (pool, name) = (Arc::clone(&self.0), name.to_owned());
         Box::pin(async move {

@@ -211,7 +211,19 @@ impl Services {
     }
 
     async fn make_clone(self, request: CloneVolumeRequest) -> Result<Volume, ControlError> {
-        let CloneVolumeRequest { snapshot, name } = request;
+        let CloneVolumeRequest {
+            snapshot,
+            name,
+            bdev,
+        } = request;
+        if snapshot.is_empty() == bdev.is_empty() {
+            let problem = "say one of snapshot and bdev: what the volume is to show";
+            let what = format!("volume {name:?}");
+            return Err(ControlError::field(what, "snapshot", problem));
+        }
+        if snapshot.is_empty() {
+            return self.make_clone_of_bdev(bdev, name).await;
+        }
         let (pool, of) = check_volume_name(&snapshot, true, "snapshot")?;
         let (pool_of_clone, rest) = check_volume_name(&name, false, "name")?;
         if pool != pool_of_clone {
@@ -231,6 +243,23 @@ impl Services {
         let there = self.find_volume("volume", &name, "name").await?;
         let mut differences = Vec::new();
         difference("snapshot", &there.parent, &snapshot, &mut differences);
+        if !differences.is_empty() {
+            return Err(exists("volume", &name, differences));
+        }
+        if is_new {
+            self.tell(EventType::Created, "volume", &name);
+        }
+        Ok(there)
+    }
+
+    async fn make_clone_of_bdev(self, bdev: String, name: String) -> Result<Volume, ControlError> {
+        let (pool, rest) = check_volume_name(&name, false, "name")?;
+        let pool = self.pool_to_change(pool)?;
+        let is_there = pool.volume(rest).await?.is_some();
+        let is_new = !is_there && is_made(pool.clone_bdev(&bdev, rest).await)?;
+        let there = self.find_volume("volume", &name, "name").await?;
+        let mut differences = Vec::new();
+        difference("bdev", &there.parent, &bdev, &mut differences);
         if !differences.is_empty() {
             return Err(exists("volume", &name, differences));
         }

@@ -34,9 +34,9 @@ mod volume;
 
 pub use error::LvolError;
 pub use pool::{
-    CreateOptions, Extents, ExternalDevices, ExternalInfo, Finding, Host, NewVolume, Next,
-    NoExternalDevices, Operation, OperationKind, OperationState, POOL_BYTES_MAX, Pool, PoolInfo,
-    PoolOptions, PoolWorker, Promise, VolumeExtent, VolumeInfo,
+    CreateOptions, Extents, ExternalDevices, ExternalInfo, Finding, Host, MapCursor, MappedRun,
+    MappedRuns, NewVolume, Next, NoExternalDevices, Operation, OperationKind, OperationState,
+    POOL_BYTES_MAX, Pool, PoolInfo, PoolOptions, PoolWorker, Promise, VolumeExtent, VolumeInfo,
 };
 pub use volume::Volume;
 

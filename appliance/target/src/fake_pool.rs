@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::error::ControlError;
 use crate::pool::{
-    Attach, Engine, Opening, Pool, PoolDriver, VolumeDevice, VolumePage, VolumeQuery, Work,
+    Attach, Engine, Job, Opening, Pool, PoolDriver, VolumeDevice, VolumePage, VolumeQuery, Work,
 };
 use crate::runtime::RuntimeError;
 
@@ -109,8 +109,16 @@ impl Pool for FakePool {
         ready(Ok(Vec::new()))
     }
 
-    fn scrub(&self, _: u64) -> Work<u64> {
-        ready(Ok(self.operation(OperationKind::Scrub, &self.name)))
+    fn begin(&self, job: Job) -> Work<u64> {
+        let (kind, object) = match &job {
+            Job::Import { name, .. } => (OperationKind::Import, name),
+            Job::Export { name, .. } => (OperationKind::Export, name),
+            Job::Copy { snapshot, .. } => (OperationKind::Copy, snapshot),
+            Job::Scrub { .. } => (OperationKind::Scrub, &self.name),
+        };
+        let id = self.operation(kind, object);
+        self.inner().calls.push(format!("{job:?}"));
+        ready(Ok(id))
     }
 
     fn volume(&self, name: &str) -> Work<Option<v1::Volume>> {

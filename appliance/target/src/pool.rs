@@ -7,11 +7,13 @@
 
 use std::fmt;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use api::v1::{self, EventType};
 use block::{Bdev, BlockDevice};
+use image_file::Format;
 use uuid::Uuid;
 
 use crate::error::ControlError;
@@ -56,6 +58,43 @@ pub struct VolumePage {
     pub total: usize,
 }
 
+/// Long work that moves or reads much: `copy` does it. Files are named by absolute paths on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Job {
+    /// Makes a volume of an image.
+    Import {
+        /// The new volume.
+        name: String,
+        /// A file or a block device.
+        file: PathBuf,
+        /// Its first bytes tell when `None`.
+        format: Option<Format>,
+        /// Set space aside for all of it.
+        thick: bool,
+    },
+    /// Makes an image of a snapshot, or of a volume that nothing else uses.
+    Export {
+        /// The volume or snapshot.
+        name: String,
+        /// A new file, or a block device.
+        file: PathBuf,
+        /// The suffix tells when `None`.
+        format: Option<Format>,
+    },
+    /// Copies what a snapshot has, and its parent has not, to the same places of a block device.
+    Copy {
+        /// The snapshot.
+        snapshot: String,
+        /// Name or UUID of the device.
+        bdev_name: String,
+    },
+    /// Reads everything that is mapped.
+    Scrub {
+        /// No faster than this; 0 is no limit.
+        bytes_per_sec: u64,
+    },
+}
+
 /// A pool that is open. Volumes and snapshots come with `POOL/` before their names.
 pub trait Pool: Send + Sync + fmt::Debug {
     /// What the pool knows of itself; specification, generation and status are the caller's.
@@ -64,8 +103,8 @@ pub trait Pool: Send + Sync + fmt::Debug {
     fn grow(&self) -> Work<()>;
     /// Goes through the metadata; mends it when `repair`.
     fn check(&self, repair: bool) -> Work<Vec<v1::Finding>>;
-    /// Begins to read everything; `bytes_per_sec` 0 is no limit. The ID of the operation.
-    fn scrub(&self, bytes_per_sec: u64) -> Work<u64>;
+    /// Begins long work that moves or reads much. The ID of the operation.
+    fn begin(&self, job: Job) -> Work<u64>;
 
     /// One volume or snapshot.
     fn volume(&self, name: &str) -> Work<Option<v1::Volume>>;
@@ -120,6 +159,10 @@ pub struct VolumeDevice {
 /// tells its new size at once, and takes [`BlockDevice::resize`] to that size as no change. Dropped
 /// without [`Engine::close`], it closes in the background.
 pub trait Engine: Pool {
+    /// The pool itself, for who drives its operations; `None` where it has none.
+    fn library(&self) -> Option<lvol::Pool> {
+        None
+    }
     /// The device of a volume or a snapshot.
     fn device(&self, name: &str) -> Work<Option<VolumeDevice>>;
     /// The devices of all volumes and snapshots.

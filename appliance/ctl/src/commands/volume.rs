@@ -5,17 +5,18 @@ use api::v1::snapshot_service_client::SnapshotServiceClient;
 use api::v1::subsystem_service_client::SubsystemServiceClient;
 use api::v1::volume_service_client::VolumeServiceClient;
 use api::v1::{
-    Address, CloneVolumeRequest, CreateSnapshotsRequest, CreateVolumeRequest,
+    Address, CloneVolumeRequest, CopySnapshotRequest, CreateSnapshotsRequest, CreateVolumeRequest,
     DecoupleVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest, DiffSnapshotsRequest,
-    Extent, GetSnapshotRequest, GetSubsystemRequest, GetVolumeRequest, InflateVolumeRequest,
-    ListSnapshotsRequest, ListVolumesRequest, RenameVolumeRequest, ResizeVolumeRequest,
-    RollbackVolumeRequest, ShareVolumeRequest, ShareVolumeResponse, Volume, VolumeSpec,
+    ExportVolumeRequest, Extent, GetSnapshotRequest, GetSubsystemRequest, GetVolumeRequest,
+    ImportVolumeRequest, InflateVolumeRequest, ListSnapshotsRequest, ListVolumesRequest,
+    RenameVolumeRequest, ResizeVolumeRequest, RollbackVolumeRequest, ShareVolumeRequest,
+    ShareVolumeResponse, Volume, VolumeSpec,
 };
 use tonic::transport::Channel;
 
 use super::{Context, PAGE_SIZE, pages, properties, state};
 use crate::failure::Failure;
-use crate::grammar::{SnapshotVerb, VolumeVerb};
+use crate::grammar::{ImageFormat, SnapshotVerb, VolumeVerb};
 use crate::output;
 use crate::table::Table;
 
@@ -95,6 +96,36 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
             let begun = client.decouple_volume(request).await?;
             return context.begun(begun.into_inner()).await;
         }
+        VolumeVerb::Import {
+            name,
+            file,
+            thick,
+            format,
+            detach,
+        } => {
+            let request = ImportVolumeRequest {
+                name,
+                file,
+                format: ImageFormat::name(format),
+                thick,
+            };
+            let begun = client.import_volume(request).await?;
+            return context.follow(begun.into_inner(), &detach).await;
+        }
+        VolumeVerb::Export {
+            name,
+            file,
+            format,
+            detach,
+        } => {
+            let request = ExportVolumeRequest {
+                name,
+                file,
+                format: ImageFormat::name(format),
+            };
+            let begun = client.export_volume(request).await?;
+            return context.follow(begun.into_inner(), &detach).await;
+        }
         VolumeVerb::Diff { from, to } => {
             let all = diff(&client, from, to).await?;
             return output::list(context.format, "extents", &all, extents);
@@ -141,6 +172,14 @@ pub(crate) async fn snapshot(context: &Context, verb: SnapshotVerb) -> Result<()
             };
             let deleted = client.delete_snapshot(request).await?.into_inner();
             context.behind(deleted.operation).await
+        }
+        SnapshotVerb::Copy { name, bdev, detach } => {
+            let request = CopySnapshotRequest {
+                name,
+                bdev_name: bdev,
+            };
+            let begun = client.copy_snapshot(request).await?;
+            context.follow(begun.into_inner(), &detach).await
         }
         SnapshotVerb::List { of } => {
             let all = pages(|page_token| {

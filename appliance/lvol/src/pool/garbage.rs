@@ -83,8 +83,9 @@ impl PoolWorker {
             Err(error) => {
                 // Its space does not come back until somebody repairs it; all else goes on.
                 let reason = crate::chain(&error);
-                tracing::error!(layer = layer.0, reason, "a layer cannot be deleted");
+                tracing::error!(layer = layer.0, %reason, "a layer cannot be deleted");
                 self.garbage.remove(&layer);
+                self.end_deletion(layer, Some(reason));
                 false
             }
         }
@@ -102,7 +103,7 @@ impl PoolWorker {
         found
     }
 
-    fn is_uncommitted(&self, layer: LayerId) -> bool {
+    pub(super) fn is_uncommitted(&self, layer: LayerId) -> bool {
         let inbox = self.shared.inbox();
         inbox.dirty.iter().any(|entry| entry.layer == layer)
     }
@@ -156,6 +157,7 @@ impl PoolWorker {
             return Ok(true);
         };
         self.garbage.remove(&layer);
+        self.end_deletion(layer, None);
         self.stage(Table::Layers, &layer_key(layer), None);
         let child = (record.children > 0)
             .then(|| self.child_of(layer))

@@ -383,7 +383,7 @@ impl PoolWorker {
         Ok(())
     }
 
-    pub(super) fn delete(&mut self, name: &str) -> Result<(), LvolError> {
+    pub(super) fn delete(&mut self, name: &str) -> Result<Option<u64>, LvolError> {
         let entry = self.entry(name)?;
         let refused = |problem: &str| LvolError::Refused {
             name: name.to_owned(),
@@ -403,7 +403,7 @@ impl PoolWorker {
         self.discard_layer(layer);
         self.reserve_again();
         self.externals_may_change();
-        Ok(())
+        Ok(self.show_deletion(name, layer))
     }
 
     /// Tells when all that is staged now is durable.

@@ -5,10 +5,12 @@ mod check;
 mod commit;
 mod diff;
 mod disk;
+mod driven;
 mod external;
 mod garbage;
 mod lease;
 mod manage;
+mod mapped;
 mod metadata;
 mod open;
 mod operation;
@@ -31,6 +33,7 @@ pub use self::disk::Host;
 pub(crate) use self::external::{EXTERNAL_RETRY, ExternalPart};
 pub use self::external::{ExternalDevices, ExternalInfo, NoExternalDevices};
 pub use self::manage::{NewVolume, VolumeInfo};
+pub use self::mapped::{MapCursor, MappedRun, MappedRuns};
 pub use self::open::{CreateOptions, POOL_BYTES_MAX};
 pub use self::operation::{Operation, OperationKind, OperationState};
 pub use self::promise::Promise;
@@ -171,9 +174,10 @@ impl Pool {
         self.change(move |worker| worker.rename(&name, &new_name))
     }
 
-    /// Deletes a volume or a snapshot. Its space comes back afterwards, bit by bit.
+    /// Deletes a volume or a snapshot. Its space comes back afterwards, bit by bit: the number of the operation
+    /// that shows it, if there is anything to give back and not very many are shown already.
     #[must_use]
-    pub fn delete(&self, name: &str) -> Promise<()> {
+    pub fn delete(&self, name: &str) -> Promise<Option<u64>> {
         let name = name.to_owned();
         self.change(move |worker| worker.delete(&name))
     }
@@ -209,10 +213,53 @@ impl Pool {
     /// Operations under way, and the last that ended.
     #[must_use]
     pub fn operations(&self) -> Promise<Vec<Operation>> {
-        self.ask(|worker| Ok(worker.operations.values().cloned().collect()))
+        self.ask(|worker| Ok(worker.list_operations()))
     }
 
-    /// Ends an operation where it is. What it has done stays; nothing that a host sees changes.
+    /// Keeps an operation that the caller drives, of a kind that [`OperationKind::is_driven`]; the number of it.
+    /// `subject` is what it works on, for people; `total` is in the caller's unit; `detail` is what the caller
+    /// needs to go on after a restart, at most 256 KiB. Refused while 64 of the pool are under way.
+    #[must_use]
+    pub fn begin(
+        &self,
+        kind: OperationKind,
+        subject: &str,
+        total: u64,
+        detail: String,
+    ) -> Promise<u64> {
+        let subject = subject.to_owned();
+        self.change(move |worker| worker.begin(kind, &subject, total, detail))
+    }
+
+    /// Tells how far a driven operation is; the answer tells whether it was cancelled. Durable with the next
+    /// commit: tell only what is durable itself.
+    #[must_use]
+    pub fn progress(&self, id: u64, done: u64) -> Promise<OperationState> {
+        self.ask(move |worker| worker.progress(id, done, None))
+    }
+
+    /// As [`Pool::progress`], with another detail.
+    #[must_use]
+    pub fn progress_with(&self, id: u64, done: u64, detail: String) -> Promise<OperationState> {
+        self.ask(move |worker| worker.progress(id, done, Some(detail)))
+    }
+
+    /// Ends a driven operation: done, with what was found; or failed, with the reason, or cancelled if somebody
+    /// had asked for that. Nothing happens if it has ended. A text is cut at 256 KiB.
+    #[must_use]
+    pub fn end(&self, id: u64, result: Result<String, String>) -> Promise<()> {
+        self.change(move |worker| worker.end(id, result))
+    }
+
+    /// Runs of the device that volumes and snapshots have, of at most `pieces` pieces of maps (128 clusters
+    /// each) in one step of the worker. What was not committed at the time of the call may be missing.
+    #[must_use]
+    pub fn mapped(&self, from: MapCursor, pieces: usize) -> Promise<MappedRuns> {
+        self.ask(move |worker| worker.mapped(from, pieces))
+    }
+
+    /// Ends an operation where it is. What it has done stays; nothing that a host sees changes. One that is
+    /// driven from outside is ended by its driver, soon. A deletion goes on: that is refused.
     #[must_use]
     pub fn cancel(&self, id: u64) -> Promise<()> {
         self.change(move |worker| worker.cancel(id))

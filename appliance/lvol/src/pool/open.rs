@@ -173,6 +173,7 @@ impl PoolWorker {
         worker.load_names()?;
         worker.load_garbage();
         worker.load_operations()?;
+        worker.load_deletions();
         worker.refresh_externals();
         worker.refill_reserve(0)?;
         worker

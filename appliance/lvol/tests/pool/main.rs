@@ -10,6 +10,7 @@ mod large;
 mod lent;
 mod model;
 mod opening;
+mod operations;
 mod rig;
 mod threads;
 mod volumes;

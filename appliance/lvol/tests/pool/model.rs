@@ -98,6 +98,7 @@ enum Change {
 enum Started {
     Volume(Promise<VolumeInfo>),
     Other(Promise<()>),
+    Deletion(Promise<Option<u64>>),
 }
 
 impl Started {
@@ -105,6 +106,7 @@ impl Started {
         match self {
             Self::Volume(promise) => Some(promise.try_take()?.map(|_| ())),
             Self::Other(promise) => promise.try_take(),
+            Self::Deletion(promise) => Some(promise.try_take()?.map(drop)),
         }
     }
 }
@@ -359,6 +361,7 @@ impl Run {
         } else {
             let result = match promise {
                 Started::Volume(promise) => self.rig.wait(promise).map(|_| ()),
+                Started::Deletion(promise) => self.rig.wait(promise).map(drop),
                 Started::Other(promise) => self.rig.wait(promise),
             };
             match result {
@@ -470,7 +473,7 @@ impl Run {
             }
             Change::Delete => {
                 self.channels.remove(name);
-                Started::Other(pool.delete(name))
+                Started::Deletion(pool.delete(name))
             }
             Change::Snapshot(pairs) => Started::Other(pool.create_snapshots(pairs, 0)),
             Change::Rollback(from) => {

@@ -248,6 +248,11 @@ impl Rig {
     }
 
     pub(crate) fn delete(&mut self, name: &str) -> Result<(), LvolError> {
+        self.delete_shown(name).map(drop)
+    }
+
+    /// The number of the operation that shows the deletion.
+    pub(crate) fn delete_shown(&mut self, name: &str) -> Result<Option<u64>, LvolError> {
         let promise = self.pool.delete(name);
         self.wait(promise)
     }

@@ -10,9 +10,10 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::failure::Asked;
+use crate::copy;
 use crate::error::ControlError;
 use crate::events::now_unix_ms;
-use crate::pool::{Engine, Pool, VolumeDevice, VolumePage, VolumeQuery, Work};
+use crate::pool::{Engine, Job, Pool, VolumeDevice, VolumePage, VolumeQuery, Work};
 
 /// Names asked of the worker at a time.
 const PAGE: usize = 1000;
@@ -257,8 +258,9 @@ impl Pool for LvolPool {
         Box::pin(async move { Ok(checked.await?.into_iter().map(finding).collect()) })
     }
 
-    fn scrub(&self, _: u64) -> Work<u64> {
-        self.unimplemented("scrubbing", "")
+    fn begin(&self, _: Job) -> Work<u64> {
+        // Whoever has the volumes as block devices does it: `nvmf_runtime::copies`.
+        self.unimplemented("copying", "")
     }
 
     fn volume(&self, name: &str) -> Work<Option<v1::Volume>> {
@@ -337,9 +339,7 @@ impl Pool for LvolPool {
     }
 
     fn delete_volume(&self, name: &str) -> Work<Option<u64>> {
-        let deleted = work(self.asked("deleting", name), self.pool.delete(name));
-        // Its space comes back without an operation to watch.
-        Box::pin(async move { deleted.await.map(|()| None) })
+        work(self.asked("deleting", name), self.pool.delete(name))
     }
 
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64> {
@@ -421,25 +421,44 @@ fn operation(pool: &str, one: lvol::Operation) -> v1::Operation {
     let kind = match one.kind {
         OperationKind::Decouple => v1::OperationKind::Decouple,
         OperationKind::Inflate => v1::OperationKind::Inflate,
+        OperationKind::Delete => v1::OperationKind::Delete,
+        OperationKind::Import => v1::OperationKind::Import,
+        OperationKind::Export => v1::OperationKind::Export,
+        OperationKind::Copy => v1::OperationKind::Copy,
+        OperationKind::Scrub => v1::OperationKind::Scrub,
     };
     let state = match one.state {
-        OperationState::Running => v1::OperationState::Running,
+        // It goes on until its driver has taken back what it made.
+        OperationState::Running | OperationState::Cancelling => v1::OperationState::Running,
         OperationState::Done => v1::OperationState::Done,
         OperationState::Failed => v1::OperationState::Failed,
         OperationState::Cancelled => v1::OperationState::Cancelled,
     };
+    let text = match one.state {
+        OperationState::Cancelling => "is being cancelled".to_owned(),
+        OperationState::Running => copy::describe(&one.detail),
+        _ => one.text,
+    };
+    let object = match one.subject.as_str() {
+        "" => pool.to_owned(),
+        subject => format!("{pool}/{subject}"),
+    };
     v1::Operation {
         name: format!("{pool}/{}", one.id),
         kind: kind.into(),
-        object: format!("{pool}/{}", one.subject),
+        object,
         state: state.into(),
         done: one.done,
         total: one.total,
-        text: one.text,
+        text,
     }
 }
 
 impl Engine for LvolPool {
+    fn library(&self) -> Option<lvol::Pool> {
+        Some(self.pool.clone())
+    }
+
     fn device(&self, name: &str) -> Work<Option<VolumeDevice>> {
         let asked = || self.asked("opening", name);
         let info = maybe(asked(), self.pool.volume(name));

@@ -13,9 +13,12 @@ use block::{Bdev, BdevOptions, BlockError, Claim, ClaimKind};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{chain, refused};
+use crate::copy::Copier;
 use crate::data_plane::DataPlane;
 use crate::error::ControlError;
-use crate::pool::{Attach, Engine, Pool, PoolDriver, VolumeDevice, VolumePage, VolumeQuery, Work};
+use crate::pool::{
+    Attach, Engine, Job, Pool, PoolDriver, VolumeDevice, VolumePage, VolumeQuery, Work,
+};
 use crate::runtime::{Prepared, Preparing, RuntimeError, Settled};
 
 /// Locks of names. Two names rarely share one, and if they do they wait a little.
@@ -27,14 +30,16 @@ pub(super) struct Pools {
     plane: Arc<DataPlane>,
     driver: Arc<dyn PoolDriver>,
     open: Arc<Mutex<BTreeMap<String, Arc<OpenPool>>>>,
+    copier: Arc<Copier>,
 }
 
 /// A pool in place: the engine, and its volumes as block devices.
 #[derive(Debug)]
 pub(super) struct OpenPool {
-    name: String,
-    engine: Arc<dyn Engine>,
-    plane: Arc<DataPlane>,
+    pub(super) name: String,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) plane: Arc<DataPlane>,
+    pub(super) copier: Arc<Copier>,
     /// By the name within the pool.
     nguids: Mutex<HashMap<String, [u8; 16]>>,
     shards: Vec<Arc<tokio::sync::Mutex<()>>>,
@@ -48,14 +53,18 @@ struct PreparedPool {
     claim: Claim,
     engine: Arc<dyn Engine>,
     devices: Vec<VolumeDevice>,
+    /// Operations that are to go on.
+    driven: Vec<lvol::Operation>,
 }
 
 impl Pools {
     pub(super) fn new(plane: Arc<DataPlane>, driver: Arc<dyn PoolDriver>) -> Pools {
+        let copier = Arc::new(Copier::new(Arc::clone(plane.iobuf_pool())));
         Pools {
             plane,
             driver,
             open: Arc::default(),
+            copier,
         }
     }
 
@@ -91,10 +100,17 @@ impl Pools {
             let engine = driver.open(base, &name, attach).await?;
             let devices = engine.devices().await;
             let devices = devices.map_err(|error| refused(&error))?;
+            let mut driven = Vec::new();
+            if let Some(pool) = engine.library() {
+                let operations = pool.operations().await;
+                driven = operations.map_err(|error| refused(&error))?;
+                driven.retain(|one| one.kind.is_driven() && one.state.is_under_way());
+            }
             Ok(Box::new(PreparedPool {
                 claim,
                 engine,
                 devices,
+                driven,
             }) as Prepared)
         })
     }
@@ -117,11 +133,13 @@ impl Pools {
             claim,
             engine,
             devices,
+            driven,
         } = *prepared;
         let pool = OpenPool {
             name: name.to_owned(),
             engine,
             plane: Arc::clone(&self.plane),
+            copier: Arc::clone(&self.copier),
             nguids: Mutex::default(),
             shards: (0..SHARDS).map(|_| Arc::default()).collect(),
             hasher: RandomState::new(),
@@ -135,7 +153,10 @@ impl Pools {
                 return Err(refused(&error));
             }
         }
-        self.lock().insert(name.to_owned(), Arc::new(pool));
+        let pool = Arc::new(pool);
+        // Before anybody can see the volumes: what is imported belongs to its operation.
+        pool.resume(driven);
+        self.lock().insert(name.to_owned(), pool);
         Ok(())
     }
 
@@ -211,12 +232,29 @@ fn failed_now<T: Send + 'static>(what: &str, error: &dyn std::error::Error) -> W
 impl OpenPool {
     /// Closes the pool and lets go of its device, though others may still hold `self`.
     async fn close(&self, wipe: bool) -> Result<(), ControlError> {
+        self.copier.release(&self.name).await;
         let closed = self.engine.close(wipe).await;
         *self.claim.lock().unwrap_or_else(PoisonError::into_inner) = None;
         closed
     }
 
-    fn full_name(&self, name: &str) -> String {
+    /// The device below, while the pool is open.
+    pub(super) fn base(&self) -> Option<Arc<Bdev>> {
+        let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
+        claim.as_ref().map(|claim| Arc::clone(claim.bdev()))
+    }
+
+    /// Deletes a volume or a snapshot whose name is locked.
+    pub(super) async fn delete_unlocked(&self, name: &str) -> Result<Option<u64>, ControlError> {
+        let volume = self.unregister(name)?;
+        let deleted = self.engine.delete_volume(name).await;
+        if deleted.is_err() {
+            self.put_back(volume);
+        }
+        deleted
+    }
+
+    pub(super) fn full_name(&self, name: &str) -> String {
         format!("{}/{name}", self.name)
     }
 
@@ -325,7 +363,7 @@ impl OpenPool {
     }
 
     /// Keeps other calls off these names; a volume and its snapshots go together.
-    async fn lock_names(&self, names: &[&str]) -> Vec<OwnedMutexGuard<()>> {
+    pub(super) async fn lock_names(&self, names: &[&str]) -> Vec<OwnedMutexGuard<()>> {
         let volume = |name: &&str| name.split('@').next().unwrap_or_default().to_owned();
         let shard = |name: &&str| self.hasher.hash_one(volume(name)) as usize % SHARDS;
         let mut shards: Vec<usize> = names.iter().map(shard).collect();
@@ -340,7 +378,7 @@ impl OpenPool {
     }
 
     /// Makes block devices of what the engine has just made, or takes it back.
-    async fn register_new(&self, names: &[String]) -> Result<(), ControlError> {
+    pub(super) async fn register_new(&self, names: &[String]) -> Result<(), ControlError> {
         for (index, name) in names.iter().enumerate() {
             let registered = match self.engine.device(name).await {
                 Ok(Some(volume)) => self.register(&volume).map_err(|error| chain(&error)),
@@ -404,8 +442,8 @@ impl Pool for Handle {
         self.0.engine.check(repair)
     }
 
-    fn scrub(&self, bytes_per_sec: u64) -> Work<u64> {
-        self.0.engine.scrub(bytes_per_sec)
+    fn begin(&self, job: Job) -> Work<u64> {
+        Box::pin(Arc::clone(&self.0).begin(job))
     }
 
     fn volume(&self, name: &str) -> Work<Option<v1::Volume>> {
@@ -475,12 +513,7 @@ impl Pool for Handle {
         let (pool, name) = (Arc::clone(&self.0), name.to_owned());
         Box::pin(async move {
             let _names = pool.lock_names(&[&name]).await;
-            let volume = pool.unregister(&name)?;
-            let deleted = pool.engine.delete_volume(&name).await;
-            if deleted.is_err() {
-                pool.put_back(volume);
-            }
-            deleted
+            pool.delete_unlocked(&name).await
         })
     }
 

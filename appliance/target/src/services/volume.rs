@@ -6,12 +6,13 @@ use api::fields::Difference;
 use api::v1::snapshot_service_server::SnapshotService;
 use api::v1::volume_service_server::VolumeService;
 use api::v1::{
-    CloneVolumeRequest, CreateSnapshotsRequest, CreateSnapshotsResponse, CreateVolumeRequest,
-    DecoupleVolumeRequest, DeleteSnapshotRequest, DeleteSnapshotResponse, DeleteVolumeRequest,
-    DeleteVolumeResponse, DiffSnapshotsRequest, DiffSnapshotsResponse, EventType,
-    GetSnapshotRequest, GetVolumeRequest, InflateVolumeRequest, ListSnapshotsRequest,
-    ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse, Operation, RenameVolumeRequest,
-    ResizeVolumeRequest, RollbackVolumeRequest, ShareVolumeRequest, ShareVolumeResponse, Volume,
+    CloneVolumeRequest, CopySnapshotRequest, CreateSnapshotsRequest, CreateSnapshotsResponse,
+    CreateVolumeRequest, DecoupleVolumeRequest, DeleteSnapshotRequest, DeleteSnapshotResponse,
+    DeleteVolumeRequest, DeleteVolumeResponse, DiffSnapshotsRequest, DiffSnapshotsResponse,
+    EventType, ExportVolumeRequest, GetSnapshotRequest, GetVolumeRequest, ImportVolumeRequest,
+    InflateVolumeRequest, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
+    ListVolumesResponse, Operation, RenameVolumeRequest, ResizeVolumeRequest,
+    RollbackVolumeRequest, ShareVolumeRequest, ShareVolumeResponse, Volume,
 };
 use tonic::{Request, Response};
 
@@ -580,6 +581,16 @@ impl VolumeService for Services {
         }))
     }
 
+    async fn import_volume(&self, request: Request<ImportVolumeRequest>) -> Answer<Operation> {
+        let work = self.clone().import(request.into_inner());
+        Ok(Response::new(self.complete(work).await?))
+    }
+
+    async fn export_volume(&self, request: Request<ExportVolumeRequest>) -> Answer<Operation> {
+        let work = self.clone().export(request.into_inner());
+        Ok(Response::new(self.complete(work).await?))
+    }
+
     async fn share_volume(
         &self,
         request: Request<ShareVolumeRequest>,
@@ -667,5 +678,10 @@ impl SnapshotService for Services {
         let work = self.clone().drop_volume("snapshot", name, allow_missing);
         let operation = self.complete(work).await?;
         Ok(Response::new(DeleteSnapshotResponse { operation }))
+    }
+
+    async fn copy_snapshot(&self, request: Request<CopySnapshotRequest>) -> Answer<Operation> {
+        let work = self.clone().copy(request.into_inner());
+        Ok(Response::new(self.complete(work).await?))
     }
 }

@@ -12,6 +12,7 @@ mod open;
 mod operation;
 mod pieces;
 mod promise;
+mod repair;
 mod reserve;
 mod resize;
 mod shared;
@@ -21,13 +22,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-pub use self::check::Finding;
+pub use self::check::{Checkup, Finding};
 pub use self::diff::{Extents, VolumeExtent};
 pub use self::disk::Host;
 pub use self::manage::{NewVolume, VolumeInfo};
 pub use self::open::{CreateOptions, POOL_BYTES_MAX};
 pub use self::operation::{Operation, OperationKind, OperationState};
 pub use self::promise::Promise;
+pub use self::repair::REPAIRED_LABEL;
 pub(crate) use self::shared::{Chain, Mailbox, Reply, Request, Shared, VolumeShared};
 pub use self::worker::{Next, PoolOptions, PoolWorker};
 
@@ -216,11 +218,33 @@ impl Pool {
         self.ask(move |worker| worker.diff(from.as_deref(), &to, offset, limit))
     }
 
-    /// Compares all records of the pool with each other. Nothing else is done for the pool meanwhile, but
-    /// I/O to what is mapped goes on.
+    /// Compares all records of the pool with each other, in steps: I/O and other calls go on in between. Changes
+    /// nothing.
     #[must_use]
     pub fn check(&self) -> Promise<Vec<Finding>> {
-        self.ask(PoolWorker::check)
+        let (promise, resolver) = promise();
+        let told = |result: Result<Checkup, LvolError>| {
+            resolver.resolve(result.map(|checkup| checkup.findings));
+        };
+        let called = self
+            .shared
+            .call(move |worker| worker.begin_check(false, Box::new(told)));
+        drop(called);
+        promise
+    }
+
+    /// As [`Pool::check`], and tells what it took; with `repairs` does what [`Pool::check`] tells of. I/O goes on;
+    /// where a volume must not be in use the finding says so, and that is left as it is. A power cut in the middle
+    /// leaves a pool that opens and can be repaired again.
+    #[must_use]
+    pub fn check_up(&self, repairs: bool) -> Promise<Checkup> {
+        let (promise, resolver) = promise();
+        let told = |result| resolver.resolve(result);
+        let called = self
+            .shared
+            .call(move |worker| worker.begin_check(repairs, Box::new(told)));
+        drop(called);
+        promise
     }
 
     /// Commits everything that has completed.

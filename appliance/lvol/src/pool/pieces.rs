@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use block::IoError;
 use metastore::pool::Table;
 
+use super::repair::lost_piece;
 use super::shared::{Chain, Mailbox, Reply, VolumeShared};
 use super::worker::{PoolWorker, damaged};
 use crate::LvolError;
@@ -50,6 +51,10 @@ impl PoolWorker {
             has_parent = true;
             ancestors.extend(self.piece(parent, index)?);
             below = self.parent_of(parent);
+        }
+        if self.has_lost_parent(layer) {
+            has_parent = true;
+            ancestors.push(lost_piece(self.shared.granularity));
         }
         Ok(Arc::new(Chain {
             layer,

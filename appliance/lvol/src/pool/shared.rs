@@ -137,7 +137,7 @@ pub(crate) struct VolumeShared {
     pub(crate) unsettled: AtomicBool,
     /// The volume is gone, or its records are damaged.
     pub(crate) faulted: AtomicBool,
-    pub(crate) read_only: bool,
+    pub(crate) read_only: AtomicBool,
     pub(crate) thick: AtomicBool,
     /// Channels that are open.
     pub(crate) channels: AtomicU64,

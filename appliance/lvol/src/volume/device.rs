@@ -59,7 +59,7 @@ impl BlockDevice for Volume {
             supports: Geometry::new(512, 1)
                 .supports
                 .without(OpKind::CompareAndWrite),
-            read_only: self.volume.read_only,
+            read_only: self.volume.read_only.load(Ordering::SeqCst),
             dma_reach: base.dma_reach,
             ..Geometry::new(
                 self.shared.block_size,

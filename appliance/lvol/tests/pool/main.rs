@@ -7,6 +7,7 @@ mod damage;
 mod in_flight;
 mod model;
 mod opening;
+mod repair;
 mod rig;
 mod threads;
 mod volumes;

@@ -1,7 +1,7 @@
 //! What volumes do, on a simulated drive, one call after another.
 
 use crate::rig::Rig;
-use block::Op;
+use block::{Io, Op};
 use lvol::{LvolError, NewVolume, OperationKind, OperationState};
 
 const KIB: u64 = 1024;
@@ -491,4 +491,56 @@ fn an_operation_is_cancelled_by_a_call_and_by_a_rollback() {
     rolled_back[..65536].copy_from_slice(&pattern(65536, 0));
     rolled_back[65536..].copy_from_slice(&pattern(65536, 0));
     assert!(rig.read(&mut clone, 0, 131072) == rolled_back);
+}
+
+#[test]
+fn a_deletion_of_a_large_volume_is_done_in_small_steps() {
+    const PIECES: u64 = 1500;
+    const PIECE: u64 = 128 * 64 * KIB;
+    let mut rig = Rig::create(256, 2);
+    rig.create_volume("big", PIECES * PIECE);
+    rig.create_volume("other", MIB);
+    let mut channel = rig.channel("big");
+    for piece in 0..PIECES {
+        rig.write(&mut channel, piece * PIECE, &[7; 4096]);
+    }
+    rig.flush(&mut channel);
+    drop(channel);
+    let mut channel = rig.channel("other");
+    let free = rig.free_clusters();
+    rig.delete("big").unwrap();
+    let (mut steps, mut most_written) = (0, 0);
+    while rig.free_clusters() < free + PIECES {
+        // A first write and a FLUSH of another volume: a few steps each, and each step is small.
+        let payload = rig.payload(&[steps as u8; 4096]);
+        let at = steps % 256 * 8;
+        let ios = [
+            Io::with_payload(Op::Write { fua: false }, at, 8, payload, 1),
+            Io::new(Op::Flush, 0, 0, 2),
+        ];
+        for io in ios {
+            let mut done = Vec::new();
+            if let block::Submit::Done(completion) = channel.submit(io, rig.now) {
+                done.push(completion);
+            }
+            let mut taken = 0;
+            while done.is_empty() {
+                rig.drive.reset_stats();
+                rig.step();
+                most_written = rig.drive.stats().bytes_written.max(most_written);
+                channel.poll(rig.now, &mut done);
+                taken += 1;
+                assert!(taken <= 8, "an i/o waits for {taken} steps of the deletion");
+            }
+            assert_eq!(done[0].result, Ok(()));
+        }
+        steps += 1;
+        assert!(steps < 1000, "the deletion does not end");
+    }
+    // 64 pieces to a transaction.
+    assert!(steps >= PIECES / 64 / 4, "all was deleted in {steps} steps");
+    assert!(
+        most_written <= 512 << 10,
+        "{most_written} bytes in one step"
+    );
 }

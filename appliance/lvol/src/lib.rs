@@ -34,9 +34,9 @@ mod volume;
 
 pub use error::LvolError;
 pub use pool::{
-    Checkup, CreateOptions, Extents, Finding, Host, NewVolume, Next, Operation, OperationKind,
-    OperationState, POOL_BYTES_MAX, Pool, PoolInfo, PoolOptions, PoolWorker, Promise,
-    REPAIRED_LABEL, VolumeExtent, VolumeInfo,
+    Checkup, CreateOptions, Extents, Finding, Host, LabelChanges, NewVolume, Next, Operation,
+    OperationKind, OperationState, POOL_BYTES_MAX, Pool, PoolInfo, PoolOptions, PoolWorker,
+    Promise, REPAIRED_LABEL, VolumeChange, VolumeExtent, VolumeInfo,
 };
 pub use volume::Volume;
 

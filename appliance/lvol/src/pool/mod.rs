@@ -12,6 +12,7 @@ mod open;
 mod operation;
 mod pieces;
 mod promise;
+mod properties;
 mod repair;
 mod reserve;
 mod resize;
@@ -29,6 +30,7 @@ pub use self::manage::{NewVolume, VolumeInfo};
 pub use self::open::{CreateOptions, POOL_BYTES_MAX};
 pub use self::operation::{Operation, OperationKind, OperationState};
 pub use self::promise::Promise;
+pub use self::properties::{LabelChanges, VolumeChange};
 pub use self::repair::REPAIRED_LABEL;
 pub(crate) use self::shared::{Chain, Mailbox, Reply, Request, Shared, VolumeShared};
 pub use self::worker::{Next, PoolOptions, PoolWorker};
@@ -66,6 +68,8 @@ pub struct PoolInfo {
     pub snapshots: u64,
     /// Layers, those included that are being deleted.
     pub layers: u64,
+    /// What its owner says of it.
+    pub labels: Vec<(String, String)>,
     /// Why the pool has stopped, if it has.
     pub fault: Option<String>,
 }
@@ -155,6 +159,26 @@ impl Pool {
     pub fn rename(&self, name: &str, new_name: &str) -> Promise<()> {
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
         self.change(move |worker| worker.rename(&name, &new_name))
+    }
+
+    /// Changes what an owner says of a volume or a snapshot.
+    #[must_use]
+    pub fn change_volume(&self, name: &str, change: VolumeChange) -> Promise<VolumeInfo> {
+        let name = name.to_owned();
+        self.change(move |worker| worker.change_volume(&name, &change))
+    }
+
+    /// Changes the pool's labels; the same rules as for a volume's.
+    #[must_use]
+    pub fn set_labels(&self, changes: LabelChanges) -> Promise<()> {
+        self.change(move |worker| worker.set_labels(&changes))
+    }
+
+    /// Gives the pool another name.
+    #[must_use]
+    pub fn rename_pool(&self, new_name: &str) -> Promise<()> {
+        let new_name = new_name.to_owned();
+        self.change(move |worker| worker.rename_pool(&new_name))
     }
 
     /// Deletes a volume or a snapshot. Its space comes back afterwards, bit by bit.

@@ -437,6 +437,8 @@ impl PoolWorker {
             chains: AtomicU64::new(0),
             unsettled: AtomicBool::new(false),
             faulted: AtomicBool::new(false),
+            is_snapshot: record.kind == NameKind::Snapshot,
+            allocated: AtomicU64::new(0),
             read_only: AtomicBool::new(record.read_only || record.kind == NameKind::Snapshot),
             thick: AtomicBool::new(record.thick),
             channels: AtomicU64::new(0),

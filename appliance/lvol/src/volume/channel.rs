@@ -156,6 +156,9 @@ impl VolumeChannel {
         if self.volume.faulted.load(Ordering::Acquire) {
             return Attempt::Done(Err(IoError::Internal));
         }
+        if flight.io.op.modifies() && self.volume.read_only.load(Ordering::Relaxed) {
+            return Attempt::Done(Err(IoError::WriteProtected));
+        }
         match flight.io.op {
             Op::Read | Op::Compare | Op::Verify => self.attempt_read(index, flight),
             Op::Write { .. } => self.attempt_write(index, flight),

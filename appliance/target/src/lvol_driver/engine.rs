@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use api::v1::{self, ObjectState};
 use lvol::format::NameKind;
-use lvol::{NewVolume, OperationKind, OperationState, PoolInfo, Promise, VolumeInfo};
+use lvol::{NewVolume, OperationKind, OperationState, PoolInfo, Promise, VolumeChange, VolumeInfo};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -115,10 +115,21 @@ impl Reader {
 
     fn volume(&self, info: &VolumeInfo) -> v1::Volume {
         let record = &info.record;
-        let status = info.faulted.then(|| v1::Status {
-            state: ObjectState::Pending.into(),
-            reason: "a record of it is damaged, and its i/o fails; see the log".to_owned(),
-        });
+        let mut labels = record.labels.iter();
+        let repaired = labels.find(|(key, _)| key == lvol::REPAIRED_LABEL);
+        let status = if info.faulted {
+            Some(v1::Status {
+                state: ObjectState::Pending.into(),
+                reason:
+                    "a record of it is damaged, and its i/o fails; run pool check and pool repair"
+                        .to_owned(),
+            })
+        } else {
+            repaired.map(|(_, what)| v1::Status {
+                state: ObjectState::Ready.into(),
+                reason: format!("repaired: {what}"),
+            })
+        };
         v1::Volume {
             name: self.full(&info.name),
             uuid: Uuid::from_bytes(record.uuid).to_string(),
@@ -136,6 +147,7 @@ impl Reader {
             children: info.children,
             status,
             claimed_by: Vec::new(),
+            labels: record.labels.iter().cloned().collect(),
         }
     }
 
@@ -154,6 +166,7 @@ impl Reader {
             volumes: u32::try_from(info.volumes).unwrap_or(u32::MAX),
             snapshots: u32::try_from(info.snapshots).unwrap_or(u32::MAX),
             fault: info.fault.clone().unwrap_or_default(),
+            labels: info.labels.iter().cloned().collect(),
             ..v1::Pool::default()
         }
     }
@@ -210,6 +223,7 @@ fn volume_device(info: &VolumeInfo, device: Arc<lvol::Volume>) -> VolumeDevice {
         name: info.name.clone(),
         uuid: Uuid::from_bytes(info.record.uuid),
         nguid: info.record.nguid,
+        read_only: info.record.read_only,
         device,
     }
 }
@@ -228,17 +242,13 @@ impl Pool for LvolPool {
     }
 
     fn check(&self, repair: bool) -> Work<Vec<v1::Finding>> {
-        if repair {
-            return self.unimplemented("repairing", "");
-        }
-        let checked = work(self.asked("checking", ""), self.pool.check());
-        let object = self.name.clone();
-        let finding = move |found: lvol::Finding| v1::Finding {
-            object: object.clone(),
-            problem: format!("{}: {}", found.record, found.problem),
-            action: "this version does not repair it".to_owned(),
-        };
-        Box::pin(async move { Ok(checked.await?.into_iter().map(finding).collect()) })
+        let doing = if repair { "repairing" } else { "checking" };
+        let checked = work(self.asked(doing, ""), self.pool.check_up(repair));
+        let name = self.name.clone();
+        Box::pin(async move {
+            let findings = checked.await?.findings.into_iter();
+            Ok(findings.map(|found| finding(&name, found)).collect())
+        })
     }
 
     fn scrub(&self, _: u64) -> Work<u64> {
@@ -303,6 +313,22 @@ impl Pool for LvolPool {
         let deleted = work(self.asked("deleting", name), self.pool.delete(name));
         // Its space comes back without an operation to watch.
         Box::pin(async move { deleted.await.map(|()| None) })
+    }
+
+    fn change_volume(
+        &self,
+        name: &str,
+        labels: Vec<(String, Option<String>)>,
+        read_only: Option<bool>,
+    ) -> Work<()> {
+        let change = VolumeChange { labels, read_only };
+        let changed = self.pool.change_volume(name, change);
+        let changed = work(self.asked("changing", name), changed);
+        Box::pin(async move { changed.await.map(drop) })
+    }
+
+    fn set_labels(&self, labels: Vec<(String, Option<String>)>) -> Work<()> {
+        work(self.asked("labelling", ""), self.pool.set_labels(labels))
     }
 
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64> {
@@ -376,6 +402,23 @@ impl Pool for LvolPool {
                 ended => ended.map_err(|error| asked.failed(error)),
             }
         })
+    }
+}
+
+/// A finding in the words of the API. One that concerns a single volume is told of that.
+fn finding(pool: &str, found: lvol::Finding) -> v1::Finding {
+    let object = match found.volumes.as_slice() {
+        [volume] => format!("{pool}/{volume}"),
+        _ => pool.to_owned(),
+    };
+    let concerns = match found.volumes.as_slice() {
+        [] | [_] => String::new(),
+        volumes => format!("; it concerns {}", volumes.join(", ")),
+    };
+    v1::Finding {
+        object,
+        problem: format!("{}: {}{concerns}", found.record, found.problem),
+        action: found.action,
     }
 }
 

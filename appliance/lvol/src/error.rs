@@ -65,6 +65,9 @@ pub enum LvolError {
         #[source]
         source: FormatError,
     },
+    /// Data that a repair found lost.
+    #[error("data are lost there; see the label of the volume")]
+    Lost,
     /// The metadata database failed.
     #[error("the pool's metadata failed")]
     Store {

@@ -213,6 +213,28 @@ impl Pool for FakePool {
         ready(Ok(Some(self.operation(OperationKind::Delete, name))))
     }
 
+    fn change_volume(
+        &self,
+        name: &str,
+        labels: Vec<(String, Option<String>)>,
+        read_only: Option<bool>,
+    ) -> Work<()> {
+        let mut inner = self.inner();
+        let volume = inner.volumes.get_mut(name).unwrap();
+        for (key, value) in labels {
+            match value {
+                Some(value) => drop(volume.labels.insert(key, value)),
+                None => drop(volume.labels.remove(&key)),
+            }
+        }
+        volume.read_only = read_only.unwrap_or(volume.read_only);
+        ready(Ok(()))
+    }
+
+    fn set_labels(&self, _: Vec<(String, Option<String>)>) -> Work<()> {
+        ready(Ok(()))
+    }
+
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64> {
         let kind = if whole {
             OperationKind::Inflate
@@ -276,6 +298,7 @@ impl Engine for FakePool {
             name: name.to_owned(),
             uuid: Uuid::new_v4(),
             nguid: *Uuid::new_v4().as_bytes(),
+            read_only: false,
             device: Malloc::new(MallocOptions::new(4096, block_count)).unwrap(),
         };
         let device = inner

@@ -123,6 +123,15 @@ pub trait Pool: Send + Sync + fmt::Debug {
     /// Deletes a volume or a snapshot that nothing uses. The ID of the operation that gives its space
     /// back, when there is one.
     fn delete_volume(&self, name: &str) -> Work<Option<u64>>;
+    /// Sets labels of a volume or takes them away (`None`), and refuses or allows writes.
+    fn change_volume(
+        &self,
+        name: &str,
+        labels: Vec<(String, Option<String>)>,
+        read_only: Option<bool>,
+    ) -> Work<()>;
+    /// Sets labels of the pool or takes them away.
+    fn set_labels(&self, labels: Vec<(String, Option<String>)>) -> Work<()>;
     /// Begins to give a volume clusters of its own: for its whole size, or for what its parent shows.
     /// The ID of the operation.
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64>;
@@ -149,6 +158,8 @@ pub struct VolumeDevice {
     pub uuid: Uuid,
     /// Its NGUID, for ever.
     pub nguid: [u8; 16],
+    /// Its owner wants no writes.
+    pub read_only: bool,
     /// The device.
     pub device: Arc<dyn BlockDevice>,
 }

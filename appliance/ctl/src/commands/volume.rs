@@ -10,7 +10,7 @@ use api::v1::{
     ExportVolumeRequest, Extent, GetSnapshotRequest, GetSubsystemRequest, GetVolumeRequest,
     ImportVolumeRequest, InflateVolumeRequest, ListSnapshotsRequest, ListVolumesRequest,
     RenameVolumeRequest, ResizeVolumeRequest, RollbackVolumeRequest, ShareVolumeRequest,
-    ShareVolumeResponse, Volume, VolumeSpec,
+    ShareVolumeResponse, UpdateVolumeRequest, Volume, VolumeSpec,
 };
 use tonic::transport::Channel;
 
@@ -70,6 +70,31 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
                 allow_shrink,
             };
             client.resize_volume(request).await?.into_inner()
+        }
+        VolumeVerb::Label { name, labels } => {
+            let mut request = UpdateVolumeRequest {
+                name,
+                ..UpdateVolumeRequest::default()
+            };
+            for label in labels {
+                if let Some((key, value)) = label.split_once('=') {
+                    request.labels.insert(key.to_owned(), value.to_owned());
+                } else if let Some(key) = label.strip_suffix('-') {
+                    request.remove_labels.push(key.to_owned());
+                } else {
+                    let text = format!("{label:?} is neither KEY=VALUE nor KEY-");
+                    return Err(Failure::Usage(text));
+                }
+            }
+            client.update_volume(request).await?.into_inner()
+        }
+        VolumeVerb::Update { name, read_only } => {
+            let request = UpdateVolumeRequest {
+                name,
+                read_only: Some(read_only == "on"),
+                ..UpdateVolumeRequest::default()
+            };
+            client.update_volume(request).await?.into_inner()
         }
         VolumeVerb::Rename { name, new_name } => client
             .rename_volume(RenameVolumeRequest { name, new_name })
@@ -335,8 +360,18 @@ fn show(volume: &Volume) -> String {
         ("own data", format_bytes(volume.exclusive_bytes)),
         ("children", volume.children.to_string()),
         ("used by", volume.claimed_by.join(", ")),
+        ("labels", labels(volume)),
         ("state", state(volume.status.as_ref())),
     ])
+}
+
+fn labels(volume: &Volume) -> String {
+    let mut labels: Vec<_> = volume.labels.iter().collect();
+    labels.sort_unstable();
+    let words = labels
+        .into_iter()
+        .map(|(key, value)| format!("{key}={value}"));
+    words.collect::<Vec<_>>().join(", ")
 }
 
 fn extents(extents: &[Extent]) -> String {

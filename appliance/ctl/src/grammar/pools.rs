@@ -150,6 +150,22 @@ pub(crate) enum VolumeVerb {
         #[arg(long)]
         allow_shrink: bool,
     },
+    /// Set labels with KEY=VALUE, take them away with KEY-
+    Label {
+        /// POOL/NAME or POOL/NAME@SNAP
+        name: String,
+        /// KEY=VALUE or KEY-
+        #[arg(required = true)]
+        labels: Vec<String>,
+    },
+    /// Refuse writes, or allow them again; hosts that see it are told
+    Update {
+        /// POOL/NAME
+        name: String,
+        /// on or off
+        #[arg(long, value_name = "on|off", value_parser = ["on", "off"])]
+        read_only: String,
+    },
     /// Give it, and its snapshots with it, another name; nothing may use them
     Rename {
         /// POOL/NAME

@@ -29,6 +29,8 @@ pub enum Parent {
         /// Bytes that it had. Past them all is zeroes, also when it grows.
         len_bytes: u64,
     },
+    /// Something that nobody knows any more: what the layer does not have cannot be read.
+    Lost,
 }
 
 /// What a layer is for.
@@ -154,6 +156,7 @@ impl LayerRecord {
                 out.text(name);
                 out.u64(*len_bytes);
             }
+            Parent::Lost => out.u8(3),
         }
         out.u32(self.children);
         out.u8(match self.state {
@@ -180,7 +183,8 @@ impl LayerRecord {
                 name: fields.text("parent name")?,
                 len_bytes: fields.u64("parent length")?,
             },
-            other => return Err(fields.wrong("parent kind", other.into(), "must be 0 to 2")),
+            3 => Parent::Lost,
+            other => return Err(fields.wrong("parent kind", other.into(), "must be 0 to 3")),
         };
         let record = Self {
             parent,

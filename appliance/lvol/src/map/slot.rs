@@ -30,6 +30,16 @@ impl Cluster {
     /// Largest number: the entry of a slot has 62 bits for it.
     pub const MAX: u64 = u64::MAX >> 2;
 
+    /// Stands for data that are lost: a slot that has it can be neither read nor written until it is zeroed.
+    /// Beyond every pool, and its bytes can still be counted.
+    pub const LOST: Self = Self(1 << 38);
+
+    /// Does it stand for lost data?
+    #[must_use]
+    pub const fn is_lost(self) -> bool {
+        self.0 == Self::LOST.0
+    }
+
     /// Cluster `number`; `None` for the header and for numbers past [`Self::MAX`].
     #[must_use]
     pub const fn new(number: u64) -> Option<Self> {
@@ -181,6 +191,12 @@ impl SlotContent {
             Self::Partial { cluster, .. } => cluster,
             Self::Empty | Self::Zero => None,
         }
+    }
+
+    /// The cluster of the device, if there is one: not what is lost.
+    #[must_use]
+    pub fn data_cluster(&self) -> Option<Cluster> {
+        self.cluster().filter(|cluster| !cluster.is_lost())
     }
 }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use block::{Bdev, BlockDevice, Claim, IoError, OpKind};
 use uuid::Uuid;
 
+use super::check::Finding;
 use super::disk::Disk;
 use super::garbage::{CopyFrom, Merged};
 use super::manage::{NewVolume, VolumeInfo};
@@ -192,7 +193,7 @@ impl PoolWorker {
         for _ in 0..=self.layers.len() {
             match &self.layers.get(&at)?.parent {
                 Parent::Layer(parent) => at = *parent,
-                Parent::None => return None,
+                Parent::None | Parent::Lost => return None,
                 Parent::External {
                     uuid, len_bytes, ..
                 } => {
@@ -506,12 +507,17 @@ impl PoolWorker {
     }
 
     /// What the check says of devices: the records are sound, but volumes cannot be read.
-    pub(super) fn missing_externals(&self) -> Vec<(String, String)> {
+    pub(super) fn missing_externals(&self) -> Vec<Finding> {
         let names = self.names.iter();
         let missing = names.filter_map(|(name, entry)| {
             let info = self.external_info(entry.record.layer)?;
             let problem = format!("lies on a block device that is missing: {}", info.missing?);
-            Some((format!("volume {name:?}"), problem))
+            Some(Finding {
+                record: format!("volume {name:?}"),
+                problem,
+                action: "nothing; put the device back".to_owned(),
+                volumes: vec![name.clone()],
+            })
         });
         missing.collect()
     }

@@ -168,7 +168,9 @@ impl PoolWorker {
                 self.change_layer(child, |record| record.parent = parent);
             }
             (None, Parent::Layer(parent)) => {
-                self.change_layer(*parent, |record| record.children -= 1);
+                self.change_layer(*parent, |record| {
+                    record.children = record.children.saturating_sub(1);
+                });
             }
             (None, _) => {}
         }
@@ -355,6 +357,10 @@ impl PoolWorker {
                 }
             }
         };
+        let is_lost = matches!(from, CopyFrom::Cluster(from) if from.is_lost());
+        if is_lost || to.is_lost() {
+            return Err(LvolError::Lost);
+        }
         let granule = self.shared.granularity.granule_size();
         let cluster_size = self.shared.granularity.cluster_size();
         for run in granules.runs() {
@@ -423,7 +429,9 @@ impl PoolWorker {
 
     pub(super) fn load_garbage(&mut self) {
         let layers = self.layers.iter();
-        let garbage = layers.filter(|(_, record)| record.state == LayerState::Garbage);
+        let garbage = layers.filter(|(layer, record)| {
+            record.state == LayerState::Garbage && !self.suspect.contains(layer)
+        });
         self.garbage = garbage.map(|(layer, _)| *layer).collect();
     }
 }

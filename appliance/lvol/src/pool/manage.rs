@@ -57,6 +57,7 @@ pub struct VolumeInfo {
 
 impl PoolWorker {
     pub(super) fn info(&self) -> PoolInfo {
+        self.tell_allocated();
         let superblock = self.metadata.superblock();
         let (mut volumes, mut snapshots, mut provisioned_bytes) = (0, 0, 0_u64);
         for Entry { record, .. } in self.names.values() {
@@ -80,6 +81,7 @@ impl PoolWorker {
             volumes,
             snapshots,
             layers: self.layers.len() as u64,
+            labels: self.labels(),
             fault: self.fault.clone(),
         }
     }

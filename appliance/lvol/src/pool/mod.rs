@@ -16,6 +16,8 @@ mod open;
 mod operation;
 mod pieces;
 mod promise;
+mod properties;
+mod repair;
 mod reserve;
 mod resize;
 mod shared;
@@ -27,7 +29,7 @@ use std::sync::atomic::Ordering;
 
 use block::Bdev;
 
-pub use self::check::Finding;
+pub use self::check::{Checkup, Finding};
 pub use self::diff::{Extents, VolumeExtent};
 pub use self::disk::Host;
 pub(crate) use self::external::{EXTERNAL_RETRY, ExternalPart};
@@ -37,6 +39,8 @@ pub use self::mapped::{MapCursor, MappedRun, MappedRuns};
 pub use self::open::{CreateOptions, POOL_BYTES_MAX};
 pub use self::operation::{Operation, OperationKind, OperationState};
 pub use self::promise::Promise;
+pub use self::properties::{LabelChanges, VolumeChange};
+pub use self::repair::REPAIRED_LABEL;
 pub(crate) use self::shared::{Chain, Mailbox, Reply, Request, Shared, VolumeShared};
 pub use self::worker::{Next, PoolOptions, PoolWorker};
 
@@ -73,6 +77,8 @@ pub struct PoolInfo {
     pub snapshots: u64,
     /// Layers, those included that are being deleted.
     pub layers: u64,
+    /// What its owner says of it.
+    pub labels: Vec<(String, String)>,
     /// Why the pool has stopped, if it has.
     pub fault: Option<String>,
 }
@@ -172,6 +178,26 @@ impl Pool {
     pub fn rename(&self, name: &str, new_name: &str) -> Promise<()> {
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
         self.change(move |worker| worker.rename(&name, &new_name))
+    }
+
+    /// Changes what an owner says of a volume or a snapshot.
+    #[must_use]
+    pub fn change_volume(&self, name: &str, change: VolumeChange) -> Promise<VolumeInfo> {
+        let name = name.to_owned();
+        self.change(move |worker| worker.change_volume(&name, &change))
+    }
+
+    /// Changes the pool's labels; the same rules as for a volume's.
+    #[must_use]
+    pub fn set_labels(&self, changes: LabelChanges) -> Promise<()> {
+        self.change(move |worker| worker.set_labels(&changes))
+    }
+
+    /// Gives the pool another name.
+    #[must_use]
+    pub fn rename_pool(&self, new_name: &str) -> Promise<()> {
+        let new_name = new_name.to_owned();
+        self.change(move |worker| worker.rename_pool(&new_name))
     }
 
     /// Deletes a volume or a snapshot. Its space comes back afterwards, bit by bit: the number of the operation
@@ -279,11 +305,33 @@ impl Pool {
         self.ask(move |worker| worker.diff(from.as_deref(), &to, offset, limit))
     }
 
-    /// Compares all records of the pool with each other. Nothing else is done for the pool meanwhile, but
-    /// I/O to what is mapped goes on.
+    /// Compares all records of the pool with each other, in steps: I/O and other calls go on in between. Changes
+    /// nothing.
     #[must_use]
     pub fn check(&self) -> Promise<Vec<Finding>> {
-        self.ask(PoolWorker::check)
+        let (promise, resolver) = promise();
+        let told = |result: Result<Checkup, LvolError>| {
+            resolver.resolve(result.map(|checkup| checkup.findings));
+        };
+        let called = self
+            .shared
+            .call(move |worker| worker.begin_check(false, Box::new(told)));
+        drop(called);
+        promise
+    }
+
+    /// As [`Pool::check`], and tells what it took; with `repairs` does what [`Pool::check`] tells of. I/O goes on;
+    /// where a volume must not be in use the finding says so, and that is left as it is. A power cut in the middle
+    /// leaves a pool that opens and can be repaired again.
+    #[must_use]
+    pub fn check_up(&self, repairs: bool) -> Promise<Checkup> {
+        let (promise, resolver) = promise();
+        let told = |result| resolver.resolve(result);
+        let called = self
+            .shared
+            .call(move |worker| worker.begin_check(repairs, Box::new(told)));
+        drop(called);
+        promise
     }
 
     /// Commits everything that has completed.

@@ -225,6 +225,11 @@ impl PoolWorker {
         if record.kind != NameKind::Volume {
             return Err(refused("is a snapshot; it keeps its parent"));
         }
+        if self.has_lost_parent(layer) {
+            return Err(refused(
+                "lies on a layer that is lost; what it showed cannot be copied",
+            ));
+        }
         let mut running = self.operations.values();
         if running.any(|other| other.is_detaching() && other.layer == layer) {
             return Err(refused("is being taken off its parent already"));
@@ -510,7 +515,9 @@ impl PoolWorker {
         let parent = self.layers.get(&layer).map(|record| record.parent.clone());
         self.change_layer(layer, |record| record.parent = Parent::None);
         if let Some(Parent::Layer(parent)) = parent {
-            self.change_layer(parent, |record| record.children -= 1);
+            self.change_layer(parent, |record| {
+                record.children = record.children.saturating_sub(1);
+            });
         }
         self.drop_chains_through(layer);
         self.externals_may_change();

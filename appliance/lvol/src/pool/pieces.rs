@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use block::IoError;
 use metastore::pool::Table;
 
+use super::repair::lost_piece;
 use super::shared::{Chain, Mailbox, Reply, VolumeShared};
 use super::worker::{PoolWorker, damaged};
 use crate::LvolError;
@@ -53,6 +54,10 @@ impl PoolWorker {
         }
         let start = index * PIECE_SLOTS as u64 * self.shared.granularity.cluster_size();
         let external = self.external_under(lowest);
+        if self.has_lost_parent(layer) {
+            has_parent = true;
+            ancestors.push(lost_piece(self.shared.granularity));
+        }
         Ok(Arc::new(Chain {
             layer,
             index,

@@ -174,7 +174,11 @@ pub(crate) struct VolumeShared {
     pub(crate) unsettled: AtomicBool,
     /// The volume is gone, or its records are damaged.
     pub(crate) faulted: AtomicBool,
-    pub(crate) read_only: bool,
+    pub(crate) is_snapshot: bool,
+    /// Writes are refused.
+    pub(crate) read_only: AtomicBool,
+    /// Clusters of its layer and of those below, as of the last look at the pool's state.
+    pub(crate) allocated: AtomicU64,
     pub(crate) thick: AtomicBool,
     /// Channels that are open.
     pub(crate) channels: AtomicU64,

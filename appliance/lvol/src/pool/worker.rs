@@ -12,6 +12,7 @@ use dma::IobufPool;
 use metastore::pool::{PoolStore, PoolStoreError, Table};
 
 use super::allocator::Allocator;
+use super::check::Checking;
 use super::disk::{Disk, Host};
 use super::external::{ExternalDevices, ExternalState, NoExternalDevices};
 use super::garbage::Moved;
@@ -104,6 +105,20 @@ pub struct PoolWorker {
     /// Volumes that clusters are reserved for.
     pub(super) thick: BTreeSet<String>,
     pub(super) layers: HashMap<LayerId, LayerRecord>,
+    /// Layers whose records cannot be read.
+    pub(super) damaged_layers: BTreeSet<LayerId>,
+    /// Layers that lie on themselves, by a few others or at once.
+    pub(super) circular: BTreeMap<LayerId, LayerRecord>,
+    /// Layers whose records contradict others: not collected until they are repaired.
+    pub(super) suspect: HashSet<LayerId>,
+    /// The record of the pool was damaged when it was opened.
+    pub(super) was_pool_damaged: bool,
+    /// The check that is under way.
+    pub(super) checking: Option<Box<Checking>>,
+    /// Clusters that records which a repair stages have: in maps with the next transaction.
+    pub(super) adopted: Vec<Cluster>,
+    /// Chunks of free clusters that the next transaction writes whatever it changes.
+    pub(super) rewritten_chunks: BTreeSet<u64>,
     /// Records for the next transaction; `None` deletes.
     pub(super) staged: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
     pub(super) pieces: HashMap<(LayerId, u64), Arc<Piece>>,
@@ -136,6 +151,8 @@ pub struct PoolWorker {
     pub(super) operate_at: Option<Instant>,
     /// The collector goes on then.
     pub(super) collect_at: Option<Instant>,
+    /// The repair goes on then.
+    pub(super) check_at: Option<Instant>,
     pub(super) fault: Option<String>,
     /// Devices outside the pool that names lie on, by UUID.
     pub(super) externals: BTreeMap<[u8; 16], ExternalState>,
@@ -204,6 +221,13 @@ impl PoolWorker {
             damaged_names: BTreeSet::new(),
             thick: BTreeSet::new(),
             layers: HashMap::new(),
+            damaged_layers: BTreeSet::new(),
+            circular: BTreeMap::new(),
+            suspect: HashSet::new(),
+            was_pool_damaged: false,
+            checking: None,
+            adopted: Vec::new(),
+            rewritten_chunks: BTreeSet::new(),
             staged: BTreeMap::new(),
             pieces: HashMap::new(),
             waiters: Vec::new(),
@@ -221,6 +245,7 @@ impl PoolWorker {
             operations: BTreeMap::new(),
             operate_at: None,
             collect_at: None,
+            check_at: None,
             fault: None,
             externals: BTreeMap::new(),
             externals_wait: false,
@@ -245,7 +270,11 @@ impl PoolWorker {
         let mut worked = self.end_graces();
         self.release_leased(now);
         self.serve_short();
-        for at in [&mut self.collect_at, &mut self.operate_at] {
+        for at in [
+            &mut self.collect_at,
+            &mut self.operate_at,
+            &mut self.check_at,
+        ] {
             if at.is_some_and(|at| at <= now) {
                 *at = None;
             }
@@ -255,6 +284,7 @@ impl PoolWorker {
         }
         worked |= self.collect();
         worked |= self.operate();
+        worked |= self.check_some(now);
         let due = self.commit_due.is_some_and(|due| due <= now);
         if due || !self.waiters.is_empty() {
             self.commit_due = None;
@@ -269,6 +299,7 @@ impl PoolWorker {
             self.commit_due,
             self.collect_at,
             self.operate_at,
+            self.check_at,
             self.external_at,
             self.leased.look_at(),
         ];
@@ -436,7 +467,9 @@ impl PoolWorker {
             chains: AtomicU64::new(0),
             unsettled: AtomicBool::new(false),
             faulted: AtomicBool::new(false),
-            read_only: record.read_only || record.kind == NameKind::Snapshot,
+            is_snapshot: record.kind == NameKind::Snapshot,
+            allocated: AtomicU64::new(0),
+            read_only: AtomicBool::new(record.read_only || record.kind == NameKind::Snapshot),
             thick: AtomicBool::new(record.thick),
             channels: AtomicU64::new(0),
         })
@@ -450,12 +483,17 @@ impl Drop for PoolWorker {
     }
 }
 
-/// A chunk of the FREE table; absent, none of it is used.
-pub(super) fn load_chunk(store: &PoolStore, number: u64) -> Result<FreeChunk, LvolError> {
-    match store.get(Table::Free, &chunk_key(number))? {
-        None => Ok(FreeChunk::default()),
-        Some(record) => {
-            FreeChunk::decode(&record).map_err(damaged(|| format!("free clusters {number}")))
+/// A chunk of the FREE table; absent, none of it is used. `None` if it is damaged: what it accounts for is
+/// neither handed out nor taken back then, and all else goes on.
+pub(super) fn load_chunk(store: &PoolStore, number: u64) -> Result<Option<FreeChunk>, LvolError> {
+    let Some(record) = store.get(Table::Free, &chunk_key(number))? else {
+        return Ok(Some(FreeChunk::default()));
+    };
+    match FreeChunk::decode(&record) {
+        Ok(chunk) => Ok(Some(chunk)),
+        Err(error) => {
+            tracing::error!(number, %error, "a record of free clusters is damaged; run pool repair");
+            Ok(None)
         }
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct VolumeChannel {
     /// Flights in states that no completion of the device below ends.
     waiting: Vec<usize>,
     queue_depth: usize,
+    /// First block of [`Cluster::LOST`].
+    lost_block: u64,
     /// Clusters for first writes.
     pub(super) clusters: Vec<Cluster>,
     clusters_asked: bool,
@@ -102,6 +104,8 @@ impl VolumeChannel {
             vacant: Vec::new(),
             waiting: Vec::new(),
             queue_depth: ctx.queue_depth as usize,
+            lost_block: Cluster::LOST.get() * shared.granularity.cluster_size()
+                / u64::from(shared.block_size),
             clusters: Vec::new(),
             clusters_asked: false,
             asked_pieces: Vec::new(),
@@ -163,6 +167,9 @@ impl VolumeChannel {
         }
         if self.volume.faulted.load(Ordering::Acquire) {
             return Attempt::Done(Err(IoError::Internal));
+        }
+        if flight.io.op.modifies() && self.volume.read_only.load(Ordering::Relaxed) {
+            return Attempt::Done(Err(IoError::WriteProtected));
         }
         match flight.io.op {
             Op::Read | Op::Compare | Op::Verify => self.attempt_read(index, flight),
@@ -241,7 +248,15 @@ impl VolumeChannel {
         }
     }
 
+    /// Data that are lost are beyond every device: neither read nor written until they are zeroed.
     pub(super) fn submit_to_base(&mut self, io: Io) -> Submit {
+        if io.lba.0 >= self.lost_block {
+            let error = match io.op {
+                Op::Write { .. } => IoError::MediaWrite,
+                _ => IoError::MediaRead,
+            };
+            return Submit::Done(io.complete(Err(error)));
+        }
         self.base.submit(
             io,
             self.now.expect("every way here begins with submit or poll"),

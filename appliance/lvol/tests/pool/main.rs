@@ -11,6 +11,7 @@ mod lent;
 mod model;
 mod opening;
 mod operations;
+mod repair;
 mod rig;
 mod threads;
 mod volumes;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::v1::{self, ObjectState};
 use block::Registry;
 use lvol::format::NameKind;
-use lvol::{NewVolume, OperationKind, OperationState, PoolInfo, Promise, VolumeInfo};
+use lvol::{NewVolume, OperationKind, OperationState, PoolInfo, Promise, VolumeChange, VolumeInfo};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -123,17 +123,22 @@ impl Reader {
         let record = &info.record;
         let external = info.external.as_ref();
         let missing = external.and_then(|external| external.missing.as_ref());
-        let reason = if info.faulted {
-            Some("a record of it is damaged, and its i/o fails; see the log".to_owned())
+        let mut labels = record.labels.iter();
+        let repaired = labels.find(|(key, _)| key == lvol::REPAIRED_LABEL);
+        let status = if info.faulted {
+            let reason =
+                "a record of it is damaged, and its i/o fails; run pool check and pool repair";
+            Some((ObjectState::Pending, reason.to_owned()))
+        } else if let Some(reason) = missing {
+            let reason = format!(
+                "what it does not have itself cannot be read: {reason}; put the device back"
+            );
+            Some((ObjectState::Pending, reason))
         } else {
-            missing.map(|reason| {
-                format!(
-                    "what it does not have itself cannot be read: {reason}; put the device back"
-                )
-            })
+            repaired.map(|(_, what)| (ObjectState::Ready, format!("repaired: {what}")))
         };
-        let status = reason.map(|reason| v1::Status {
-            state: ObjectState::Pending.into(),
+        let status = status.map(|(state, reason)| v1::Status {
+            state: state.into(),
             reason,
         });
         // A snapshot that was deleted shows through it what it lies on.
@@ -153,6 +158,7 @@ impl Reader {
             children: info.children,
             status,
             claimed_by: Vec::new(),
+            labels: record.labels.iter().cloned().collect(),
         }
     }
 
@@ -171,6 +177,7 @@ impl Reader {
             volumes: u32::try_from(info.volumes).unwrap_or(u32::MAX),
             snapshots: u32::try_from(info.snapshots).unwrap_or(u32::MAX),
             fault: info.fault.clone().unwrap_or_default(),
+            labels: info.labels.iter().cloned().collect(),
             ..v1::Pool::default()
         }
     }
@@ -227,6 +234,7 @@ fn volume_device(info: &VolumeInfo, device: Arc<lvol::Volume>) -> VolumeDevice {
         name: info.name.clone(),
         uuid: Uuid::from_bytes(info.record.uuid),
         nguid: info.record.nguid,
+        read_only: info.record.read_only,
         device,
     }
 }
@@ -245,17 +253,13 @@ impl Pool for LvolPool {
     }
 
     fn check(&self, repair: bool) -> Work<Vec<v1::Finding>> {
-        if repair {
-            return self.unimplemented("repairing", "");
-        }
-        let checked = work(self.asked("checking", ""), self.pool.check());
-        let object = self.name.clone();
-        let finding = move |found: lvol::Finding| v1::Finding {
-            object: object.clone(),
-            problem: format!("{}: {}", found.record, found.problem),
-            action: "this version does not repair it".to_owned(),
-        };
-        Box::pin(async move { Ok(checked.await?.into_iter().map(finding).collect()) })
+        let doing = if repair { "repairing" } else { "checking" };
+        let checked = work(self.asked(doing, ""), self.pool.check_up(repair));
+        let name = self.name.clone();
+        Box::pin(async move {
+            let findings = checked.await?.findings.into_iter();
+            Ok(findings.map(|found| finding(&name, found)).collect())
+        })
     }
 
     fn begin(&self, _: Job) -> Work<u64> {
@@ -342,6 +346,22 @@ impl Pool for LvolPool {
         work(self.asked("deleting", name), self.pool.delete(name))
     }
 
+    fn change_volume(
+        &self,
+        name: &str,
+        labels: Vec<(String, Option<String>)>,
+        read_only: Option<bool>,
+    ) -> Work<()> {
+        let change = VolumeChange { labels, read_only };
+        let changed = self.pool.change_volume(name, change);
+        let changed = work(self.asked("changing", name), changed);
+        Box::pin(async move { changed.await.map(drop) })
+    }
+
+    fn set_labels(&self, labels: Vec<(String, Option<String>)>) -> Work<()> {
+        work(self.asked("labelling", ""), self.pool.set_labels(labels))
+    }
+
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64> {
         let (doing, kind) = if whole {
             ("inflating", OperationKind::Inflate)
@@ -413,6 +433,23 @@ impl Pool for LvolPool {
                 ended => ended.map_err(|error| asked.failed(error)),
             }
         })
+    }
+}
+
+/// A finding in the words of the API. One that concerns a single volume is told of that.
+fn finding(pool: &str, found: lvol::Finding) -> v1::Finding {
+    let object = match found.volumes.as_slice() {
+        [volume] => format!("{pool}/{volume}"),
+        _ => pool.to_owned(),
+    };
+    let concerns = match found.volumes.as_slice() {
+        [] | [_] => String::new(),
+        volumes => format!("; it concerns {}", volumes.join(", ")),
+    };
+    v1::Finding {
+        object,
+        problem: format!("{}: {}{concerns}", found.record, found.problem),
+        action: found.action,
     }
 }
 

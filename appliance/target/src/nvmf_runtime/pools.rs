@@ -281,9 +281,11 @@ impl OpenPool {
             aliases: Vec::new(),
         };
         let device = Arc::clone(&volume.device);
-        self.plane
+        let bdev = self
+            .plane
             .registry()
             .create(options, device, Instant::now())?;
+        bdev.set_write_protected(volume.read_only);
         self.nguids().insert(volume.name.clone(), volume.nguid);
         Ok(())
     }
@@ -313,6 +315,7 @@ impl OpenPool {
             name: name.to_owned(),
             uuid: bdev.uuid(),
             nguid: nguid.unwrap_or(*bdev.uuid().as_bytes()),
+            read_only: bdev.is_write_protected(),
             device: Arc::clone(bdev.device()),
         }))
     }
@@ -412,16 +415,52 @@ impl OpenPool {
                 what: format!("resizing the block device {full_name}"),
                 reason: chain(&error),
             })?;
+        self.tell_hosts(&bdev).await;
+        Ok(())
+    }
+
+    /// Refuses writes to a volume's block device, or allows them; hosts that see it are told.
+    async fn protect(&self, name: &str, read_only: bool) {
+        let Ok(bdev) = self.plane.registry().get(&self.full_name(name)) else {
+            return;
+        };
+        if bdev.is_write_protected() != read_only {
+            bdev.set_write_protected(read_only);
+            self.tell_hosts(&bdev).await;
+        }
+    }
+
+    /// What a repair has changed: names that came and went, and volumes that take no writes any more.
+    async fn after_repair(&self) -> Result<(), ControlError> {
+        let devices = self.engine.devices().await?;
+        let known: Vec<String> = self.nguids().keys().cloned().collect();
+        for name in known {
+            if !devices.iter().any(|device| device.name == name) {
+                self.unregister(&name)?;
+            }
+        }
+        for device in devices {
+            if self.nguids().contains_key(&device.name) {
+                self.protect(&device.name, device.read_only).await;
+            } else if let Err(error) = self.register(&device) {
+                let name = &device.name;
+                tracing::error!(pool = self.name, name, %error, "a recovered volume cannot be served");
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells hosts that a namespace's attributes have changed.
+    async fn tell_hosts(&self, bdev: &Arc<Bdev>) {
         for subsystem in self.plane.target().subsystems() {
             for namespace in subsystem.config().namespaces.values() {
-                if Arc::ptr_eq(&namespace.bdev, &bdev)
+                if Arc::ptr_eq(&namespace.bdev, bdev)
                     && let Ok(told) = subsystem.namespace_resized(namespace.nsid)
                 {
                     told.await;
                 }
             }
         }
-        Ok(())
     }
 }
 
@@ -439,7 +478,14 @@ impl Pool for Handle {
     }
 
     fn check(&self, repair: bool) -> Work<Vec<v1::Finding>> {
-        self.0.engine.check(repair)
+        let pool = Arc::clone(&self.0);
+        Box::pin(async move {
+            let findings = pool.engine.check(repair).await?;
+            if repair {
+                pool.after_repair().await?;
+            }
+            Ok(findings)
+        })
     }
 
     fn begin(&self, job: Job) -> Work<u64> {
@@ -515,6 +561,27 @@ impl Pool for Handle {
             let _names = pool.lock_names(&[&name]).await;
             pool.delete_unlocked(&name).await
         })
+    }
+
+    fn change_volume(
+        &self,
+        name: &str,
+        labels: Vec<(String, Option<String>)>,
+        read_only: Option<bool>,
+    ) -> Work<()> {
+        let (pool, name) = (Arc::clone(&self.0), name.to_owned());
+        Box::pin(async move {
+            let _names = pool.lock_names(&[&name]).await;
+            pool.engine.change_volume(&name, labels, read_only).await?;
+            if let Some(read_only) = read_only {
+                pool.protect(&name, read_only).await;
+            }
+            Ok(())
+        })
+    }
+
+    fn set_labels(&self, labels: Vec<(String, Option<String>)>) -> Work<()> {
+        self.0.engine.set_labels(labels)
     }
 
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64> {

@@ -12,7 +12,7 @@ use api::v1::{
     EventType, ExportVolumeRequest, GetSnapshotRequest, GetVolumeRequest, ImportVolumeRequest,
     InflateVolumeRequest, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
     ListVolumesResponse, Operation, RenameVolumeRequest, ResizeVolumeRequest,
-    RollbackVolumeRequest, ShareVolumeRequest, ShareVolumeResponse, Volume,
+    RollbackVolumeRequest, ShareVolumeRequest, ShareVolumeResponse, UpdateVolumeRequest, Volume,
 };
 use tonic::{Request, Response};
 
@@ -298,6 +298,26 @@ impl Services {
         self.find_volume("volume", &name, "name").await
     }
 
+    async fn update(self, request: UpdateVolumeRequest) -> Result<Volume, ControlError> {
+        let name = request.name;
+        let is_snapshot = name.contains('@');
+        let kind = if is_snapshot { "snapshot" } else { "volume" };
+        let (pool, rest) = check_volume_name(&name, is_snapshot, "name")?;
+        let pool = self.pool_to_change(pool)?;
+        if pool.volume(rest).await?.is_none() {
+            return Err(not_found(kind, &name));
+        }
+        let gone = request.remove_labels.into_iter().map(|key| (key, None));
+        let set = request
+            .labels
+            .into_iter()
+            .map(|(key, value)| (key, Some(value)));
+        let labels = gone.chain(set).collect();
+        pool.change_volume(rest, labels, request.read_only).await?;
+        self.tell(EventType::Updated, kind, &name);
+        self.find_volume(kind, &name, "name").await
+    }
+
     async fn change_name(self, request: RenameVolumeRequest) -> Result<Volume, ControlError> {
         let RenameVolumeRequest { name, new_name } = request;
         let (pool, old) = check_volume_name(&name, false, "name")?;
@@ -502,6 +522,11 @@ impl VolumeService for Services {
 
     async fn resize_volume(&self, request: Request<ResizeVolumeRequest>) -> Answer<Volume> {
         let work = self.clone().change_size(request.into_inner());
+        Ok(Response::new(self.complete(work).await?))
+    }
+
+    async fn update_volume(&self, request: Request<UpdateVolumeRequest>) -> Answer<Volume> {
+        let work = self.clone().update(request.into_inner());
         Ok(Response::new(self.complete(work).await?))
     }
 

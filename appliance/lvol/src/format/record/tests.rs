@@ -311,6 +311,7 @@ prop_compose! {
     fn any_layer()(
         parent in prop_oneof![
             Just(Parent::None),
+            Just(Parent::Lost),
             (1_u64..).prop_map(|id| Parent::Layer(LayerId(id))),
             (any::<[u8; 16]>(), "\\PC*", any::<u64>())
                 .prop_map(|(uuid, name, len_bytes)| Parent::External { uuid, name, len_bytes }),

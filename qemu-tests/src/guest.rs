@@ -27,6 +27,9 @@ pub struct GuestBuilder {
     name: String,
     memory_mib: u32,
     cpus: u32,
+    /// Name, which the guest sees as serial number, and the socket of an NBD server.
+    disks: Vec<(String, PathBuf)>,
+    programs: Option<PathBuf>,
 }
 
 impl GuestBuilder {
@@ -41,6 +44,23 @@ impl GuestBuilder {
     #[must_use]
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
+        self
+    }
+
+    /// Gives it a disk that a [`crate::VolatileDisk`] holds. The guest finds it as
+    /// `/dev/disk-NAME`; its write cache is the one of the disk.
+    #[must_use]
+    pub fn disk(mut self, disk: &crate::VolatileDisk) -> Self {
+        let socket = disk.socket().to_owned();
+        self.disks.push((disk.name().to_owned(), socket));
+        self
+    }
+
+    /// Has the guest see the folder of `aditd` and `aditctl`, read-only, as `/programs`.
+    #[must_use]
+    pub fn programs(mut self) -> Self {
+        let folder = program_tests::program("aditd");
+        self.programs = folder.parent().map(Path::to_owned);
         self
     }
 
@@ -62,12 +82,13 @@ impl GuestBuilder {
         let archive = folder.path().join("initramfs");
         write(&archive, &initramfs::build(&tools)?)?;
 
-        let arguments = self.arguments(&tools, folder.path());
+        let mut arguments = self.arguments(&tools, folder.path());
+        arguments.extend(self.extra_arguments(folder.path()));
         let errors = folder.path().join("qemu.log");
         let errors_file = fs::File::create(&errors).map_err(HarnessError::file("make", &errors))?;
         let qemu = KilledChild::spawn(&tools::qemu(), |command| {
             command
-                .args(arguments)
+                .args(&arguments)
                 .stdout(std::process::Stdio::null())
                 .stderr(errors_file);
         })?;
@@ -81,6 +102,7 @@ impl GuestBuilder {
             last_job: 0,
         };
         guest.wait_for_agent()?;
+        guest.attach(&self.disks, self.programs.is_some())?;
         Ok(guest)
     }
 
@@ -132,6 +154,43 @@ impl GuestBuilder {
         }
         arguments
     }
+
+    /// The monitor, disks and the folder of programs.
+    fn extra_arguments(&self, folder: &Path) -> Vec<String> {
+        let monitor = folder.join("monitor").display().to_string();
+        let mut pairs = vec![
+            (
+                "-chardev",
+                format!("socket,id=monitor,server=on,wait=off,path={monitor}"),
+            ),
+            ("-mon", "chardev=monitor,mode=readline".to_owned()),
+        ];
+        for (name, socket) in &self.disks {
+            let socket = socket.display();
+            pairs.push((
+                "-blockdev",
+                format!(
+                    "driver=nbd,node-name={name},export={name},\
+                     server.type=unix,server.path={socket}"
+                ),
+            ));
+            let device = format!("virtio-blk-pci,drive={name},serial={name},write-cache=on");
+            pairs.push(("-device", device));
+        }
+        if let Some(folder) = &self.programs {
+            let (folder, options) = (folder.display(), "security_model=none,multidevs=remap");
+            pairs.push((
+                "-fsdev",
+                format!("local,id=programs,readonly=on,{options},path={folder}"),
+            ));
+            let device = "virtio-9p-pci,fsdev=programs,mount_tag=programs";
+            pairs.push(("-device", device.to_owned()));
+        }
+        let words = pairs.into_iter();
+        words
+            .flat_map(|(option, value)| [option.to_owned(), value])
+            .collect()
+    }
 }
 
 /// A script that runs in a guest; [`Guest::join`] waits for it.
@@ -169,6 +228,8 @@ impl Guest {
             name: name.to_owned(),
             memory_mib: 1024,
             cpus: 2,
+            disks: Vec::new(),
+            programs: None,
         }
     }
 
@@ -275,6 +336,80 @@ impl Guest {
         self.qemu
             .wait("QEMU", patience(POWER_OFF_DEADLINE_SECONDS))
             .map(|_| ())
+    }
+
+    /// Ends it as a power cut does: at once, with SIGKILL.
+    ///
+    /// `quit` of QEMU's monitor would flush its disks first, and the guest's connections would end
+    /// in order; a cut does neither.
+    pub fn cut(mut self) {
+        self.qemu.kill_9();
+    }
+
+    /// Takes connections to a port of the host's 127.0.0.1 for the guest, from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the port is taken, or QEMU does not answer.
+    pub fn forward(&mut self, host_port: u16, guest_port: u16) -> Result<(), HarnessError> {
+        let command = format!("hostfwd_add net tcp:127.0.0.1:{host_port}-:{guest_port}");
+        let path = self.share.with_file_name("monitor");
+        let failed = |source| HarnessError::Agent { source };
+        let mut monitor = UnixStream::connect(&path).map_err(failed)?;
+        let limited = monitor.set_read_timeout(Some(patience(30)));
+        limited.map_err(failed)?;
+        let mut said = String::new();
+        let mut prompts = 0;
+        // The first prompt greets, the one after the command is its end.
+        while prompts < 2 {
+            let mut bytes = [0; 1024];
+            let count = monitor.read(&mut bytes).map_err(failed)?;
+            if count == 0 {
+                return Err(failed(ErrorKind::UnexpectedEof.into()));
+            }
+            said.push_str(&String::from_utf8_lossy(&bytes[..count]));
+            let seen = said.matches("(qemu) ").count();
+            if prompts == 0 && seen > 0 {
+                said.clear();
+                prompts = 1;
+                let sent = monitor.write_all(format!("{command}\n").as_bytes());
+                sent.map_err(failed)?;
+            } else if prompts == 1 && said.contains("\n") && said.ends_with("(qemu) ") {
+                prompts = 2;
+            }
+        }
+        if said.contains("could not") || said.contains("rror") {
+            let answer = said;
+            return Err(HarnessError::Answer { command, answer });
+        }
+        Ok(())
+    }
+
+    /// Mounts and names what [`GuestBuilder::disk`] and [`GuestBuilder::programs`] asked for.
+    fn attach(
+        &mut self,
+        disks: &[(String, PathBuf)],
+        has_programs: bool,
+    ) -> Result<(), HarnessError> {
+        let mut script = String::new();
+        if has_programs {
+            script.push_str(
+                "mkdir -p /programs\n\
+                 mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=524288 \
+                 programs /programs\n",
+            );
+        }
+        if !disks.is_empty() {
+            script.push_str(
+                "modprobe virtio_blk\n\
+                 for disk in /sys/block/vd*; do\n\
+                 ln -s /dev/${disk##*/} /dev/disk-$(cat $disk/serial)\ndone\n",
+            );
+        }
+        if script.is_empty() {
+            return Ok(());
+        }
+        self.run(&script).map(|_| ())
     }
 
     fn send(&mut self, line: &str) -> Result<(), HarnessError> {

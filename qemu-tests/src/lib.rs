@@ -14,10 +14,13 @@
 //! - [`Controller`]: a connection of the guest's kernel; [`Guest::nvme_connect`] makes one.
 //! - [`Adit`]: an `aditd` with its state directory, and `aditctl` to talk to it. It can be killed
 //!   and started again.
+//! - [`VolatileDisk`]: a disk of a guest that loses what was not flushed when the power is cut.
+//! - [`FlushLog`]: a guest writes records to a device, a flush after each, and the test knows which
+//!   must be there.
 //!
 //! # Threading
 //!
-//! Everything blocks, on the test's own thread. Each wait has a deadline, see [`patience`].
+//! Everything blocks, on the test's own thread; only a disk has a thread of its own. Each wait has a deadline, see [`patience`].
 //!
 //! # Errors and what is left behind
 //!
@@ -25,15 +28,19 @@
 //! kills its process. When the test is failing, logs are printed and kept. Should the test itself
 //! be killed, the kernel takes its children along (`setpriv --pdeathsig`).
 
+mod flush_log;
 mod guest;
 mod initiator;
 mod initramfs;
 mod tools;
+mod volatile_disk;
 
+pub use flush_log::FlushLog;
 pub use guest::{Guest, GuestBuilder, Job, Output};
 pub use initiator::Controller;
 pub use program_tests::{Adit, AditBuilder, HarnessError, free_port, patience};
 pub use tools::{skip_without_qemu, tools_root};
+pub use volatile_disk::{Power, VolatileDisk};
 
 /// The host's 127.0.0.1 as a guest sees it.
 pub const HOST_ADDRESS: &str = "10.0.2.2";

@@ -15,7 +15,7 @@ pub use document::{
 pub use merge::{Effective, Problem, Source, Value, leaves, merge, parse_document};
 pub use sources::{FW_CFG_FOLDER, PREFIX, from_command_line, from_smbios};
 
-pub(crate) use sources::{from_fw_cfg, read_smbios};
+pub(crate) use sources::{from_fw_cfg, read_smbios, words};
 
 /// A source and the values that it gives, in its order.
 #[derive(Debug, Clone, PartialEq)]

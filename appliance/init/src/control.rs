@@ -318,8 +318,9 @@ impl Connection {
                 },
             };
             let encoded = serde_json::to_vec(&answer);
-            self.unsent
-                .extend_from_slice(&encoded.unwrap_or_else(|_| br#"{"answer":"error","text":""}"#.into()));
+            self.unsent.extend_from_slice(
+                &encoded.unwrap_or_else(|_| br#"{"answer":"error","text":""}"#.into()),
+            );
             self.unsent.push(b'\n');
         }
         if self.unparsed.len() > REQUEST_BYTES_MAX {
@@ -368,12 +369,23 @@ mod tests {
     fn requests_are_answered_in_order_also_in_pieces_and_wrong_ones() {
         let (_folder, mut server, path) = server();
         let mut client = BufReader::new(UnixStream::connect(&path).unwrap());
-        client.get_mut().write_all(b"{\"call\":\"status\"}\n{\"call\":\"stop\",\"servi").unwrap();
+        client
+            .get_mut()
+            .write_all(b"{\"call\":\"status\"}\n{\"call\":\"stop\",\"servi")
+            .unwrap();
         server.serve(&mut done);
-        client.get_mut().write_all(b"ce\":\"a\"}\nnonsense\n{\"call\":\"poweroff\",\"x\":1}\n").unwrap();
+        client
+            .get_mut()
+            .write_all(b"ce\":\"a\"}\nnonsense\n{\"call\":\"fly\"}\n")
+            .unwrap();
         server.serve(&mut done);
         assert_eq!(line(&mut client), done(Request::Status));
-        assert_eq!(line(&mut client), done(Request::Stop { service: "a".to_owned() }));
+        assert_eq!(
+            line(&mut client),
+            done(Request::Stop {
+                service: "a".to_owned()
+            })
+        );
         for _ in 0..2 {
             assert!(matches!(line(&mut client), Answer::Error { .. }));
         }
@@ -409,7 +421,9 @@ mod tests {
             let _ = client.write(b"{\"call\":\"status\"}\n");
             server.serve(&mut |_| {
                 answered += 1;
-                Answer::Done { text: "x".repeat(100_000) }
+                Answer::Done {
+                    text: "x".repeat(100_000),
+                }
             });
         }
         assert!(answered < 20, "{answered}");
@@ -436,7 +450,8 @@ mod tests {
     #[test]
     fn a_call_is_answered() {
         let (_folder, mut server, path) = server();
-        let client = std::thread::spawn(move || call(&path, &Request::Services, Duration::from_secs(60)));
+        let client =
+            std::thread::spawn(move || call(&path, &Request::Services, Duration::from_secs(60)));
         while !client.is_finished() {
             let fds: Vec<_> = server.interests().collect();
             let mut fds: Vec<_> = fds

@@ -79,7 +79,13 @@ fn default_hostname(serial: Option<&str>, uuid: &Uuid) -> String {
         .unwrap_or_default()
         .chars()
         .map(|each| each.to_ascii_lowercase())
-        .map(|each| if each.is_ascii_alphanumeric() { each } else { '-' })
+        .map(|each| {
+            if each.is_ascii_alphanumeric() {
+                each
+            } else {
+                '-'
+            }
+        })
         .take(48)
         .collect();
     let plain = plain.trim_matches('-');
@@ -103,7 +109,11 @@ pub(crate) fn establish(
         (Some(uuid), _) => (uuid, Status::new("uuid", State::Ok, "from the firmware")),
         (None, Some(mac)) => (
             Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("adit {mac}").as_bytes()),
-            Status::new("uuid", State::Degraded, format!("the firmware tells none: made of {mac}")),
+            Status::new(
+                "uuid",
+                State::Degraded,
+                format!("the firmware tells none: made of {mac}"),
+            ),
         ),
         (None, None) => (
             uuid::Builder::from_random_bytes(random).into_uuid(),
@@ -133,7 +143,9 @@ pub(crate) fn establish(
         vendor: dmi(system, "sys_vendor"),
         product: dmi(system, "product_name"),
         machine_id,
-        kernel: system.text("/proc/sys/kernel/osrelease").unwrap_or_default(),
+        kernel: system
+            .text("/proc/sys/kernel/osrelease")
+            .unwrap_or_default(),
         ..Identity::default()
     };
     (identity, done)
@@ -142,7 +154,11 @@ pub(crate) fn establish(
 fn told(name: &str, value: &str, result: std::io::Result<()>) -> Status {
     match result {
         Ok(()) => Status::new(name, State::Ok, value),
-        Err(error) => Status::new(name, State::Failed, format!("{value} was not taken: {error}")),
+        Err(error) => Status::new(
+            name,
+            State::Failed,
+            format!("{value} was not taken: {error}"),
+        ),
     }
 }
 
@@ -154,7 +170,10 @@ mod tests {
     #[test]
     fn the_firmware_tells_who_a_node_is() {
         let system = Fake::with(&[
-            ("/sys/class/dmi/id/product_uuid", "4C4C4544-0042-3510-8054-B6C04F303233\n"),
+            (
+                "/sys/class/dmi/id/product_uuid",
+                "4C4C4544-0042-3510-8054-B6C04F303233\n",
+            ),
             ("/sys/class/dmi/id/product_serial", "AB5 T023 \n"),
         ]);
         let (identity, done) = establish(&system, None, [0; 16]);
@@ -165,7 +184,12 @@ mod tests {
             "nqn.2014-08.org.nvmexpress:uuid:4c4c4544-0042-3510-8054-b6c04f303233"
         );
         assert!(done.iter().all(|status| status.state == State::Ok));
-        assert!(system.calls.borrow().contains(&"hostname stor-ab5-t023".to_owned()));
+        assert!(
+            system
+                .calls
+                .borrow()
+                .contains(&"hostname stor-ab5-t023".to_owned())
+        );
     }
 
     #[test]
@@ -173,7 +197,10 @@ mod tests {
         for text in ["To be filled by O.E.M.", "Not Specified", "0", "\n"] {
             let system = Fake::with(&[
                 ("/sys/class/dmi/id/product_serial", text),
-                ("/sys/class/dmi/id/product_uuid", "ffffffff-ffff-ffff-ffff-ffffffffffff"),
+                (
+                    "/sys/class/dmi/id/product_uuid",
+                    "ffffffff-ffff-ffff-ffff-ffffffffffff",
+                ),
                 ("/sys/class/net/eth0/device", ""),
                 ("/sys/class/net/eth0/address", "52:54:00:12:34:56\n"),
             ]);
@@ -196,7 +223,10 @@ mod tests {
     #[test]
     fn strange_serials_make_no_strange_names() {
         for serial in ["--", "é", "a/b;c", &"x".repeat(200)] {
-            assert!(hostname_is_right(&default_hostname(Some(serial), &Uuid::nil())), "{serial}");
+            assert!(
+                hostname_is_right(&default_hostname(Some(serial), &Uuid::nil())),
+                "{serial}"
+            );
         }
     }
 }

@@ -244,7 +244,11 @@ mod tests {
         };
         let done = mount_early(&system, false);
         assert_eq!(state(&done, "/tmp").state, State::Failed);
-        assert!(state(&done, "/tmp").text.starts_with("tmpfs cannot be mounted at /tmp: "));
+        assert!(
+            state(&done, "/tmp")
+                .text
+                .starts_with("tmpfs cannot be mounted at /tmp: ")
+        );
         assert_eq!(state(&done, "/dev").state, State::Ok);
         assert_eq!(state(&done, "/sys/fs/cgroup").state, State::Ok);
     }
@@ -254,7 +258,13 @@ mod tests {
         let system = Fake::default();
         let done = mount_early(&system, false);
         assert_eq!(state(&done, "/sys/kernel/debug").state, State::Skipped);
-        assert!(!system.calls.borrow().iter().any(|call| call.contains("debugfs")));
+        assert!(
+            !system
+                .calls
+                .borrow()
+                .iter()
+                .any(|call| call.contains("debugfs"))
+        );
         let done = mount_early(&Fake::default(), true);
         assert_eq!(state(&done, "/sys/kernel/debug").state, State::Ok);
     }
@@ -262,14 +272,23 @@ mod tests {
     #[test]
     fn each_size_of_huge_pages_has_a_hugetlbfs_of_its_own() {
         let system = Fake::with(&[
-            ("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "0"),
-            ("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages", "0"),
+            (
+                "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
+                "0",
+            ),
+            (
+                "/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages",
+                "0",
+            ),
             ("/sys/kernel/mm/hugepages/strange/x", "0"),
         ]);
         let done = mount_late(&system, false);
         assert_eq!(state(&done, "/dev/hugepages").state, State::Ok);
         assert_eq!(state(&done, "/dev/hugepages-1024M").state, State::Ok);
-        assert_eq!(state(&done, "/sys/firmware/efi/efivars").state, State::Skipped);
+        assert_eq!(
+            state(&done, "/sys/firmware/efi/efivars").state,
+            State::Skipped
+        );
         let calls = system.calls.borrow();
         assert!(calls.iter().any(|call| call.ends_with("pagesize=1048576K")));
     }

@@ -73,7 +73,13 @@ impl Ring {
         let mut text: String = String::from_utf8_lossy(&part)
             .trim_end()
             .chars()
-            .map(|each| if each.is_control() && each != '\t' { '?' } else { each })
+            .map(|each| {
+                if each.is_control() && each != '\t' {
+                    '?'
+                } else {
+                    each
+                }
+            })
             .collect();
         if cut {
             text.push_str(" [cut]");
@@ -145,7 +151,10 @@ impl Rate {
         let passed_ms = now_ms.saturating_sub(self.last_ms);
         self.last_ms = self.last_ms.max(now_ms);
         let more = passed_ms.saturating_mul(self.per_second);
-        self.tokens_milli = self.tokens_milli.saturating_add(more).min(self.burst * 1000);
+        self.tokens_milli = self
+            .tokens_milli
+            .saturating_add(more)
+            .min(self.burst * 1000);
         if self.tokens_milli < 1000 {
             self.dropped += 1;
             return None;

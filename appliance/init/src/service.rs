@@ -133,9 +133,14 @@ pub(crate) fn builtin(own: &str, exists: &dyn Fn(&str) -> bool) -> Vec<Service> 
         ..Service::new("adit-agent", "/usr/bin/adit-agent")
     };
     let target = Service {
-        arguments: ["--state-dir", "/run/adit/state/aditd", "--grpc", "unix:/run/adit/aditd.sock"]
-            .map(str::to_owned)
-            .to_vec(),
+        arguments: [
+            "--state-dir",
+            "/run/adit/state/aditd",
+            "--grpc",
+            "unix:/run/adit/aditd.sock",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
         after: vec![MACHINE.to_owned(), "journald".to_owned()],
         ready: Ready::Socket("/run/adit/aditd.sock".to_owned()),
         // Its own drain takes 30 s at most.
@@ -179,7 +184,9 @@ pub(crate) fn table(
         None => builtin(own, exists),
         Some(Ok(services)) => services,
         Some(Err(text)) => {
-            wrong.push(format!("{SERVICES_FILE} is not used: {text}; the built-in table is used"));
+            wrong.push(format!(
+                "{SERVICES_FILE} is not used: {text}; the built-in table is used"
+            ));
             builtin(own, exists)
         }
     };
@@ -187,23 +194,32 @@ pub(crate) fn table(
         services.insert(0, machine(own));
     }
     if services.len() > SERVICES_MAX {
-        wrong.push(format!("there are more than {SERVICES_MAX} services: the rest is left out"));
+        wrong.push(format!(
+            "there are more than {SERVICES_MAX} services: the rest is left out"
+        ));
         services.truncate(SERVICES_MAX);
     }
     for (name, change) in overrides {
         let Some(at) = services.iter().position(|service| service.name == *name) else {
-            wrong.push(format!("services.{name} changes nothing: there is no such service"));
+            wrong.push(format!(
+                "services.{name} changes nothing: there is no such service"
+            ));
             continue;
         };
         if change.enabled == Some(false) {
             services.remove(at);
             continue;
         }
-        services[at].arguments.extend(change.arguments.iter().cloned());
+        services[at]
+            .arguments
+            .extend(change.arguments.iter().cloned());
         let more = change.environment.clone();
         services[at].environment.extend(more);
     }
-    let names: Vec<String> = services.iter().map(|service| service.name.clone()).collect();
+    let names: Vec<String> = services
+        .iter()
+        .map(|service| service.name.clone())
+        .collect();
     for service in &mut services {
         service.after.retain(|name| names.contains(name));
     }
@@ -240,10 +256,16 @@ mod tests {
 
     #[test]
     fn the_builtin_table_has_what_the_image_has() {
-        let (all, wrong) = table(None, &BTreeMap::new(), "/init", &|path| path == "/usr/bin/aditd");
+        let (all, wrong) = table(None, &BTreeMap::new(), "/init", &|path| {
+            path == "/usr/bin/aditd"
+        });
         let names: Vec<&str> = all.iter().map(|service| service.name.as_str()).collect();
         assert_eq!(names, ["machine", "aditd"]);
-        assert_eq!(all[1].after, ["machine"], "what is not there is not waited for");
+        assert_eq!(
+            all[1].after,
+            ["machine"],
+            "what is not there is not waited for"
+        );
         assert!(wrong.is_empty());
     }
 
@@ -258,17 +280,37 @@ mod tests {
         ] {
             let (all, wrong) = table(Some(text.as_bytes()), &BTreeMap::new(), "/init", &|_| false);
             assert_eq!(all[0].name, MACHINE);
-            assert!(wrong[0].starts_with("/etc/adit/services.toml is not used: "), "{wrong:?}");
+            assert!(
+                wrong[0].starts_with("/etc/adit/services.toml is not used: "),
+                "{wrong:?}"
+            );
         }
-        assert_eq!(table(Some(&[0xff]), &BTreeMap::new(), "/init", &|_| false).1.len(), 1);
+        assert_eq!(
+            table(Some(&[0xff]), &BTreeMap::new(), "/init", &|_| false)
+                .1
+                .len(),
+            1
+        );
     }
 
     #[test]
     fn the_configuration_changes_services() {
         let file = b"[[service]]\nname = 'a'\nprogram = '/a'\n[[service]]\nname = 'b'\nprogram = '/b'\nready = { socket = '/run/b' }\n";
         let overrides = BTreeMap::from([
-            ("a".to_owned(), ServiceOverride { enabled: Some(false), ..Default::default() }),
-            ("b".to_owned(), ServiceOverride { arguments: vec!["-v".to_owned()], ..Default::default() }),
+            (
+                "a".to_owned(),
+                ServiceOverride {
+                    enabled: Some(false),
+                    ..Default::default()
+                },
+            ),
+            (
+                "b".to_owned(),
+                ServiceOverride {
+                    arguments: vec!["-v".to_owned()],
+                    ..Default::default()
+                },
+            ),
             ("c".to_owned(), ServiceOverride::default()),
         ]);
         let (all, wrong) = table(Some(file), &overrides, "/init", &|_| false);
@@ -276,6 +318,9 @@ mod tests {
         assert_eq!(names, ["machine", "b"]);
         assert_eq!(all[1].arguments, ["-v"]);
         assert_eq!(all[1].ready, Ready::Socket("/run/b".to_owned()));
-        assert_eq!(wrong, ["services.c changes nothing: there is no such service"]);
+        assert_eq!(
+            wrong,
+            ["services.c changes nothing: there is no such service"]
+        );
     }
 }

@@ -170,7 +170,10 @@ mod tests {
             assert_eq!(items, board.groups()[group]);
         }
         assert_eq!(board.groups()["many"].len(), ITEMS_MAX);
-        assert_eq!(board.groups()["many"].last().unwrap().text, "6 more are not shown");
+        assert_eq!(
+            board.groups()["many"].last().unwrap().text,
+            "6 more are not shown"
+        );
     }
 
     #[test]

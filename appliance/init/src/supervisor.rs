@@ -53,11 +53,17 @@ pub(crate) enum Order {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Phase {
     /// For others to be ready.
-    Waiting { since_ms: u64 },
+    Waiting {
+        since_ms: u64,
+    },
     /// For the end of a pause.
-    Pausing { until_ms: u64 },
+    Pausing {
+        until_ms: u64,
+    },
     /// Told to start.
-    Starting { since_ms: u64 },
+    Starting {
+        since_ms: u64,
+    },
     Ready,
     /// It ran for long and did not say that it is ready.
     Late,
@@ -184,9 +190,7 @@ impl Supervisor {
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<usize> {
-        self.units
-            .iter()
-            .position(|unit| unit.service.name == name)
+        self.units.iter().position(|unit| unit.service.name == name)
     }
 
     pub(crate) fn by_pid(&self, pid: i32) -> Option<usize> {
@@ -462,7 +466,9 @@ impl Supervisor {
     /// Ends those whose turn it is.
     pub(crate) fn stop_turn(&mut self, turn: u8, now_ms: u64) -> Vec<Order> {
         let due = |unit: &Unit| unit.service.stop_turn == turn;
-        let due: Vec<usize> = (0..self.units.len()).filter(|at| due(&self.units[*at])).collect();
+        let due: Vec<usize> = (0..self.units.len())
+            .filter(|at| due(&self.units[*at]))
+            .collect();
         due.into_iter()
             .flat_map(|at| self.stop(at, now_ms))
             .collect()
@@ -470,7 +476,11 @@ impl Supervisor {
 
     /// Turns that there are, in order.
     pub(crate) fn turns(&self) -> Vec<u8> {
-        let mut turns: Vec<u8> = self.units.iter().map(|unit| unit.service.stop_turn).collect();
+        let mut turns: Vec<u8> = self
+            .units
+            .iter()
+            .map(|unit| unit.service.stop_turn)
+            .collect();
         turns.sort_unstable();
         turns.dedup();
         turns
@@ -594,7 +604,13 @@ mod tests {
 
     #[test]
     fn a_crash_is_followed_by_a_pause_that_doubles() {
-        let mut supervisor = Supervisor::new(vec![Service { crashes_max: 99, ..daemon("a") }], 0);
+        let mut supervisor = Supervisor::new(
+            vec![Service {
+                crashes_max: 99,
+                ..daemon("a")
+            }],
+            0,
+        );
         let mut now = 0;
         let mut pauses = Vec::new();
         assert_eq!(supervisor.tick(now), [Order::Start(0)]);
@@ -654,22 +670,38 @@ mod tests {
 
     #[test]
     fn a_service_waits_for_those_before_it_but_not_for_one_that_is_held() {
-        let first = Service { once: true, crashes_max: 1, ..daemon("first") };
-        let second = Service { after: vec!["first".to_owned()], ..daemon("second") };
+        let first = Service {
+            once: true,
+            crashes_max: 1,
+            ..daemon("first")
+        };
+        let second = Service {
+            after: vec!["first".to_owned()],
+            ..daemon("second")
+        };
         let mut supervisor = Supervisor::new(vec![first, second], 0);
         assert_eq!(supervisor.tick(0), [Order::Start(0)]);
         supervisor.started(0, 1, 0);
         assert_eq!(supervisor.tick(1), []);
         assert_eq!(supervisor.reports(1)[1].text, "waits for first");
         supervisor.exited(0, Exit::Code(3), &said(&[]), 2);
-        assert_eq!(supervisor.reports(2)[0].text, "held: crashed 1 time in 60 s, last: exit 3");
+        assert_eq!(
+            supervisor.reports(2)[0].text,
+            "held: crashed 1 time in 60 s, last: exit 3"
+        );
         assert_eq!(supervisor.tick(3), [Order::Start(1)]);
     }
 
     #[test]
     fn services_that_wait_for_each_other_are_started_after_a_while() {
-        let a = Service { after: vec!["b".to_owned()], ..daemon("a") };
-        let b = Service { after: vec!["a".to_owned()], ..daemon("b") };
+        let a = Service {
+            after: vec!["b".to_owned()],
+            ..daemon("a")
+        };
+        let b = Service {
+            after: vec!["a".to_owned()],
+            ..daemon("b")
+        };
         let mut supervisor = Supervisor::new(vec![a, b], 0);
         assert_eq!(supervisor.tick(30_000), []);
         let orders = supervisor.tick(31_000);
@@ -678,15 +710,23 @@ mod tests {
 
     #[test]
     fn readiness_is_a_line_or_comes_late() {
-        let service = Service { ready: Ready::Line("ready".to_owned()), ..daemon("a") };
-        let after = Service { after: vec!["a".to_owned()], ..daemon("b") };
+        let service = Service {
+            ready: Ready::Line("ready".to_owned()),
+            ..daemon("a")
+        };
+        let after = Service {
+            after: vec!["a".to_owned()],
+            ..daemon("b")
+        };
         let mut supervisor = Supervisor::new(vec![service, after], 0);
         supervisor.tick(0);
         supervisor.started(0, 1, 0);
         assert_eq!(supervisor.printed(0, "hello", 1), []);
         assert_eq!(state(&supervisor, 0), ServiceState::Starting);
         let orders = supervisor.tick(30_000);
-        assert!(matches!(&orders[0], Order::Tell { wrong: true, text } if text == "a: not ready after 30 s"));
+        assert!(
+            matches!(&orders[0], Order::Tell { wrong: true, text } if text == "a: not ready after 30 s")
+        );
         assert_eq!(orders[1], Order::Start(1));
         assert_eq!(supervisor.printed(0, "I am ready.", 31_000).len(), 1);
         assert_eq!(state(&supervisor, 0), ServiceState::Ready);
@@ -698,7 +738,11 @@ mod tests {
         supervisor.tick(0);
         supervisor.started(0, 1, 0);
         assert_eq!(supervisor.stop(0, 100), [Order::Terminate(0)]);
-        assert_eq!(supervisor.stop(0, 200), [], "a second SIGTERM would cut a drain short");
+        assert_eq!(
+            supervisor.stop(0, 200),
+            [],
+            "a second SIGTERM would cut a drain short"
+        );
         assert_eq!(supervisor.tick(10_099), []);
         assert_eq!(supervisor.tick(10_100).last(), Some(&Order::Kill(0)));
         assert_eq!(supervisor.tick(20_000), []);
@@ -734,7 +778,10 @@ mod tests {
 
     #[test]
     fn health_counts_from_the_first_report_on() {
-        let agent = Service { health_timeout_ms: Some(1000), ..daemon("agent") };
+        let agent = Service {
+            health_timeout_ms: Some(1000),
+            ..daemon("agent")
+        };
         let mut supervisor = Supervisor::new(vec![agent], 0);
         supervisor.tick(0);
         supervisor.started(0, 1, 0);
@@ -748,7 +795,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_started_is_held_in_the_end() {
-        let mut supervisor = Supervisor::new(vec![Service { crashes_max: 2, ..daemon("a") }], 0);
+        let mut supervisor = Supervisor::new(
+            vec![Service {
+                crashes_max: 2,
+                ..daemon("a")
+            }],
+            0,
+        );
         supervisor.tick(0);
         supervisor.start_failed(0, "no such file", 0);
         let now = supervisor.due_ms().unwrap();

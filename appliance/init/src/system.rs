@@ -30,8 +30,14 @@ pub(crate) trait System {
     /// Makes a folder and those above it.
     fn make_folder(&self, path: &str) -> io::Result<()>;
     /// Mounts.
-    fn mount(&self, source: &str, target: &str, kind: &str, flags: MsFlags, options: &str)
-    -> io::Result<()>;
+    fn mount(
+        &self,
+        source: &str,
+        target: &str,
+        kind: &str,
+        flags: MsFlags,
+        options: &str,
+    ) -> io::Result<()>;
     /// Loads a module, compressed or not.
     fn load_module(&self, path: &str, parameters: &str) -> io::Result<()>;
     /// Names the host.
@@ -61,7 +67,10 @@ impl System for Kernel {
             .take(FILE_BYTES_MAX + 1)
             .read_to_end(&mut bytes)?;
         if bytes.len() as u64 > FILE_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "longer than 4 MiB"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "longer than 4 MiB",
+            ));
         }
         Ok(bytes)
     }
@@ -72,7 +81,10 @@ impl System for Kernel {
         if written == bytes.len() {
             Ok(())
         } else {
-            Err(io::Error::new(io::ErrorKind::WriteZero, "only a part was written"))
+            Err(io::Error::new(
+                io::ErrorKind::WriteZero,
+                "only a part was written",
+            ))
         }
     }
 
@@ -120,7 +132,11 @@ impl System for Kernel {
         let packed = [".xz", ".zst", ".gz"]
             .iter()
             .any(|ending| path.ends_with(ending));
-        let flags = if packed { MODULE_INIT_COMPRESSED_FILE } else { 0 };
+        let flags = if packed {
+            MODULE_INIT_COMPRESSED_FILE
+        } else {
+            0
+        };
         let flags = ModuleInitFlags::from_bits_retain(flags);
         nix::kmod::finit_module(file, &parameters, flags)?;
         Ok(())
@@ -190,7 +206,10 @@ pub(crate) mod fake {
     impl System for Fake {
         fn read(&self, path: &str) -> io::Result<Vec<u8>> {
             let files = self.files.borrow();
-            files.get(path).cloned().ok_or(io::ErrorKind::NotFound.into())
+            files
+                .get(path)
+                .cloned()
+                .ok_or(io::ErrorKind::NotFound.into())
         }
 
         fn write(&self, path: &str, bytes: &[u8]) -> io::Result<()> {
@@ -250,7 +269,9 @@ pub(crate) mod fake {
             flags: MsFlags,
             options: &str,
         ) -> io::Result<()> {
-            self.call(format!("mount {target} {kind} {source} {flags:?} {options}"))
+            self.call(format!(
+                "mount {target} {kind} {source} {flags:?} {options}"
+            ))
         }
 
         fn load_module(&self, path: &str, parameters: &str) -> io::Result<()> {

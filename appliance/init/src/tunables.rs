@@ -73,7 +73,11 @@ const TABLE: &[(&str, &str, &str)] = &[
 pub(crate) fn write_all(system: &dyn System, extra: &BTreeMap<String, String>) -> Vec<Status> {
     let mut done: Vec<Status> = TABLE
         .iter()
-        .filter(|(path, ..)| !extra.keys().any(|name| sysctl_path(name).as_deref() == Ok(*path)))
+        .filter(|(path, ..)| {
+            !extra
+                .keys()
+                .any(|name| sysctl_path(name).as_deref() == Ok(*path))
+        })
         .map(|(path, value, reason)| write(system, path, value).because(*reason))
         .collect();
     for (name, value) in extra {
@@ -97,7 +101,9 @@ fn sysctl_path(name: &str) -> Result<String, String> {
     if name.split('.').all(plain) {
         Ok(format!("/proc/sys/{}", name.replace('.', "/")))
     } else {
-        Err(format!("{name:?} is no name of a sysctl, as in vm.swappiness"))
+        Err(format!(
+            "{name:?} is no name of a sysctl, as in vm.swappiness"
+        ))
     }
 }
 
@@ -131,7 +137,10 @@ mod tests {
         let refused = find("/proc/sys/kernel/panic_on_oops");
         assert_eq!(refused.state, State::Failed);
         assert!(refused.text.ends_with("it stays \"0\""), "{}", refused.text);
-        assert_eq!(find("/proc/sys/kernel/numa_balancing").state, State::Skipped);
+        assert_eq!(
+            find("/proc/sys/kernel/numa_balancing").state,
+            State::Skipped
+        );
         assert!(done.iter().all(|status| status.reason.is_some()));
     }
 

@@ -172,7 +172,12 @@ impl Document {
         within("crash.size_max_mib", self.crash.size_max_mib, 0, 1024)?;
         within("crash.count_max", self.crash.count_max, 1, 64)?;
         within("shutdown.timeout_s", self.shutdown.timeout_s, 10, 3600)?;
-        within("shutdown.sync_timeout_s", self.shutdown.sync_timeout_s, 1, 600)?;
+        within(
+            "shutdown.sync_timeout_s",
+            self.shutdown.sync_timeout_s,
+            1,
+            600,
+        )?;
         if let Some(name) = &self.hostname
             && !hostname_is_right(name)
         {
@@ -182,7 +187,9 @@ impl Document {
         }
         if !self.watchdog.device.starts_with("/dev/") {
             let device = &self.watchdog.device;
-            return Err(format!("watchdog.device is {device:?}; it must be under /dev"));
+            return Err(format!(
+                "watchdog.device is {device:?}; it must be under /dev"
+            ));
         }
         if let Some(url) = &self.config_url
             && !["http://", "https://", "tftp://"]

@@ -77,7 +77,10 @@ impl fmt::Display for Problem {
             instead,
         } = self;
         if key.is_empty() {
-            write!(f, "configuration from {source} is not used: {text}; {instead}")
+            write!(
+                f,
+                "configuration from {source} is not used: {text}; {instead}"
+            )
         } else {
             write!(f, "{key} from {source} is not used: {text}; {instead}")
         }
@@ -142,7 +145,9 @@ pub fn merge(given: &[Given]) -> Effective {
 
 fn is_below(key: &str, above: &str) -> bool {
     key == above
-        || (key.len() > above.len() && key.starts_with(above) && key.as_bytes()[above.len()] == b'.')
+        || (key.len() > above.len()
+            && key.starts_with(above)
+            && key.as_bytes()[above.len()] == b'.')
 }
 
 fn instead(values: &[Value], key: &str) -> String {
@@ -247,7 +252,9 @@ pub fn leaves(table: &toml::Table) -> Vec<(String, toml::Value)> {
                     if depth < DEPTH_MAX
                         && !inner.is_empty()
                         && (prefix.is_empty() && name == "sysctl"
-                            || inner.keys().all(|key| !key.is_empty() && !key.contains('.'))) =>
+                            || inner
+                                .keys()
+                                .all(|key| !key.is_empty() && !key.contains('.'))) =>
                 {
                     walk(&key, inner, depth + 1, out);
                 }
@@ -284,7 +291,13 @@ mod tests {
     fn a_later_source_overrules_an_earlier_one_whatever_their_order() {
         let sources = [
             given(Source::CommandLine, &[("watchdog.timeout_s", number(30))]),
-            given(Source::Image, &[("watchdog.timeout_s", number(10)), ("crash.count_max", number(9))]),
+            given(
+                Source::Image,
+                &[
+                    ("watchdog.timeout_s", number(10)),
+                    ("crash.count_max", number(9)),
+                ],
+            ),
         ];
         let effective = merge(&sources);
         assert_eq!(effective.document.watchdog.timeout_s, 30);
@@ -301,7 +314,10 @@ mod tests {
                 Source::CommandLine,
                 &[
                     ("watchdog.timeout_s", number(2)),
-                    ("watchdog.enabled", toml::Value::String("perhaps".to_owned())),
+                    (
+                        "watchdog.enabled",
+                        toml::Value::String("perhaps".to_owned()),
+                    ),
                     ("wachdog.enabled", toml::Value::Boolean(true)),
                 ],
             ),
@@ -330,7 +346,10 @@ mod tests {
         let given = parse_document(Source::FwCfg, b"hostname = ");
         assert!(given.values.is_empty());
         let text = given.problems[0].to_string();
-        assert!(text.starts_with("configuration from fw_cfg is not used: "), "{text}");
+        assert!(
+            text.starts_with("configuration from fw_cfg is not used: "),
+            "{text}"
+        );
         assert_eq!(parse_document(Source::Image, &[0xff]).problems.len(), 1);
         let long = vec![b'#'; DOCUMENT_BYTES_MAX + 1];
         assert_eq!(parse_document(Source::Image, &long).problems.len(), 1);
@@ -355,8 +374,9 @@ mod tests {
 
     #[test]
     fn a_source_of_too_many_values_is_cut() {
-        let values: Vec<(&str, toml::Value)> =
-            (0..VALUES_MAX + 9).map(|_| ("crash.count_max", number(2))).collect();
+        let values: Vec<(&str, toml::Value)> = (0..VALUES_MAX + 9)
+            .map(|_| ("crash.count_max", number(2)))
+            .collect();
         let effective = merge(&[given(Source::Image, &values)]);
         assert!(effective.problems.len() <= 2);
         assert_eq!(effective.document.crash.count_max, 2);

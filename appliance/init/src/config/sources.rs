@@ -117,7 +117,9 @@ pub fn from_smbios(raw: &[u8]) -> Given {
     };
     let strings = raw.get(usize::from(length)..).unwrap_or_default();
     if kind != 11 || length < 5 || strings.is_empty() {
-        given.problems.push(damaged("this is no structure of type 11"));
+        given
+            .problems
+            .push(damaged("this is no structure of type 11"));
         return given;
     }
     let mut rest = strings;
@@ -210,10 +212,16 @@ mod tests {
             ("maintenance", toml::Value::Boolean(true)),
         ];
         for (at, (key, value)) in expected.iter().enumerate() {
-            assert_eq!((given.values[at].0.as_str(), &given.values[at].1), (*key, value));
+            assert_eq!(
+                (given.values[at].0.as_str(), &given.values[at].1),
+                (*key, value)
+            );
         }
         assert!(given.values[3].1.is_array());
-        assert_eq!(given.values[4], ("agent.note".to_owned(), text("two words")));
+        assert_eq!(
+            given.values[4],
+            ("agent.note".to_owned(), text("two words"))
+        );
         assert_eq!(given.values.len(), 5);
         let effective = merge(&[given]);
         assert_eq!(effective.problems, []);
@@ -262,8 +270,14 @@ mod tests {
                 "/sys/firmware/qemu_fw_cfg/by_name/opt/io.adit/config/raw",
                 "hostname = 'a'\n[crash]\ncount_max = 7\n",
             ),
-            ("/sys/firmware/qemu_fw_cfg/by_name/opt/io.adit/hostname/raw", "b\n"),
-            ("/sys/firmware/qemu_fw_cfg/by_name/opt/io.adit/crash.size_max_mib/raw", "8\0"),
+            (
+                "/sys/firmware/qemu_fw_cfg/by_name/opt/io.adit/hostname/raw",
+                "b\n",
+            ),
+            (
+                "/sys/firmware/qemu_fw_cfg/by_name/opt/io.adit/crash.size_max_mib/raw",
+                "8\0",
+            ),
         ]);
         let effective = merge(&[from_fw_cfg(&system)]);
         assert_eq!(effective.problems, []);

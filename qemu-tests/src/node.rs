@@ -51,7 +51,8 @@ impl NodeBuilder {
     /// Adds arguments to QEMU's, split at spaces.
     #[must_use]
     pub fn qemu(mut self, words: &str) -> Self {
-        self.qemu.extend(words.split_whitespace().map(str::to_owned));
+        self.qemu
+            .extend(words.split_whitespace().map(str::to_owned));
         self
     }
 
@@ -59,7 +60,8 @@ impl NodeBuilder {
     #[must_use]
     pub fn file(mut self, path: &str, content: &str) -> Self {
         self.files.retain(|(old, _)| old != path);
-        self.files.push((path.to_owned(), content.as_bytes().to_owned()));
+        self.files
+            .push((path.to_owned(), content.as_bytes().to_owned()));
         self
     }
 
@@ -121,7 +123,10 @@ impl NodeBuilder {
             ("-initrd", path("initramfs")),
             (
                 "-append",
-                format!("console=ttyS0 panic=-1 loglevel=4 mitigations=off{}", self.kernel),
+                format!(
+                    "console=ttyS0 panic=-1 loglevel=4 mitigations=off{}",
+                    self.kernel
+                ),
             ),
             ("-serial", format!("file:{}", path("serial.log"))),
             ("-qmp", format!("unix:{},server=on,wait=off", path("qmp"))),
@@ -154,8 +159,14 @@ impl Node {
     pub fn builder(name: &str) -> NodeBuilder {
         let files = [
             ("etc/probe", include_str!("../guest/node/probe")),
-            ("etc/adit/services.toml", include_str!("../guest/node/services.toml")),
-            ("etc/adit/image.toml", "version = 'test'\nprofile = 'release'\n"),
+            (
+                "etc/adit/services.toml",
+                include_str!("../guest/node/services.toml"),
+            ),
+            (
+                "etc/adit/image.toml",
+                "version = 'test'\nprofile = 'release'\n",
+            ),
         ];
         NodeBuilder {
             name: name.to_owned(),
@@ -258,7 +269,11 @@ impl Node {
                 if self.console().contains(text) {
                     return Ok(());
                 }
-                return Err(HarnessError::Ended { program, status, what });
+                return Err(HarnessError::Ended {
+                    program,
+                    status,
+                    what,
+                });
             }
             if waited > limit {
                 return Err(HarnessError::Deadline { what, waited });
@@ -334,7 +349,10 @@ impl Node {
                 return Ok(String::from_utf8_lossy(&line).trim().to_owned());
             }
             let mut bytes = [0; 4096];
-            let probe = self.probe.as_mut().expect("wait_for_probe() connects it first");
+            let probe = self
+                .probe
+                .as_mut()
+                .expect("wait_for_probe() connects it first");
             match probe.read(&mut bytes) {
                 Ok(count @ 1..) => self.unread.extend_from_slice(&bytes[..count]),
                 Ok(0) => {
@@ -355,7 +373,11 @@ impl Node {
         let what = what.to_owned();
         if let Some(status) = self.qemu.ended() {
             let (program, status) = ("QEMU", status.to_string());
-            return Err(HarnessError::Ended { program, status, what });
+            return Err(HarnessError::Ended {
+                program,
+                status,
+                what,
+            });
         }
         let waited = start.elapsed();
         if waited > limit {
@@ -410,7 +432,17 @@ fn build(
 ) -> Result<Vec<u8>, HarnessError> {
     let read = |path: &Path| fs::read(path).map_err(HarnessError::file("read", path));
     let mut archive = Archive::default();
-    for folder in ["dev", "bin", "sbin", "etc", "etc/adit", "usr", "usr/bin", "lib", "lib/modules"] {
+    for folder in [
+        "dev",
+        "bin",
+        "sbin",
+        "etc",
+        "etc/adit",
+        "usr",
+        "usr/bin",
+        "lib",
+        "lib/modules",
+    ] {
         archive.add(folder, MODE_DIRECTORY, (0, 0), &[]);
     }
     archive.add("dev/console", MODE_CONSOLE, (5, 1), &[]);
@@ -521,7 +553,12 @@ fn add_modules(
         archive.add(&name, MODE_FILE, (0, 0), &read(&from.join(path))?);
     }
     for name in ["modules.dep", "modules.builtin"] {
-        archive.add(&format!("{to}/{name}"), MODE_FILE, (0, 0), &read(&from.join(name))?);
+        archive.add(
+            &format!("{to}/{name}"),
+            MODE_FILE,
+            (0, 0),
+            &read(&from.join(name))?,
+        );
     }
     Ok(())
 }
@@ -535,7 +572,11 @@ fn to_base64(bytes: &[u8]) -> String {
         let group = at(0) << 16 | at(1) << 8 | at(2);
         for index in 0..4 {
             let digit = BASE64[(group >> (18 - 6 * index) & 63) as usize];
-            text.push(if index <= chunk.len() { char::from(digit) } else { '=' });
+            text.push(if index <= chunk.len() {
+                char::from(digit)
+            } else {
+                '='
+            });
         }
     }
     text
@@ -563,7 +604,10 @@ mod tests {
     #[test]
     fn scripts_and_answers_survive_base64() {
         for text in ["", "a", "ab", "abc", "echo \"hello\"\nexit 3\n"] {
-            assert_eq!(from_base64(&to_base64(text.as_bytes())).unwrap(), text.as_bytes());
+            assert_eq!(
+                from_base64(&to_base64(text.as_bytes())).unwrap(),
+                text.as_bytes()
+            );
         }
         assert_eq!(to_base64(b"ab"), "YWI=");
         assert_eq!(from_base64("%"), None);

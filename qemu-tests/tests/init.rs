@@ -7,8 +7,8 @@ use qemu_tests::{Node, patience, skip_without_qemu};
 /// An IOMMU, and two drives with ports of their own, so that each is a group by itself.
 const DRIVES: &str = "-device intel-iommu,intremap=on,caching-mode=on \
     -device pcie-root-port,id=port1,chassis=1 -device pcie-root-port,id=port2,chassis=2 \
-    -blockdev null-co,node-name=null1,size=64M,read-zeroes=on \
-    -blockdev null-co,node-name=null2,size=64M,read-zeroes=on \
+    -blockdev null-co,node-name=null1,size=67108864,read-zeroes=on \
+    -blockdev null-co,node-name=null2,size=67108864,read-zeroes=on \
     -device nvme,serial=ONE,drive=null1,bus=port1 -device nvme,serial=TWO,drive=null2,bus=port2";
 
 /// Goal: a node comes up as it is told and keeps its services. Method: an IOMMU, two drives, a

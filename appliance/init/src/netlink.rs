@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send,
-    socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
+    recv, send, socket,
 };
 
 /// Longest message that is read, in bytes.
@@ -29,8 +29,11 @@ impl Netlink {
         Ok(netlink)
     }
 
+    /// Sets which groups are heard.
     pub(crate) fn join(&self, groups: u32) -> io::Result<()> {
-        bind(self.fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        // Bound once, it keeps its port, and the kernel wants to hear it again.
+        let port = getsockname::<NetlinkAddr>(self.fd.as_raw_fd())?.pid();
+        bind(self.fd.as_raw_fd(), &NetlinkAddr::new(port, groups))?;
         Ok(())
     }
 

@@ -112,7 +112,8 @@ fn write(system: &dyn System, path: &str, value: &str) -> Status {
         return Status::new(path, State::Skipped, "this kernel does not have it");
     }
     let before = system.text(path).unwrap_or_default();
-    if let Err(error) = system.write(path, value.as_bytes()) {
+    // A line: printk_devkmsg takes nothing less.
+    if let Err(error) = system.write(path, format!("{value}\n").as_bytes()) {
         let text = format!("{value:?} was not taken: {error}; it stays {before:?}");
         return Status::new(path, State::Failed, text);
     }
@@ -154,7 +155,7 @@ mod tests {
         ]);
         let done = write_all(&system, &extra);
         let calls = system.calls.borrow();
-        assert_eq!(*calls, ["write /proc/sys/net/core/somaxconn 64"]);
+        assert_eq!(*calls, ["write /proc/sys/net/core/somaxconn 64\n"]);
         let failed = done.iter().filter(|status| status.state == State::Failed);
         assert_eq!(failed.count(), 2);
     }

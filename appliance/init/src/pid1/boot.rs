@@ -57,7 +57,9 @@ impl Init {
         let mounted = mounts::mount_early(&self.system, dev_image);
         log::take_console();
         // Without it the kernel would drop most of what follows.
-        let _ = self.system.write("/proc/sys/kernel/printk_devkmsg", b"on");
+        let _ = self
+            .system
+            .write("/proc/sys/kernel/printk_devkmsg", b"on\n");
         self.log = Log::open();
         self.log
             .say(Level::Notice, &format!("Adit {}", image.version));

@@ -177,3 +177,6 @@ fn with_source(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -444,7 +444,10 @@ impl Init {
 
     fn prepare_again(&mut self) {
         let now_ms = self.now_ms();
-        if self.prepare_at_ms.is_none_or(|at_ms| at_ms > now_ms) || self.shutdown.is_some() {
+        if self.shutdown.is_some() {
+            self.prepare_at_ms = None;
+        }
+        if self.prepare_at_ms.is_none_or(|at_ms| at_ms > now_ms) {
             return;
         }
         let Some(at) = self.supervisor.find(MACHINE) else {

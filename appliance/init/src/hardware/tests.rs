@@ -63,12 +63,21 @@ fn huge_pages_come_before_drives_and_claims_before_either_is_taken() {
         ..drives()
     };
     let (saved, done) = prepared(&host, config, Vec::new(), 1, &|_| {});
-    assert!(done.iter().all(|status| status.state == State::Ok), "{done:#?}");
+    assert!(
+        done.iter().all(|status| status.state == State::Ok),
+        "{done:#?}"
+    );
     assert_eq!(saved.len(), 1);
     assert_eq!(saved[0][0].address.to_string(), "0000:01:00.0");
     let writes = host.writes.borrow();
-    let pages = writes.iter().position(|write| write.contains("nr_hugepages")).unwrap();
-    let bind = writes.iter().position(|write| write.contains("driver_override")).unwrap();
+    let pages = writes
+        .iter()
+        .position(|write| write.contains("nr_hugepages"))
+        .unwrap();
+    let bind = writes
+        .iter()
+        .position(|write| write.contains("driver_override"))
+        .unwrap();
     assert!(pages < bind, "{writes:#?}");
 }
 
@@ -82,7 +91,10 @@ fn a_node_of_vfio_that_comes_late_is_waited_for_and_one_that_never_comes_is_told
             host.vfio_node("0000:01:00.0");
         }
     });
-    assert!(done.iter().all(|status| status.state == State::Ok), "{done:#?}");
+    assert!(
+        done.iter().all(|status| status.state == State::Ok),
+        "{done:#?}"
+    );
 
     let host = FakeHost::new();
     host.nvme(1, 1);
@@ -126,7 +138,10 @@ fn what_nobody_asks_for_any_more_is_given_back_and_forgotten() {
     host.nvme(1, 1);
     let (saved, _) = prepared(&host, drives(), Vec::new(), 1, &|_| {});
     let (saved, done) = prepared(&host, Config::default(), saved[0].clone(), 1, &|_| {});
-    assert!(done.iter().all(|status| status.state == State::Ok), "{done:#?}");
+    assert!(
+        done.iter().all(|status| status.state == State::Ok),
+        "{done:#?}"
+    );
     assert_eq!(saved.last(), Some(&Vec::new()));
     assert_eq!(host.driver_of("0000:01:00.0").as_deref(), Some("nvme"));
 }

@@ -1,5 +1,5 @@
 //! Which service is to be started, ended, or left alone. Pure: time and events come in, orders go
-//! out; [`crate::pid1`] carries them out.
+//! out; process 1 carries them out.
 
 use std::collections::VecDeque;
 

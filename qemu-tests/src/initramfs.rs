@@ -9,10 +9,11 @@ use std::path::Path;
 
 use crate::HarnessError;
 
-const MODE_DIRECTORY: u32 = 0o040_755;
-const MODE_PROGRAM: u32 = 0o100_755;
-const MODE_FILE: u32 = 0o100_644;
-const MODE_CONSOLE: u32 = 0o020_600;
+pub(crate) const MODE_DIRECTORY: u32 = 0o040_755;
+pub(crate) const MODE_PROGRAM: u32 = 0o100_755;
+pub(crate) const MODE_FILE: u32 = 0o100_644;
+pub(crate) const MODE_CONSOLE: u32 = 0o020_600;
+pub(crate) const MODE_LINK: u32 = 0o120_777;
 /// Major and minor number of /dev/console, which the kernel opens before anything is mounted.
 const CONSOLE_DEVICE: (u32, u32) = (5, 1);
 
@@ -46,15 +47,16 @@ pub(crate) fn build(tools: &Path) -> Result<Vec<u8>, HarnessError> {
     Ok(archive.finish())
 }
 
+/// A cpio archive in "newc" format.
 #[derive(Default)]
-struct Archive {
+pub(crate) struct Archive {
     bytes: Vec<u8>,
     entries: u32,
 }
 
 impl Archive {
     /// Appends one entry. `device` matters to device nodes only.
-    fn add(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
+    pub(crate) fn add(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
         self.entries += 1;
         let size = u32::try_from(content.len()).expect("a boot file is smaller than 4 GiB");
         let name_size = u32::try_from(name.len() + 1).expect("names are short");
@@ -92,7 +94,8 @@ impl Archive {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    /// The whole of it.
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.add("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes
     }

@@ -11,6 +11,7 @@
 //!
 //! - [`Guest`]: a running guest. [`Guest::run`] runs a script and waits for it, [`Guest::spawn`]
 //!   does not.
+//! - [`Node`]: a storage node whose process 1 is `adit-init`, without the tools root.
 //! - [`Controller`]: a connection of the guest's kernel; [`Guest::nvme_connect`] makes one.
 //! - [`Adit`]: an `aditd` with its state directory, and `aditctl` to talk to it. It can be killed
 //!   and started again.
@@ -32,12 +33,14 @@ mod flush_log;
 mod guest;
 mod initiator;
 mod initramfs;
+mod node;
 mod tools;
 mod volatile_disk;
 
 pub use flush_log::FlushLog;
 pub use guest::{Guest, GuestBuilder, Job, Output};
 pub use initiator::Controller;
+pub use node::{Node, NodeBuilder};
 pub use program_tests::{Adit, AditBuilder, HarnessError, free_port, patience};
 pub use tools::{skip_without_qemu, tools_root};
 pub use volatile_disk::{Power, VolatileDisk};

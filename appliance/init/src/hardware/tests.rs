@@ -1,0 +1,147 @@
+//! On the fake host of the crate `machine`.
+
+#[expect(
+    dead_code,
+    reason = "the fake host of another crate's tests, of which a part is used here"
+)]
+#[path = "../../../machine/tests/host/fake.rs"]
+mod fake;
+
+use std::cell::Cell;
+
+use machine::{HugepageRule, Reservation, Selector};
+
+use self::fake::FakeHost;
+use super::*;
+
+/// Prepares with so many looks until something late is given up; what was saved, and the outcome.
+fn prepared(
+    host: &FakeHost,
+    config: Config,
+    claims: Vec<Claim>,
+    looks: u32,
+    each_look: &dyn Fn(u32),
+) -> (Vec<Vec<Claim>>, Vec<Status>) {
+    let mut saved = Vec::new();
+    let look = Cell::new(0);
+    let mut now = || Duration::ZERO;
+    let mut wait = |_| {
+        look.set(look.get() + 1);
+        each_look(look.get());
+        look.get() < looks
+    };
+    let mut patience = Patience {
+        now: &mut now,
+        wait: &mut wait,
+    };
+    let mut save = |claims: &[Claim]| {
+        saved.push(claims.to_vec());
+        Ok(())
+    };
+    let done = prepare(host, config, claims, &mut save, &mut patience).unwrap();
+    (saved, done)
+}
+
+fn drives() -> Config {
+    Config {
+        vfio: vec![Selector::Class("nvme".to_owned())],
+        ..Config::default()
+    }
+}
+
+#[test]
+fn huge_pages_come_before_drives_and_claims_before_either_is_taken() {
+    let host = FakeHost::new();
+    host.nvme(1, 1);
+    let config = Config {
+        hugepages: vec![HugepageRule {
+            node: None,
+            size_kib: 2048,
+            pages: 8,
+            reservation: Reservation::Required,
+        }],
+        ..drives()
+    };
+    let (saved, done) = prepared(&host, config, Vec::new(), 1, &|_| {});
+    assert!(
+        done.iter().all(|status| status.state == State::Ok),
+        "{done:#?}"
+    );
+    assert_eq!(saved.len(), 1);
+    assert_eq!(saved[0][0].address.to_string(), "0000:01:00.0");
+    let writes = host.writes.borrow();
+    let pages = writes
+        .iter()
+        .position(|write| write.contains("nr_hugepages"))
+        .unwrap();
+    let bind = writes
+        .iter()
+        .position(|write| write.contains("driver_override"))
+        .unwrap();
+    assert!(pages < bind, "{writes:#?}");
+}
+
+#[test]
+fn a_node_of_vfio_that_comes_late_is_waited_for_and_one_that_never_comes_is_told() {
+    let host = FakeHost::new();
+    host.nvme(1, 1);
+    host.faults.borrow_mut().vfio_nodes_are_late = true;
+    let (_, done) = prepared(&host, drives(), Vec::new(), 100, &|look| {
+        if look == 7 {
+            host.vfio_node("0000:01:00.0");
+        }
+    });
+    assert!(
+        done.iter().all(|status| status.state == State::Ok),
+        "{done:#?}"
+    );
+
+    let host = FakeHost::new();
+    host.nvme(1, 1);
+    host.faults.borrow_mut().vfio_nodes_are_late = true;
+    let (_, done) = prepared(&host, drives(), Vec::new(), 100, &|_| {});
+    let wrong = done.iter().find(|status| status.is_wrong()).unwrap();
+    assert_eq!(wrong.text, "/dev/vfio/1 is not there yet");
+}
+
+#[test]
+fn a_drive_whose_claim_cannot_be_remembered_is_left_alone() {
+    let host = FakeHost::new();
+    host.nvme(1, 1);
+    let mut save = |_: &[Claim]| Err(io::Error::from_raw_os_error(libc::ENOSPC));
+    let (mut now, mut wait) = (|| Duration::ZERO, |_| false);
+    let mut patience = Patience {
+        now: &mut now,
+        wait: &mut wait,
+    };
+    let done = prepare(&host, drives(), Vec::new(), &mut save, &mut patience).unwrap();
+    assert!(done[0].text.starts_with("it is not taken: "), "{done:?}");
+    assert_eq!(host.driver_of("0000:01:00.0").as_deref(), Some("nvme"));
+}
+
+#[test]
+fn what_is_refused_is_a_status_with_every_reason_and_the_rest_is_done() {
+    let host = FakeHost::new();
+    host.nvme(1, 1);
+    host.nvme(2, 2);
+    host.mount("259:8", "/data", "/dev/nvme1n1");
+    let (_, done) = prepared(&host, drives(), Vec::new(), 1, &|_| {});
+    let wrong: Vec<&Status> = done.iter().filter(|status| status.is_wrong()).collect();
+    assert_eq!(wrong.len(), 1, "{done:#?}");
+    assert!(wrong[0].text.contains("/data"), "{}", wrong[0].text);
+    assert_eq!(host.driver_of("0000:02:00.0").as_deref(), Some("vfio-pci"));
+}
+
+#[test]
+fn what_nobody_asks_for_any_more_is_given_back_and_forgotten() {
+    let host = FakeHost::new();
+    host.nvme(1, 1);
+    let (saved, _) = prepared(&host, drives(), Vec::new(), 1, &|_| {});
+    let (saved, done) = prepared(&host, Config::default(), saved[0].clone(), 1, &|_| {});
+    assert!(
+        done.iter().all(|status| status.state == State::Ok),
+        "{done:#?}"
+    );
+    assert_eq!(saved.last(), Some(&Vec::new()));
+    assert_eq!(host.driver_of("0000:01:00.0").as_deref(), Some("nvme"));
+}

@@ -1,0 +1,368 @@
+//! Kernel modules: a short list in a fixed order, with what each depends on. No coldplug: only what
+//! the appliance needs is loaded, so that nothing else takes a drive.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::Modules;
+use crate::status::{State, Status};
+use crate::system::System;
+
+/// The image's list: a module a line, `?` before one that a machine may do without, parameters
+/// after it.
+pub(crate) const LIST_FILE: &str = "/etc/adit/modules";
+/// Most modules of the list.
+const MODULES_MAX: usize = 256;
+/// Most lines of modules.dep.
+const DEPENDENCY_LINES_MAX: usize = 1 << 16;
+
+/// Where the image has no list: vfio before anything that could take a drive.
+const BUILTIN_LIST: &str = "\
+?irqbypass
+vfio_iommu_type1
+vfio-pci
+?qemu_fw_cfg
+?efivarfs
+?efi_pstore
+?button
+?i6300esb
+?iTCO_wdt
+?sp5100_tco
+?virtio_rng
+?virtio_net
+?virtio_blk
+";
+
+/// A line of the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wanted {
+    name: String,
+    parameters: String,
+    optional: bool,
+}
+
+fn parse_list(text: &str) -> Vec<Wanted> {
+    let lines = text.lines().filter_map(|line| {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        let (optional, line) = match line.strip_prefix('?') {
+            Some(line) => (true, line.trim_start()),
+            None => (false, line),
+        };
+        let (name, parameters) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        (!name.is_empty()).then(|| Wanted {
+            name: name.to_owned(),
+            parameters: parameters.trim().to_owned(),
+            optional,
+        })
+    });
+    lines.take(MODULES_MAX).collect()
+}
+
+/// `vfio-pci` and `vfio_pci` are one module.
+fn plain(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+/// The name of a module by its file: `kernel/fs/ext4/ext4.ko.xz` is `ext4`.
+fn name_of(path: &str) -> String {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    plain(file.split(".ko").next().unwrap_or(file))
+}
+
+/// What modules there are, and what they need.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    folder: String,
+    /// Path and paths of what it depends on, below `folder`, by name.
+    files: BTreeMap<String, (String, Vec<String>)>,
+    builtin: BTreeSet<String>,
+}
+
+impl Index {
+    /// Reads `modules.dep` and `modules.builtin` of the running kernel.
+    pub(crate) fn read(system: &dyn System) -> Self {
+        let release = system
+            .text("/proc/sys/kernel/osrelease")
+            .unwrap_or_default();
+        let folders = ["/lib/modules", "/usr/lib/modules"];
+        let folder = folders
+            .iter()
+            .map(|folder| format!("{folder}/{release}"))
+            .find(|folder| system.exists(&format!("{folder}/modules.dep")))
+            .unwrap_or_else(|| format!("/lib/modules/{release}"));
+        let dependencies = system
+            .text(&format!("{folder}/modules.dep"))
+            .unwrap_or_default();
+        let builtin = system
+            .text(&format!("{folder}/modules.builtin"))
+            .unwrap_or_default();
+        Self {
+            files: parse_dependencies(&dependencies),
+            builtin: builtin.lines().map(name_of).collect(),
+            folder,
+        }
+    }
+
+    /// Files in the order of loading; the module itself is the last.
+    fn order(&self, name: &str) -> Option<Vec<String>> {
+        let (path, needs) = self.files.get(&plain(name))?;
+        // modules.dep names what is nearest first.
+        let mut order: Vec<String> = needs.iter().rev().cloned().collect();
+        order.push(path.clone());
+        Some(order)
+    }
+}
+
+fn parse_dependencies(text: &str) -> BTreeMap<String, (String, Vec<String>)> {
+    let mut files = BTreeMap::new();
+    for line in text.lines().take(DEPENDENCY_LINES_MAX) {
+        if let Some((path, needs)) = line.split_once(':') {
+            let needs = needs.split_whitespace().map(str::to_owned).collect();
+            files.insert(name_of(path), (path.trim().to_owned(), needs));
+        }
+    }
+    files
+}
+
+/// Parameters as on the command line of the kernel: `vfio_pci.disable_idle_d3=1`.
+fn from_command_line(words: &[String], name: &str) -> Vec<String> {
+    let prefix = format!("{}.", plain(name));
+    words
+        .iter()
+        .filter_map(|word| {
+            let (module, rest) = word.split_once('.')?;
+            (format!("{}.", plain(module)) == prefix && !rest.is_empty()).then(|| rest.to_owned())
+        })
+        .collect()
+}
+
+/// Loads the image's list.
+pub(crate) fn load_list(
+    system: &dyn System,
+    index: &Index,
+    words: &[String],
+    config: &Modules,
+) -> Vec<Status> {
+    let list = match system.read(LIST_FILE) {
+        Ok(bytes) => parse_list(&String::from_utf8_lossy(&bytes)),
+        Err(_) => parse_list(BUILTIN_LIST),
+    };
+    load(system, index, words, config, &list)
+}
+
+/// Loads what the configuration adds.
+pub(crate) fn load_extra(
+    system: &dyn System,
+    index: &Index,
+    words: &[String],
+    config: &Modules,
+) -> Vec<Status> {
+    let wanted = |name: &String| Wanted {
+        name: name.clone(),
+        parameters: String::new(),
+        optional: false,
+    };
+    let list: Vec<Wanted> = config.extra.iter().take(MODULES_MAX).map(wanted).collect();
+    load(system, index, words, config, &list)
+}
+
+fn load(
+    system: &dyn System,
+    index: &Index,
+    words: &[String],
+    config: &Modules,
+    list: &[Wanted],
+) -> Vec<Status> {
+    let mut loaded = BTreeSet::new();
+    let mut done = Vec::new();
+    for wanted in list {
+        let name = &wanted.name;
+        if config.skip.iter().any(|skip| plain(skip) == plain(name)) {
+            done.push(Status::new(
+                name,
+                State::Skipped,
+                "the configuration skips it",
+            ));
+            continue;
+        }
+        let mut parameters: Vec<String> = Vec::new();
+        if !wanted.parameters.is_empty() {
+            parameters.push(wanted.parameters.clone());
+        }
+        let configured = config.parameters.iter();
+        parameters.extend(
+            configured
+                .filter(|(module, _)| plain(module) == plain(name))
+                .map(|(_, value)| value.clone()),
+        );
+        parameters.extend(from_command_line(words, name));
+        done.push(load_one(
+            system,
+            index,
+            wanted,
+            &parameters.join(" "),
+            words,
+            &mut loaded,
+        ));
+    }
+    done
+}
+
+fn load_one(
+    system: &dyn System,
+    index: &Index,
+    wanted: &Wanted,
+    parameters: &str,
+    words: &[String],
+    loaded: &mut BTreeSet<String>,
+) -> Status {
+    let name = &wanted.name;
+    let absent = if wanted.optional {
+        State::Skipped
+    } else {
+        State::Degraded
+    };
+    if index.builtin.contains(&plain(name)) {
+        return Status::new(name, State::Ok, "built into the kernel");
+    }
+    if system.exists(&format!("/sys/module/{}/initstate", plain(name))) {
+        return Status::new(name, State::Ok, "was loaded already");
+    }
+    let Some(order) = index.order(name) else {
+        let text = format!("{} has no such module", index.folder);
+        return Status::new(name, absent, text);
+    };
+    let (own, needs) = order
+        .split_last()
+        .expect("the module itself is in its order");
+    for path in needs {
+        let need = name_of(path);
+        if index.builtin.contains(&need) || !loaded.insert(path.clone()) {
+            continue;
+        }
+        let parameters = from_command_line(words, &need).join(" ");
+        let file = format!("{}/{path}", index.folder);
+        match system.load_module(&file, &parameters) {
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
+                let text = format!("{need}, which it needs, cannot be loaded: {error}");
+                return Status::new(name, absent, text);
+            }
+            _ => {}
+        }
+    }
+    if !loaded.insert(own.clone()) {
+        return Status::new(name, State::Ok, "loaded before");
+    }
+    match system.load_module(&format!("{}/{own}", index.folder), parameters) {
+        Ok(()) => Status::new(name, State::Ok, format!("loaded {parameters}").trim_end()),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EEXIST) => Status::new(name, State::Ok, "was loaded already"),
+            Some(libc::ENODEV) => Status::new(name, State::Skipped, "there is no such device"),
+            _ => Status::new(name, absent, format!("cannot be loaded: {error}")),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::system::fake::Fake;
+
+    fn system() -> Fake {
+        Fake::with(&[
+            ("/proc/sys/kernel/osrelease", "6.12\n"),
+            (
+                "/lib/modules/6.12/modules.dep",
+                "kernel/vfio-pci.ko.xz: kernel/core.ko.xz kernel/vfio.ko.xz\n\
+                 kernel/core.ko.xz: kernel/vfio.ko.xz\nkernel/vfio.ko.xz:\n\
+                 kernel/button.ko.xz:\nkernel/dog.ko.xz:\n",
+            ),
+            (
+                "/lib/modules/6.12/modules.builtin",
+                "kernel/drivers/tty/virtio_console.ko\n",
+            ),
+            (
+                "/etc/adit/modules",
+                "vfio_pci disable_vga=1 # first\n\n?button\n?absent\nmissing\nvirtio_console\n?dog\n",
+            ),
+        ])
+    }
+
+    #[test]
+    fn what_a_module_needs_is_loaded_before_it_once() {
+        let system = system();
+        let index = Index::read(&system);
+        let words = [
+            "vfio-pci.disable_idle_d3=1",
+            "vfio_pci.",
+            "vfio.x=2",
+            "novfio_pci.x=1",
+        ];
+        let words = words.map(str::to_owned);
+        let config = Modules {
+            parameters: BTreeMap::from([("vfio-pci".to_owned(), "ids=1:2".to_owned())]),
+            ..Modules::default()
+        };
+        let done = load_list(&system, &index, &words, &config);
+        let calls = system.calls.borrow();
+        assert_eq!(
+            calls[..3],
+            [
+                "module /lib/modules/6.12/kernel/vfio.ko.xz x=2",
+                "module /lib/modules/6.12/kernel/core.ko.xz ",
+                "module /lib/modules/6.12/kernel/vfio-pci.ko.xz disable_vga=1 ids=1:2 disable_idle_d3=1",
+            ]
+        );
+        let states: Vec<State> = done.iter().map(|status| status.state).collect();
+        use State::{Degraded, Ok, Skipped};
+        assert_eq!(states, [Ok, Ok, Skipped, Degraded, Ok, Ok]);
+        assert_eq!(done[3].text, "/lib/modules/6.12 has no such module");
+    }
+
+    #[test]
+    fn a_module_that_does_not_load_stops_nothing() {
+        let mut system = system();
+        let refuse =
+            |call: &str, number| (format!("module /lib/modules/6.12/kernel/{call}"), number);
+        system.refuses = vec![
+            refuse("vfio.ko.xz", libc::ENOEXEC),
+            refuse("button", libc::EEXIST),
+            refuse("dog", libc::ENODEV),
+        ];
+        let index = Index::read(&system);
+        let config = Modules {
+            skip: vec!["missing".to_owned()],
+            ..Modules::default()
+        };
+        let done = load_list(&system, &index, &[], &config);
+        assert_eq!(done[0].state, State::Degraded);
+        assert!(
+            done[0]
+                .text
+                .starts_with("vfio, which it needs, cannot be loaded: ")
+        );
+        assert_eq!(done[1].text, "was loaded already");
+        assert_eq!(done[3].text, "the configuration skips it");
+        assert_eq!(done[5].text, "there is no such device");
+    }
+
+    #[test]
+    fn vfio_is_before_all_that_could_take_a_drive() {
+        let list = parse_list(BUILTIN_LIST);
+        let at = |name: &str| list.iter().position(|wanted| wanted.name == name).unwrap();
+        assert!(at("vfio-pci") < at("virtio_blk"));
+        assert!(!list.iter().any(|wanted| wanted.name == "nvme"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_file_makes_it_panic(text in "[a-z:./?# \n-]{0,200}") {
+            let _ = parse_list(&text);
+            let index = Index { files: parse_dependencies(&text), ..Index::default() };
+            for name in index.files.keys() {
+                let _ = index.order(name);
+            }
+        }
+    }
+}

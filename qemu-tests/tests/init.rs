@@ -1,0 +1,211 @@
+//! `adit-init` as process 1: it boots, prepares hardware, supervises and ends, whatever it is told.
+
+use qemu_tests::{Node, patience, skip_without_qemu};
+
+/// An IOMMU, and two drives with ports of their own, so that each is a group by itself.
+const DRIVES: &str = "-device intel-iommu,intremap=on,caching-mode=on \
+    -device pcie-root-port,id=port1,chassis=1 -device pcie-root-port,id=port2,chassis=2 \
+    -blockdev null-co,node-name=null1,size=67108864,read-zeroes=on \
+    -blockdev null-co,node-name=null2,size=67108864,read-zeroes=on \
+    -device nvme,serial=ONE,drive=null1,bus=port1 -device nvme,serial=TWO,drive=null2,bus=port2";
+
+/// Goal: a node comes up as it is told and keeps its services. Method: an IOMMU, two drives, a
+/// configuration by fw_cfg, SMBIOS and the command line; services are killed and fail.
+#[test]
+fn a_node_prepares_its_hardware_and_keeps_its_services() {
+    if skip_without_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.toml");
+    let text = "hostname = 'fw-cfg'\n[machine]\nvfio = [{ class = 'nvme' }]\n\
+        hugepages = [{ size_kib = 2048, pages = 48 }]\n[crash]\ncount_max = 3\n";
+    std::fs::write(&config, text).unwrap();
+    let mut node = Node::builder("init")
+        .qemu(DRIVES)
+        .qemu("-device virtio-rng-pci -smbios type=1,serial=A1B2,uuid=4c4c4544-0042-3510-8054-b6c04f303233")
+        .qemu("-smbios type=11,value=adit.hostname=smbios,value=adit.crash.size_max_mib=8")
+        .qemu(&format!("-fw_cfg name=opt/io.adit/config,file={}", config.display()))
+        .kernel("intel_iommu=on iommu=pt adit.crash.count_max=2 adit.sysctl.vm.swappiness=7")
+        .boot()
+        .unwrap();
+
+    // Mounts, modules, identity, sources.
+    let mounts = node.run("cat /proc/mounts").unwrap();
+    for line in [
+        "/run tmpfs rw,nosuid,nodev",
+        "/sys/fs/cgroup cgroup2",
+        "/dev/hugepages hugetlbfs",
+    ] {
+        assert!(mounts.contains(line), "{line}: {mounts}");
+    }
+    assert_eq!(node.run("hostname").unwrap(), "fw-cfg\n");
+    assert_eq!(
+        node.run("cat /etc/machine-id").unwrap(),
+        "4c4c4544004235108054b6c04f303233\n"
+    );
+    let configuration = node
+        .run("/init call '{\"call\":\"configuration\"}'")
+        .unwrap();
+    let configuration: serde_json::Value = serde_json::from_str(&configuration).unwrap();
+    let source = |key: &str| {
+        let values = configuration["values"].as_array().unwrap();
+        let found = values.iter().find(|value| value["key"] == key);
+        found.unwrap_or_else(|| panic!("{key}: {values:?}"))["source"].clone()
+    };
+    assert_eq!(source("hostname"), "fw_cfg");
+    assert_eq!(source("crash.size_max_mib"), "smbios");
+    assert_eq!(source("crash.count_max"), "command_line");
+    assert_eq!(node.run("cat /proc/sys/vm/swappiness").unwrap(), "7\n");
+
+    // Huge pages and drives.
+    node.wait_until("test -e /run/adit/status/machine.json")
+        .unwrap();
+    let pages = node
+        .run("cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+        .unwrap();
+    assert_eq!(pages, "48\n");
+    let status = node.run("/init status").unwrap();
+    let bound = node
+        .run("ls /sys/bus/pci/drivers/vfio-pci | grep -c :; ls /dev/vfio")
+        .unwrap();
+    assert!(bound.starts_with("2\n"), "{bound}\n{status}");
+    let claims = node.run("cat /run/adit/claims.json").unwrap();
+    assert_eq!(claims.matches("\"address\"").count(), 2, "{claims}");
+
+    // The target serves, is killed and serves again.
+    node.wait_until("aditctl node show").unwrap();
+    let services = node.run("/init services").unwrap();
+    assert!(services.contains("aditd            ready"), "{services}");
+    let pid = node.run("pidof aditd").unwrap();
+    node.run("kill -ABRT $(pidof aditd)").unwrap();
+    // It is there until its report is read.
+    let sentence = "aditd: crashed: signal SIGABRT; starts again in 250 ms";
+    node.wait_for_console(sentence, patience(30)).unwrap();
+    node.wait_until("aditctl node show").unwrap();
+    assert_ne!(node.run("pidof aditd").unwrap(), pid);
+    node.wait_until("ls /run/adit/crash | grep aditd").unwrap();
+
+    // The one that fails is held, the reason is on the console, and a person may start it.
+    let held = "fragile: held: crashed 3 times in 60 s, last: exit 3, last lines: I am about to \
+        fail | I am about to fail | I am about to fail";
+    node.wait_for_console(held, patience(60)).unwrap();
+    node.run("/init call '{\"call\":\"restart\",\"service\":\"fragile\"}'")
+        .unwrap();
+    node.wait_until("/init call '{\"call\":\"services\"}' | grep '\"starts\": 6'")
+        .unwrap();
+
+    // An orphan is reaped.
+    node.run("(sleep 0.1 &) ; true").unwrap();
+    node.wait_until("! ps | grep -q '[Zz]ombie\\|\\[sleep\\]'")
+        .unwrap();
+
+    // The end: the kernel's way, the target first.
+    node.begin("/sbin/poweroff").unwrap();
+    node.wait_for_end(patience(120)).unwrap();
+    let console = node.console();
+    let at = |text: &str| {
+        console
+            .find(text)
+            .unwrap_or_else(|| panic!("{text}: {console}"))
+    };
+    assert!(at("power off: asked for by the control socket") < at("aditd: ended with exit 0"));
+    assert!(at("aditd: ended with exit 0") < at("probe: ended with"));
+    assert!(at("probe: ended with") < at("power off: everything has ended"));
+}
+
+/// Goal: a wrong configuration and a clock at 1970 leave a node that is reached and says exactly what
+/// is wrong; the power button ends it. Method: each source says something wrong.
+#[test]
+fn a_node_that_is_told_nonsense_says_so_and_works() {
+    if skip_without_qemu() {
+        return;
+    }
+    let mut node = Node::builder("nonsense")
+        .qemu("-rtc base=1970-01-01T00:01:00 -smbios type=1,serial=A1B2")
+        .qemu("-smbios type=11,value=adit.crash.count_max=many")
+        .qemu("-fw_cfg name=opt/io.adit/config,string=hostname")
+        .kernel(
+            "adit.watchdog.timeout_s=1 adit.wachdog.enabled=0 adit.machine.vfio=[{class='nvme'}]",
+        )
+        .file(
+            "etc/adit/modules",
+            "vfio_iommu_type1\nvfio-pci\nno-such-module\n?qemu_fw_cfg\n?button\n",
+        )
+        .boot()
+        .unwrap();
+    for sentence in [
+        "watchdog.timeout_s from kernel command line is not used: watchdog.timeout_s is 1; it must \
+         be 5 to 3600; the default is used",
+        "crash.count_max from SMBIOS type 11 is not used: invalid type: string \"many\", expected u32",
+        "configuration from fw_cfg is not used: ",
+        "unknown field `wachdog`",
+        "the hardware clock said 1970-01-01, which cannot be: it is set to 2026-",
+        "no-such-module: /lib/modules/",
+        "booted degraded: ",
+    ] {
+        node.wait_for_console(sentence, patience(60)).unwrap();
+    }
+    assert_eq!(node.run("hostname").unwrap(), "stor-a1b2\n");
+    assert!(*node.run("date +%Y").unwrap() >= *"2026");
+    node.wait_until("aditctl node show").unwrap();
+    node.qmp("system_powerdown").unwrap();
+    node.wait_for_end(patience(120)).unwrap();
+    let console = node.console();
+    assert!(
+        console.contains("power off: asked for by the power button"),
+        "{console}"
+    );
+    assert!(
+        console.contains("power off: everything has ended"),
+        "{console}"
+    );
+}
+
+/// Goal: a node whose health nobody reports any more is reset. Method: one report of health, then
+/// none; QEMU ends where a machine would start again.
+#[test]
+fn a_node_without_fresh_health_is_reset_by_its_watchdog() {
+    if skip_without_qemu() {
+        return;
+    }
+    let mut node = Node::builder("health")
+        .qemu("-device i6300esb")
+        .kernel("adit.watchdog.timeout_s=10")
+        .boot()
+        .unwrap();
+    let status = node.run("/init status | grep watchdog").unwrap();
+    assert!(
+        status.contains("/dev/watchdog0 resets the node 10 s after"),
+        "{status}"
+    );
+    let report = "{\"call\":\"health\",\"service\":\"probe\",\"ok\":true}";
+    node.run(&format!("/init call '{report}'")).unwrap();
+    node.wait_for_end(patience(90)).unwrap();
+    let console = node.console();
+    let sentence = "the watchdog is not fed: the last health report of probe is ";
+    assert!(console.contains(sentence), "{console}");
+    assert!(!console.contains("everything has ended"), "{console}");
+}
+
+/// Goal: a node whose process 1 hangs is reset. Method: the control group freezer stops it, which no
+/// signal can.
+#[test]
+fn a_node_whose_init_hangs_is_reset_by_its_watchdog() {
+    if skip_without_qemu() {
+        return;
+    }
+    let mut node = Node::builder("hang")
+        .qemu("-device i6300esb")
+        .kernel("adit.watchdog.timeout_s=10")
+        .boot()
+        .unwrap();
+    node.begin(
+        "mkdir /sys/fs/cgroup/ice && echo 1 >/sys/fs/cgroup/ice/cgroup.procs && \
+         echo 1 >/sys/fs/cgroup/ice/cgroup.freeze",
+    )
+    .unwrap();
+    node.wait_for_end(patience(90)).unwrap();
+    let console = node.console();
+    assert!(!console.contains("everything has ended"), "{console}");
+}

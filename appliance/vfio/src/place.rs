@@ -113,6 +113,14 @@ impl Sysfs {
     }
 }
 
+/// The IOMMU group of a function that is with vfio-pci.
+///
+/// # Errors
+/// It is not there, in no group, or not with vfio-pci.
+pub fn group_of(address: &str) -> Result<u32, VfioError> {
+    Sysfs::default().group(address)
+}
+
 /// The functions that are with vfio-pci, by address.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use program_tests::program;
-use qemu_tests::{Guest, GuestBuilder, free_port, patience, skip_without_qemu};
+use qemu_tests::{Guest, GuestBuilder, patience, skip_without_qemu};
 use tempfile::TempDir;
 
 const NQN: &str = "nqn.2026-11.io.adit:drives";
@@ -12,15 +12,15 @@ const NQN: &str = "nqn.2026-11.io.adit:drives";
 const PORT: u16 = 4420;
 /// Shell functions for all scripts in the guest.
 const TOOLS: &str = r#"
-ctl() { /share/aditctl --server unix:///run/adit/aditd.sock "$@"; }
+ctl() { /share/aditctl --server unix:/run/adit/aditd.sock "$@"; }
 # The address of the drive with this place among the NVMe functions.
 drive() { for each in /sys/bus/pci/devices/*; do
     case $(cat $each/class) in 0x010802) echo ${each##*/};; esac; done | sed -n "$1p"; }
 bind() { echo vfio-pci >/sys/bus/pci/devices/$1/driver_override
     [ ! -e /sys/bus/pci/devices/$1/driver ] || echo $1 >/sys/bus/pci/devices/$1/driver/unbind
     echo $1 >/sys/bus/pci/drivers_probe; }
-start() { mkdir -p /run/adit
-    /share/aditd --state-dir /run/adit --grpc unix:///run/adit/aditd.sock --log-to stderr \
+start() { mkdir -p /run/adit; ip link set lo up 2>/dev/null || busybox ifconfig lo up
+    /share/aditd --state-dir /run/adit --grpc unix:/run/adit/aditd.sock --reactors 1 \
         >>/share/aditd.log 2>&1 & echo $! >/run/aditd.pid
     until ctl node show >/dev/null 2>&1; do kill -0 $(cat /run/aditd.pid); sleep 0.1; done; }
 is() { [ "$(eval "$1")" = "$2" ] || { echo "$1 is $(eval "$1"), not $2" >&2; exit 1; }; }
@@ -195,7 +195,7 @@ fn drives_serve_a_host_through_resets_kills_and_an_orderly_stop() {
         &format!(
             "nvme disconnect -n {NQN}
              kill $(cat /run/aditd.pid)
-             while kill -0 $(cat /run/aditd.pid) 2>/dev/null; do sleep 0.1; done
+             while [ -e /proc/$(cat /run/aditd.pid)/exe ]; do sleep 0.1; done
              grep -c 'the drive is shut down' /share/aditd.log"
         ),
     );
@@ -220,7 +220,7 @@ fn a_drive_is_pulled_out_and_plugged_in_again() {
     }
     let disks = Disks::new();
     let builder = Guest::builder("hotplug").memory_mib(2048).iommu().qemu(&format!(
-        "{}{}-device pcie-root-port,id=slot,slot=5 -device nvme,id=hot,bus=slot,serial=HOT,drive=h1 \
+        "{}{}-device pcie-root-port,id=port,slot=5 -device nvme,id=hot,bus=port,serial=HOT,drive=h1 \
          -device nvme,id=b,serial=STAYS,drive=b1",
         disks.backend("h1"),
         disks.backend("b1"),
@@ -267,7 +267,7 @@ fn a_drive_is_pulled_out_and_plugged_in_again() {
         );
         // QEMU takes the device away a little after the guest has powered its slot off.
         let deadline = std::time::Instant::now() + patience(60);
-        let plug = r#"{"execute":"device_add","arguments":{"driver":"nvme","id":"hot","bus":"slot","serial":"HOT","drive":"h1"}}"#;
+        let plug = r#"{"execute":"device_add","arguments":{"driver":"nvme","id":"hot","bus":"port","serial":"HOT","drive":"h1"}}"#;
         while let Err(error) = guest.monitor(plug) {
             assert!(std::time::Instant::now() < deadline, "{error:?}");
             std::thread::sleep(Duration::from_millis(200));
@@ -329,7 +329,6 @@ fn random_reads_through_vfio_against_the_kernel() {
         return;
     }
     let perf = std::env::var("NVME_PERF").expect("NVME_PERF names the example");
-    let _ = free_port;
     let disks = Disks::new();
     let builder = Guest::builder("iops")
         .memory_mib(2048)

@@ -188,6 +188,59 @@ fn a_clone_is_taken_off_its_parent() {
     assert_eq!(clone.read(0, BLOCKS).unwrap(), pattern(7));
 }
 
+/// Goal: a volume lies on an image outside its pool, which is kept for it; without the image it serves what
+/// it has, and all again once the image is back. Method: the image's file is away over a restart.
+#[test]
+fn a_volume_lies_on_an_image_outside_its_pool() {
+    let mut adit = with_pool();
+    let path = adit.state_dir().join("gold.img");
+    std::fs::write(&path, vec![5; 8 << 20]).unwrap();
+    let name = path.display().to_string();
+    adit.ctl(&["bdev", "create", "file", "gold", &name])
+        .unwrap();
+    let clone = ["volume", "clone", "--from-bdev", "gold", "tank/c"];
+    adit.ctl(&clone).unwrap();
+    adit.ctl(&clone).unwrap();
+    let show = |adit: &Adit| adit.ctl_json(&["volume", "show", "tank/c"]).unwrap();
+    assert_eq!(show(&adit)["parent"], "gold");
+    let port = adit.export(NQN, "tank/c").unwrap();
+    let mut host = connect(port, NQN);
+    let at = u64::from(BLOCKS);
+    assert_eq!(host.read(at, BLOCKS).unwrap(), pattern(5));
+    host.write(at, pattern(6)).unwrap();
+    // A part of a granule: the rest comes from the image.
+    host.write(2 * at + 1, vec![7; 512]).unwrap();
+    host.flush().unwrap();
+    let refused = adit.ctl_fails(&["bdev", "delete", "gold"]);
+    assert!(refused.contains("volume tank/c"), "{refused}");
+    let refused = adit.ctl_fails(&["volume", "clone", "tank/c", "tank/d", "--from-bdev", "gold"]);
+    assert!(refused.contains("--from-bdev"), "{refused}");
+    drop(host);
+    adit.kill_9();
+    let away = path.with_extension("away");
+    std::fs::rename(&path, &away).unwrap();
+    adit.start().unwrap();
+
+    let status = show(&adit)["status"].to_string();
+    assert!(status.contains("\\\"gold\\\" is not in place"), "{status}");
+    let mut host = connect(port, NQN);
+    assert_eq!(host.read(at, BLOCKS).unwrap(), pattern(6));
+    host.read(4 * at, BLOCKS).unwrap_err();
+    host.write(8 * at, pattern(8)).unwrap();
+    std::fs::rename(&away, &path).unwrap();
+    let read = until("the image", || host.read(4 * at, BLOCKS).ok());
+    assert_eq!(read, pattern(5));
+    let mut mixed = pattern(5);
+    mixed[512..1024].fill(7);
+    assert_eq!(host.read(2 * at, BLOCKS).unwrap(), mixed);
+    assert_eq!(host.read(8 * at, BLOCKS).unwrap(), pattern(8));
+    adit.ctl(&["volume", "decouple", "tank/c", "--wait"])
+        .unwrap();
+    adit.ctl(&["bdev", "delete", "gold"]).unwrap();
+    assert_eq!(host.read(4 * at, BLOCKS).unwrap(), pattern(5));
+    assert_eq!(std::fs::read(&path).unwrap(), vec![5; 8 << 20]);
+}
+
 /// Goal: what a thick volume is promised, no other volume can take.
 #[test]
 fn a_thick_volume_is_never_short_of_space() {

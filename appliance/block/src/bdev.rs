@@ -20,8 +20,17 @@ use crate::stats::{ChannelReading, DeviceStats, Reading};
 pub enum ClaimKind {
     /// Nobody else may claim the bdev.
     Exclusive,
-    /// Others may claim it too, but not exclusively.
+    /// Others may claim it shared too.
     Shared,
+    /// What it holds must not change: others may claim it read-only too, and in no other way.
+    ReadOnly,
+}
+
+impl ClaimKind {
+    /// Can a bdev be claimed in both ways at once?
+    fn goes_with(self, other: Self) -> bool {
+        self == other && self != Self::Exclusive
+    }
 }
 
 /// A device under a name. The registry holds one `Arc`, its users others.
@@ -166,7 +175,22 @@ impl Bdev {
             self.check_present()?;
             control.channels += 1;
         }
-        BdevChannel::open(self, ctx).inspect_err(|_| self.channel_closed())
+        BdevChannel::open(self, ctx, true).inspect_err(|_| self.channel_closed())
+    }
+
+    /// Opens a channel that does not keep the bdev from being deleted: for who holds a claim while it
+    /// matters, and cannot close the channel at once when it does not any more. After a deletion its
+    /// I/O ends with [`IoError::Removed`](crate::IoError::Removed); what the device holds, such as the
+    /// lock of a file, it lets go of with the channel.
+    ///
+    /// # Errors
+    /// As [`Bdev::open`].
+    pub fn open_revocable(
+        self: &Arc<Self>,
+        ctx: &ChannelContext,
+    ) -> Result<BdevChannel, BlockError> {
+        self.check_present()?;
+        BdevChannel::open(self, ctx, false)
     }
 
     pub(crate) fn channel_closed(&self) {
@@ -190,7 +214,7 @@ impl Bdev {
         let conflict = control
             .claims
             .iter()
-            .find(|(_, _, other)| kind == ClaimKind::Exclusive || *other == ClaimKind::Exclusive);
+            .find(|(_, _, other)| !kind.goes_with(*other));
         if let Some((_, owner, _)) = conflict {
             return Err(BlockError::Claimed {
                 name: self.name.clone(),

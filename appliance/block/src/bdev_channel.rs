@@ -60,6 +60,7 @@ pub struct BdevChannel {
     scratch: Vec<Completion>,
     /// The device was given I/O since it was last polled, at this time.
     dirty: Option<Instant>,
+    is_counted: bool,
 }
 
 /// An I/O that is with the device.
@@ -96,7 +97,12 @@ struct Caw {
 }
 
 impl BdevChannel {
-    pub(crate) fn open(bdev: &Arc<Bdev>, ctx: &ChannelContext) -> Result<Self, BlockError> {
+    /// `is_counted`: the bdev is not deleted while the channel is open.
+    pub(crate) fn open(
+        bdev: &Arc<Bdev>,
+        ctx: &ChannelContext,
+        is_counted: bool,
+    ) -> Result<Self, BlockError> {
         // Twice the depth: one share for whole I/Os, one for parts.
         let leaf_ctx = ctx
             .clone()
@@ -127,6 +133,7 @@ impl BdevChannel {
             ready: Vec::new(),
             scratch: Vec::new(),
             dirty: None,
+            is_counted,
             bdev: Arc::clone(bdev),
         })
     }
@@ -263,6 +270,15 @@ impl BdevChannel {
     #[inline]
     pub fn lends(&self) -> bool {
         self.lends
+    }
+
+    /// Whether the device lends memory for a read of these blocks: such a read needs no payload.
+    #[must_use]
+    #[inline]
+    pub fn lends_range(&self, lba: u64, blocks: u32) -> bool {
+        self.lends
+            && (!self.split.has_limits()
+                || self.split.first_piece(Op::Read, lba, blocks.into()) == blocks)
     }
 
     /// See [`Channel::in_flight`].
@@ -730,7 +746,9 @@ impl BdevChannel {
 impl Drop for BdevChannel {
     fn drop(&mut self) {
         self.bdev.stats.close_channel(&self.stats);
-        self.bdev.channel_closed();
+        if self.is_counted {
+            self.bdev.channel_closed();
+        }
     }
 }
 

@@ -198,6 +198,16 @@ pub trait BlockDevice: Send + Sync + fmt::Debug + Any {
         Err(BlockError::ResizeUnsupported { kind: self.kind() })
     }
 
+    /// Blocks that hold something, for a device that takes room only for what was written. `None`: all do.
+    fn allocated_blocks(&self) -> Option<u64> {
+        None
+    }
+
+    /// May its room run out before all of its blocks were written?
+    fn is_thin(&self) -> bool {
+        false
+    }
+
     /// What else a person may want to know: names and values, such as the path of a file.
     fn details(&self) -> Vec<(&'static str, String)> {
         Vec::new()

@@ -34,6 +34,11 @@ impl Split {
         }
     }
 
+    /// Is there anything that may have to be split?
+    pub(crate) fn has_limits(&self) -> bool {
+        self.has_limits
+    }
+
     /// How many blocks from `lba` on go in one piece, at most `blocks`.
     pub(crate) fn first_piece(&self, op: Op, lba: u64, blocks: u64) -> u32 {
         let limit = match op {

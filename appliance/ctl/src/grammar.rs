@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use api::quantity::parse_bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub(crate) use self::pools::{OperationVerb, PoolVerb, SnapshotVerb, VolumeVerb};
+pub(crate) use self::pools::{
+    Detach, ImageFormat, OperationVerb, PoolVerb, SnapshotVerb, VolumeVerb,
+};
 use self::values::{ana_state, bytes_u32, microseconds, milliseconds, milliseconds_u32, rule};
 
 /// Manage an Adit node.

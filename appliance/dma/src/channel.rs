@@ -72,6 +72,12 @@ impl IobufChannel {
         Some(IoBuf::from_pool(buffer, Rc::clone(&self.inner), len as u32))
     }
 
+    /// Bytes of the longest buffer.
+    #[must_use]
+    pub fn len_max(&self) -> usize {
+        self.inner.capacity(LARGE as u8) as usize
+    }
+
     /// A buffer as from [`IobufChannel::get`]; or `Ok(None)`, and the request waits in the pool's
     /// queue. It is served by [`IobufChannel::poll`], with `token`. A request that waits for a
     /// small buffer never takes a large one.

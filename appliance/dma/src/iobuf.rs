@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use crate::buffer::BufRef;
 use crate::channel::ChannelInner;
-use crate::region::Lent;
+use crate::lent::Lent;
 
 /// One contiguous, page-aligned buffer of a pool, or a view of a part of one.
 ///

@@ -6,6 +6,7 @@
 //! - [`Region`]: one mapping (hugepages or 4 KiB pages) at a low fixed address.
 //! - [`IobufPool`]: small and large buffers for all threads; [`IobufChannel`]: a module's share on
 //!   one thread, with caches; [`IoBuf`]: a buffer; [`Payload`]: what an I/O carries.
+//! - [`Lessor`]: tells who lends memory when it is looked at no more.
 //! - [`planner`]: who will take which buffers, and what does not fit, before it happens.
 //! - [`sg`]: `sendmsg` and `recvmsg` over these, safe to call.
 //!
@@ -46,6 +47,8 @@ mod channel;
 mod copy;
 mod error;
 mod iobuf;
+mod lease;
+mod lent;
 pub mod planner;
 mod pool;
 mod region;
@@ -58,8 +61,8 @@ pub use bus::{BusFault, BusView};
 pub use channel::{ChannelOptions, IobufChannel, POPULATE_BATCH, REFILL_BATCH};
 pub use error::DmaError;
 pub use iobuf::{IoBuf, Payload};
+pub use lease::{Lease, LeaseBoard, Lessor};
+pub use lent::Lent;
 pub use pool::{IobufOptions, IobufPool, MAX_CHANNELS, MAX_REGIONS};
-pub use region::{
-    Backing, BackingPreference, FIRST_ADDRESS, LIMIT_ADDRESS, Lent, Region, RegionOptions,
-};
+pub use region::{Backing, BackingPreference, FIRST_ADDRESS, LIMIT_ADDRESS, Region, RegionOptions};
 pub use stats::{CacheStats, ChannelStats, ClassStats, ModuleStats, PoolStats};

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::copy;
 use crate::error::DmaError;
+use crate::lent::Lent;
 use crate::sys::{self, GIB_1, MIB_2, PAGE};
 
 /// Lowest address that regions are placed at.
@@ -330,19 +331,15 @@ impl Region {
     /// Lends a range for a read that needs no copy.
     ///
     /// # Panics
-    /// If the range is not inside the region.
+    /// If the range is not inside the region, or has 4 GiB or more.
     #[must_use]
     pub fn lend(self: &Arc<Self>, offset: usize, len: usize) -> Lent {
         let _ = self.at(offset, len);
-        Lent {
-            region: Arc::clone(self),
-            offset,
-            len,
-        }
+        Lent::new(Arc::clone(self), offset, len)
     }
 
     /// The address of a range inside the region.
-    fn at(&self, offset: usize, len: usize) -> *mut u8 {
+    pub(crate) fn at(&self, offset: usize, len: usize) -> *mut u8 {
         let fits = offset.checked_add(len).is_some_and(|end| end <= self.len);
         assert!(
             fits,
@@ -383,92 +380,6 @@ impl Drop for Region {
         }
         // SAFETY: our mapping; whoever uses it holds an Arc, and the last one is going.
         unsafe { sys::unmap(self.base, self.len) };
-    }
-}
-
-/// A range of a device's own memory, lent for a read. The device may write it meanwhile: the
-/// reader gets each byte old or new, as with any read that races a write.
-#[derive(Debug, Clone)]
-pub struct Lent {
-    region: Arc<Region>,
-    offset: usize,
-    len: usize,
-}
-
-impl Lent {
-    /// Bytes lent.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether nothing is lent.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The region that it is part of.
-    #[must_use]
-    pub fn region(&self) -> &Arc<Region> {
-        &self.region
-    }
-
-    /// Offset in the region.
-    #[must_use]
-    pub fn offset(&self) -> usize {
-        self.offset
-    }
-
-    /// Address of the first byte.
-    #[must_use]
-    pub fn addr(&self) -> usize {
-        self.region.addr() + self.offset
-    }
-
-    /// Copies the first `into.len()` bytes out.
-    ///
-    /// # Panics
-    /// If `into` is longer than what is lent.
-    pub fn copy_to(&self, into: &mut [u8]) {
-        self.copy_range_to(0, into);
-    }
-
-    /// Copies `into.len()` bytes out, beginning `from` bytes into the lent range.
-    ///
-    /// # Panics
-    /// If the range is longer than what is lent.
-    pub fn copy_range_to(&self, from: usize, into: &mut [u8]) {
-        self.check(from, into.len());
-        self.region.read_at(self.offset + from, into);
-    }
-
-    /// A part of it, lent on.
-    ///
-    /// # Panics
-    /// If the range is not inside what is lent.
-    #[must_use]
-    pub fn slice(&self, from: usize, len: usize) -> Self {
-        self.check(from, len);
-        Self {
-            region: Arc::clone(&self.region),
-            offset: self.offset + from,
-            len,
-        }
-    }
-
-    /// Address of the first byte, with the right to reach it.
-    pub(crate) fn base(&self) -> *mut u8 {
-        self.region.at(self.offset, self.len)
-    }
-
-    fn check(&self, from: usize, len: usize) {
-        let fits = from.checked_add(len).is_some_and(|end| end <= self.len);
-        assert!(
-            fits,
-            "range {from}+{len} is outside of {} lent bytes",
-            self.len
-        );
     }
 }
 

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::iobuf::{IoBuf, Payload};
-use crate::region::Lent;
+use crate::lent::Lent;
 
 /// Most segments that the kernel takes in one call. What is above it is left for the next call.
 pub const MAX_SEGMENTS: usize = 1024;

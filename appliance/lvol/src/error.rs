@@ -65,6 +65,9 @@ pub enum LvolError {
         #[source]
         source: FormatError,
     },
+    /// Data that a repair found lost.
+    #[error("data are lost there; see the label of the volume")]
+    Lost,
     /// The metadata database failed.
     #[error("the pool's metadata failed")]
     Store {
@@ -105,6 +108,22 @@ pub enum LvolError {
         name: String,
         /// Why.
         problem: String,
+    },
+    /// The block device that a volume lies on is not there, or not what it was. It may come.
+    #[error("the block device {name:?} below the volume is missing: {reason}")]
+    ExternalMissing {
+        /// What it was called.
+        name: String,
+        /// What was found.
+        reason: String,
+    },
+    /// The block device that a volume lies on could not be read.
+    #[error("cannot read the block device {name:?} below the volume: {reason}")]
+    ExternalRead {
+        /// What it is called.
+        name: String,
+        /// What it said.
+        reason: String,
     },
     /// Not enough free clusters.
     #[error("{wanted} clusters are needed and {free} are free; delete something or grow the pool")]

@@ -34,9 +34,10 @@ mod volume;
 
 pub use error::LvolError;
 pub use pool::{
-    CreateOptions, Extents, Finding, Host, NewVolume, Next, Operation, OperationKind,
-    OperationState, POOL_BYTES_MAX, Pool, PoolInfo, PoolOptions, PoolWorker, Promise, VolumeExtent,
-    VolumeInfo,
+    Checkup, CreateOptions, Extents, ExternalDevices, ExternalInfo, Finding, Host, LabelChanges,
+    MapCursor, MappedRun, MappedRuns, NewVolume, Next, NoExternalDevices, Operation, OperationKind,
+    OperationState, POOL_BYTES_MAX, Pool, PoolInfo, PoolOptions, PoolWorker, Promise,
+    REPAIRED_LABEL, VolumeChange, VolumeExtent, VolumeInfo,
 };
 pub use volume::Volume;
 

@@ -6,7 +6,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
 
-use block::{BdevChannel, Geometry, Io, IoError, Submit};
+use block::{BdevChannel, Geometry, Io, IoError, Lba, Submit};
 use fabric_wire::Nqn;
 use nvme_spec::{Nsid, Status};
 
@@ -207,7 +207,7 @@ pub(crate) struct GroupNamespace {
     /// Copied out of the configuration because every command asks.
     is_restricted: Cell<bool>,
     pub(crate) is_write_protected: Cell<bool>,
-    pub(crate) lends: bool,
+    lends: bool,
     /// What the device says of itself; read anew with every snapshot, so a resize sends one.
     pub(crate) geometry: Cell<Geometry>,
     /// I/O that the device holds.
@@ -286,6 +286,17 @@ impl GroupNamespace {
         };
         namespace.refresh();
         namespace
+    }
+
+    /// Whether a read of these blocks gets memory of the device, and needs none of its own.
+    #[inline]
+    pub(crate) fn lends_range(&self, lba: Lba, blocks: u32) -> bool {
+        self.lends
+            && self
+                .channel
+                .borrow()
+                .as_ref()
+                .is_some_and(|channel| channel.lends_range(lba.0, blocks))
     }
 
     /// Counts the changes of what commands are checked against: a command that was checked under

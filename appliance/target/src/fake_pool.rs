@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::error::ControlError;
 use crate::pool::{
-    Attach, Engine, Opening, Pool, PoolDriver, VolumeDevice, VolumePage, VolumeQuery, Work,
+    Attach, Engine, Job, Opening, Pool, PoolDriver, VolumeDevice, VolumePage, VolumeQuery, Work,
 };
 use crate::runtime::RuntimeError;
 
@@ -109,8 +109,16 @@ impl Pool for FakePool {
         ready(Ok(Vec::new()))
     }
 
-    fn scrub(&self, _: u64) -> Work<u64> {
-        ready(Ok(self.operation(OperationKind::Scrub, &self.name)))
+    fn begin(&self, job: Job) -> Work<u64> {
+        let (kind, object) = match &job {
+            Job::Import { name, .. } => (OperationKind::Import, name),
+            Job::Export { name, .. } => (OperationKind::Export, name),
+            Job::Copy { snapshot, .. } => (OperationKind::Copy, snapshot),
+            Job::Scrub { .. } => (OperationKind::Scrub, &self.name),
+        };
+        let id = self.operation(kind, object);
+        self.inner().calls.push(format!("{job:?}"));
+        ready(Ok(id))
     }
 
     fn volume(&self, name: &str) -> Work<Option<v1::Volume>> {
@@ -156,6 +164,17 @@ impl Pool for FakePool {
         )
     }
 
+    fn clone_bdev(&self, bdev_name: &str, name: &str) -> Work<()> {
+        self.put(
+            name,
+            v1::Volume {
+                size_bytes: 8192,
+                parent: bdev_name.to_owned(),
+                ..v1::Volume::default()
+            },
+        )
+    }
+
     fn resize_volume(&self, name: &str, size_bytes: u64) -> Work<()> {
         let mut inner = self.inner();
         inner.volumes.get_mut(name).unwrap().size_bytes = size_bytes;
@@ -192,6 +211,28 @@ impl Pool for FakePool {
         }
         assert!(self.inner().volumes.remove(name).is_some());
         ready(Ok(Some(self.operation(OperationKind::Delete, name))))
+    }
+
+    fn change_volume(
+        &self,
+        name: &str,
+        labels: Vec<(String, Option<String>)>,
+        read_only: Option<bool>,
+    ) -> Work<()> {
+        let mut inner = self.inner();
+        let volume = inner.volumes.get_mut(name).unwrap();
+        for (key, value) in labels {
+            match value {
+                Some(value) => drop(volume.labels.insert(key, value)),
+                None => drop(volume.labels.remove(&key)),
+            }
+        }
+        volume.read_only = read_only.unwrap_or(volume.read_only);
+        ready(Ok(()))
+    }
+
+    fn set_labels(&self, _: Vec<(String, Option<String>)>) -> Work<()> {
+        ready(Ok(()))
     }
 
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64> {
@@ -257,6 +298,7 @@ impl Engine for FakePool {
             name: name.to_owned(),
             uuid: Uuid::new_v4(),
             nguid: *Uuid::new_v4().as_bytes(),
+            read_only: false,
             device: Malloc::new(MallocOptions::new(4096, block_count)).unwrap(),
         };
         let device = inner

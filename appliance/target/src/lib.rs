@@ -16,6 +16,7 @@
 
 pub mod config;
 pub mod control;
+pub mod copy;
 pub mod data_plane;
 pub mod error;
 pub mod events;

@@ -1,6 +1,7 @@
 //! The [`PoolDriver`] of the program: pools of `lvol`, each worker on a thread of its own.
 
 mod engine;
+mod external;
 mod failure;
 mod watch;
 
@@ -8,13 +9,14 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use block::Bdev;
+use block::{Bdev, Registry};
 use dma::IobufPool;
 use lvol::format::Found;
 use lvol::{CreateOptions, Host, LvolError, PoolOptions, PoolWorker};
 use tokio::sync::{mpsc, oneshot, watch as tokio_watch};
 
 use self::engine::LvolPool;
+use self::external::NodeDevices;
 use self::watch::Watch;
 use crate::error::ControlError;
 use crate::pool::{Attach, Engine, Opening, PoolDriver, PoolEvent, Work};
@@ -31,17 +33,31 @@ pub struct LvolDriver {
     buffers: Arc<IobufPool>,
     /// Where events of pools go.
     events: mpsc::Sender<PoolEvent>,
+    /// Where volumes find devices to lie on.
+    registry: Arc<Registry>,
 }
 
 impl LvolDriver {
-    /// A driver whose pools take their buffers from `buffers` and tell their events to `events`.
+    /// A driver whose pools take their buffers from `buffers`, tell their events to `events` and find
+    /// the block devices that volumes lie on in `registry`.
     #[must_use]
-    pub fn new(buffers: Arc<IobufPool>, events: mpsc::Sender<PoolEvent>) -> LvolDriver {
-        LvolDriver { buffers, events }
+    pub fn new(
+        buffers: Arc<IobufPool>,
+        events: mpsc::Sender<PoolEvent>,
+        registry: Arc<Registry>,
+    ) -> LvolDriver {
+        LvolDriver {
+            buffers,
+            events,
+            registry,
+        }
     }
 
     fn options(&self) -> PoolOptions {
-        PoolOptions::new(Arc::clone(&self.buffers))
+        PoolOptions {
+            externals: Arc::new(NodeDevices(Arc::clone(&self.registry))),
+            ..PoolOptions::new(Arc::clone(&self.buffers))
+        }
     }
 }
 
@@ -105,7 +121,7 @@ impl PoolDriver for LvolDriver {
             Some(move |now| running.step(now))
         };
         let started = pool_thread::start(name, make);
-        let name = name.to_owned();
+        let (name, registry) = (name.to_owned(), Arc::clone(&self.registry));
         Box::pin(async move {
             let refused = |reason: String| Err(RuntimeError::Refused(reason));
             match started {
@@ -121,7 +137,8 @@ impl PoolDriver for LvolDriver {
                 Ok(info) => info,
                 Err(error) => return refused(failure::chain(&error)),
             };
-            let engine = LvolPool::new(name, pool, block_size, info.cluster_size, ended);
+            let sizes = (block_size, info.cluster_size);
+            let engine = LvolPool::new(name, pool, sizes, registry, ended);
             Ok(Arc::new(engine) as Arc<dyn Engine>)
         })
     }

@@ -1,6 +1,7 @@
 //! The [`Runtime`] of the program: the NVMe-oF target, its block devices and its reactors.
 
 mod apply;
+mod copies;
 mod describe;
 mod devices;
 mod drives;

@@ -7,11 +7,13 @@
 
 use std::fmt;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use api::v1::{self, EventType};
 use block::{Bdev, BlockDevice};
+use image_file::Format;
 use uuid::Uuid;
 
 use crate::error::ControlError;
@@ -56,6 +58,43 @@ pub struct VolumePage {
     pub total: usize,
 }
 
+/// Long work that moves or reads much: `copy` does it. Files are named by absolute paths on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Job {
+    /// Makes a volume of an image.
+    Import {
+        /// The new volume.
+        name: String,
+        /// A file or a block device.
+        file: PathBuf,
+        /// Its first bytes tell when `None`.
+        format: Option<Format>,
+        /// Set space aside for all of it.
+        thick: bool,
+    },
+    /// Makes an image of a snapshot, or of a volume that nothing else uses.
+    Export {
+        /// The volume or snapshot.
+        name: String,
+        /// A new file, or a block device.
+        file: PathBuf,
+        /// The suffix tells when `None`.
+        format: Option<Format>,
+    },
+    /// Copies what a snapshot has, and its parent has not, to the same places of a block device.
+    Copy {
+        /// The snapshot.
+        snapshot: String,
+        /// Name or UUID of the device.
+        bdev_name: String,
+    },
+    /// Reads everything that is mapped.
+    Scrub {
+        /// No faster than this; 0 is no limit.
+        bytes_per_sec: u64,
+    },
+}
+
 /// A pool that is open. Volumes and snapshots come with `POOL/` before their names.
 pub trait Pool: Send + Sync + fmt::Debug {
     /// What the pool knows of itself; specification, generation and status are the caller's.
@@ -64,8 +103,8 @@ pub trait Pool: Send + Sync + fmt::Debug {
     fn grow(&self) -> Work<()>;
     /// Goes through the metadata; mends it when `repair`.
     fn check(&self, repair: bool) -> Work<Vec<v1::Finding>>;
-    /// Begins to read everything; `bytes_per_sec` 0 is no limit. The ID of the operation.
-    fn scrub(&self, bytes_per_sec: u64) -> Work<u64>;
+    /// Begins long work that moves or reads much. The ID of the operation.
+    fn begin(&self, job: Job) -> Work<u64>;
 
     /// One volume or snapshot.
     fn volume(&self, name: &str) -> Work<Option<v1::Volume>>;
@@ -75,6 +114,8 @@ pub trait Pool: Send + Sync + fmt::Debug {
     fn create_volume(&self, name: &str, size_bytes: u64, thick: bool) -> Work<()>;
     /// Makes a volume on a snapshot.
     fn clone_volume(&self, snapshot: &str, name: &str) -> Work<()>;
+    /// Makes a volume on a block device of the node, which is in no pool.
+    fn clone_bdev(&self, bdev_name: &str, name: &str) -> Work<()>;
     /// Gives a volume another size, and tells hosts that see it.
     fn resize_volume(&self, name: &str, size_bytes: u64) -> Work<()>;
     /// Gives a volume another name. Nothing uses it.
@@ -82,6 +123,15 @@ pub trait Pool: Send + Sync + fmt::Debug {
     /// Deletes a volume or a snapshot that nothing uses. The ID of the operation that gives its space
     /// back, when there is one.
     fn delete_volume(&self, name: &str) -> Work<Option<u64>>;
+    /// Sets labels of a volume or takes them away (`None`), and refuses or allows writes.
+    fn change_volume(
+        &self,
+        name: &str,
+        labels: Vec<(String, Option<String>)>,
+        read_only: Option<bool>,
+    ) -> Work<()>;
+    /// Sets labels of the pool or takes them away.
+    fn set_labels(&self, labels: Vec<(String, Option<String>)>) -> Work<()>;
     /// Begins to give a volume clusters of its own: for its whole size, or for what its parent shows.
     /// The ID of the operation.
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64>;
@@ -108,6 +158,8 @@ pub struct VolumeDevice {
     pub uuid: Uuid,
     /// Its NGUID, for ever.
     pub nguid: [u8; 16],
+    /// Its owner wants no writes.
+    pub read_only: bool,
     /// The device.
     pub device: Arc<dyn BlockDevice>,
 }
@@ -118,6 +170,10 @@ pub struct VolumeDevice {
 /// tells its new size at once, and takes [`BlockDevice::resize`] to that size as no change. Dropped
 /// without [`Engine::close`], it closes in the background.
 pub trait Engine: Pool {
+    /// The pool itself, for who drives its operations; `None` where it has none.
+    fn library(&self) -> Option<lvol::Pool> {
+        None
+    }
     /// The device of a volume or a snapshot.
     fn device(&self, name: &str) -> Work<Option<VolumeDevice>>;
     /// The devices of all volumes and snapshots.

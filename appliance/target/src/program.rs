@@ -134,7 +134,9 @@ pub fn run(flags: &Flags) -> Result<(), ProgramError> {
         .map_err(ProgramError::Runtime)?;
     let (reservations, saves) = Reservations::new(model::reservations(&contents)?);
     let (pool_events, pool_events_in) = mpsc::channel(POOL_EVENTS_MAX);
-    let pools = Arc::new(LvolDriver::new(plane.iobuf_pool().clone(), pool_events));
+    let registry = Arc::clone(plane.registry());
+    let pools = LvolDriver::new(plane.iobuf_pool().clone(), pool_events, registry);
+    let pools = Arc::new(pools);
     let runtime = NvmfRuntime::new(plane.clone(), config.connections_max, pools);
     let runtime = Arc::new(runtime.with_reservations(reservations.clone()));
     let control = Control::new(model, store, runtime.clone(), about);

@@ -3,6 +3,7 @@
 mod bdev;
 mod check;
 mod config;
+mod follow;
 mod node;
 mod perf;
 mod pool;

@@ -83,13 +83,13 @@ pub(crate) async fn run(context: &Context, verb: PoolVerb) -> Result<(), Failure
             let answer = client.repair_pool(RepairPoolRequest { name }).await?;
             return output::object(context.format, &answer.into_inner(), findings);
         }
-        PoolVerb::Scrub { name, rate } => {
+        PoolVerb::Scrub { name, rate, detach } => {
             let request = ScrubPoolRequest {
                 name,
                 bytes_per_sec: rate.unwrap_or(0),
             };
             let operation = client.scrub_pool(request).await?.into_inner();
-            return context.begun(operation).await;
+            return context.follow(operation, &detach).await;
         }
         PoolVerb::List => {
             let all = pages(|page_token| {
@@ -193,7 +193,7 @@ impl Context {
 }
 
 /// Fails unless an operation has ended well.
-fn well(operation: &Operation) -> Result<(), Failure> {
+pub(super) fn well(operation: &Operation) -> Result<(), Failure> {
     if operation.state() == OperationState::Done {
         return Ok(());
     }
@@ -282,7 +282,7 @@ fn findings(answer: &CheckPoolResponse) -> String {
     table.to_string()
 }
 
-fn kind(operation: &Operation) -> String {
+pub(super) fn kind(operation: &Operation) -> String {
     short(operation.kind().as_str_name(), "OPERATION_KIND_")
 }
 
@@ -309,7 +309,7 @@ fn operations(operations: &[Operation]) -> String {
     table.to_string()
 }
 
-fn show_operation(operation: &Operation) -> String {
+pub(super) fn show_operation(operation: &Operation) -> String {
     operations(std::slice::from_ref(operation))
 }
 

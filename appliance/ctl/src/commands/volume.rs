@@ -5,17 +5,18 @@ use api::v1::snapshot_service_client::SnapshotServiceClient;
 use api::v1::subsystem_service_client::SubsystemServiceClient;
 use api::v1::volume_service_client::VolumeServiceClient;
 use api::v1::{
-    Address, CloneVolumeRequest, CreateSnapshotsRequest, CreateVolumeRequest,
+    Address, CloneVolumeRequest, CopySnapshotRequest, CreateSnapshotsRequest, CreateVolumeRequest,
     DecoupleVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest, DiffSnapshotsRequest,
-    Extent, GetSnapshotRequest, GetSubsystemRequest, GetVolumeRequest, InflateVolumeRequest,
-    ListSnapshotsRequest, ListVolumesRequest, RenameVolumeRequest, ResizeVolumeRequest,
-    RollbackVolumeRequest, ShareVolumeRequest, ShareVolumeResponse, Volume, VolumeSpec,
+    ExportVolumeRequest, Extent, GetSnapshotRequest, GetSubsystemRequest, GetVolumeRequest,
+    ImportVolumeRequest, InflateVolumeRequest, ListSnapshotsRequest, ListVolumesRequest,
+    RenameVolumeRequest, ResizeVolumeRequest, RollbackVolumeRequest, ShareVolumeRequest,
+    ShareVolumeResponse, UpdateVolumeRequest, Volume, VolumeSpec,
 };
 use tonic::transport::Channel;
 
 use super::{Context, PAGE_SIZE, pages, properties, state};
 use crate::failure::Failure;
-use crate::grammar::{SnapshotVerb, VolumeVerb};
+use crate::grammar::{ImageFormat, SnapshotVerb, VolumeVerb};
 use crate::output;
 use crate::table::Table;
 
@@ -38,10 +39,18 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
             };
             client.create_volume(request).await?.into_inner()
         }
-        VolumeVerb::Clone { snapshot, name } => client
-            .clone_volume(CloneVolumeRequest { snapshot, name })
-            .await?
-            .into_inner(),
+        VolumeVerb::Clone {
+            snapshot,
+            name,
+            from_bdev,
+        } => {
+            let request = CloneVolumeRequest {
+                snapshot: snapshot.unwrap_or_default(),
+                name,
+                bdev: from_bdev.unwrap_or_default(),
+            };
+            client.clone_volume(request).await?.into_inner()
+        }
         VolumeVerb::Show { name } if name.contains('@') => {
             let snapshots = SnapshotServiceClient::new(context.channel.clone());
             return show_snapshot(context, snapshots, name).await;
@@ -61,6 +70,31 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
                 allow_shrink,
             };
             client.resize_volume(request).await?.into_inner()
+        }
+        VolumeVerb::Label { name, labels } => {
+            let mut request = UpdateVolumeRequest {
+                name,
+                ..UpdateVolumeRequest::default()
+            };
+            for label in labels {
+                if let Some((key, value)) = label.split_once('=') {
+                    request.labels.insert(key.to_owned(), value.to_owned());
+                } else if let Some(key) = label.strip_suffix('-') {
+                    request.remove_labels.push(key.to_owned());
+                } else {
+                    let text = format!("{label:?} is neither KEY=VALUE nor KEY-");
+                    return Err(Failure::Usage(text));
+                }
+            }
+            client.update_volume(request).await?.into_inner()
+        }
+        VolumeVerb::Update { name, read_only } => {
+            let request = UpdateVolumeRequest {
+                name,
+                read_only: Some(read_only == "on"),
+                ..UpdateVolumeRequest::default()
+            };
+            client.update_volume(request).await?.into_inner()
         }
         VolumeVerb::Rename { name, new_name } => client
             .rename_volume(RenameVolumeRequest { name, new_name })
@@ -86,6 +120,36 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
             let request = DecoupleVolumeRequest { name };
             let begun = client.decouple_volume(request).await?;
             return context.begun(begun.into_inner()).await;
+        }
+        VolumeVerb::Import {
+            name,
+            file,
+            thick,
+            format,
+            detach,
+        } => {
+            let request = ImportVolumeRequest {
+                name,
+                file,
+                format: ImageFormat::name(format),
+                thick,
+            };
+            let begun = client.import_volume(request).await?;
+            return context.follow(begun.into_inner(), &detach).await;
+        }
+        VolumeVerb::Export {
+            name,
+            file,
+            format,
+            detach,
+        } => {
+            let request = ExportVolumeRequest {
+                name,
+                file,
+                format: ImageFormat::name(format),
+            };
+            let begun = client.export_volume(request).await?;
+            return context.follow(begun.into_inner(), &detach).await;
         }
         VolumeVerb::Diff { from, to } => {
             let all = diff(&client, from, to).await?;
@@ -133,6 +197,14 @@ pub(crate) async fn snapshot(context: &Context, verb: SnapshotVerb) -> Result<()
             };
             let deleted = client.delete_snapshot(request).await?.into_inner();
             context.behind(deleted.operation).await
+        }
+        SnapshotVerb::Copy { name, bdev, detach } => {
+            let request = CopySnapshotRequest {
+                name,
+                bdev_name: bdev,
+            };
+            let begun = client.copy_snapshot(request).await?;
+            context.follow(begun.into_inner(), &detach).await
         }
         SnapshotVerb::List { of } => {
             let all = pages(|page_token| {
@@ -288,8 +360,18 @@ fn show(volume: &Volume) -> String {
         ("own data", format_bytes(volume.exclusive_bytes)),
         ("children", volume.children.to_string()),
         ("used by", volume.claimed_by.join(", ")),
+        ("labels", labels(volume)),
         ("state", state(volume.status.as_ref())),
     ])
+}
+
+fn labels(volume: &Volume) -> String {
+    let mut labels: Vec<_> = volume.labels.iter().collect();
+    labels.sort_unstable();
+    let words = labels
+        .into_iter()
+        .map(|(key, value)| format!("{key}={value}"));
+    words.collect::<Vec<_>>().join(", ")
 }
 
 fn extents(extents: &[Extent]) -> String {

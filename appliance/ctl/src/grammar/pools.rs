@@ -1,9 +1,37 @@
 //! Pools, volumes, snapshots, operations.
 
 use api::quantity::parse_bytes;
-use clap::Subcommand;
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::Expected;
+
+/// Of work that takes long.
+#[derive(Debug, Args)]
+pub(crate) struct Detach {
+    /// Do not wait: print the operation that does it
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+/// Formats of images.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum ImageFormat {
+    /// The bytes as they are
+    Raw,
+    /// QEMU's format
+    Qcow2,
+}
+
+impl ImageFormat {
+    pub(crate) fn name(format: Option<Self>) -> String {
+        match format {
+            None => "",
+            Some(Self::Raw) => "raw",
+            Some(Self::Qcow2) => "qcow2",
+        }
+        .to_owned()
+    }
+}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PoolVerb {
@@ -64,13 +92,15 @@ pub(crate) enum PoolVerb {
         /// Its name
         name: String,
     },
-    /// Read everything that is mapped and report what the device cannot read
+    /// Read everything that is mapped; fails when the device cannot read some of it, and says what
     Scrub {
         /// Its name
         name: String,
         /// Bytes read per second at most [default: no limit]
         #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
         rate: Option<u64>,
+        #[command(flatten)]
+        detach: Detach,
     },
 }
 
@@ -87,12 +117,17 @@ pub(crate) enum VolumeVerb {
         #[arg(long)]
         thick: bool,
     },
-    /// Create a volume that shows what a snapshot shows
+    /// Create a volume that shows what a snapshot or a block device shows
+    #[command(allow_missing_positional = true)]
     Clone {
         /// POOL/NAME@SNAP
-        snapshot: String,
+        #[arg(required_unless_present = "from_bdev", conflicts_with = "from_bdev")]
+        snapshot: Option<String>,
         /// POOL/NEW
         name: String,
+        /// The block device to show, in place of a snapshot; it is only read
+        #[arg(long, value_name = "BDEV")]
+        from_bdev: Option<String>,
     },
     /// List volumes
     List {
@@ -114,6 +149,22 @@ pub(crate) enum VolumeVerb {
         /// Make it smaller if that is so; what is cut off is gone
         #[arg(long)]
         allow_shrink: bool,
+    },
+    /// Set labels with KEY=VALUE, take them away with KEY-
+    Label {
+        /// POOL/NAME or POOL/NAME@SNAP
+        name: String,
+        /// KEY=VALUE or KEY-
+        #[arg(required = true)]
+        labels: Vec<String>,
+    },
+    /// Refuse writes, or allow them again; hosts that see it are told
+    Update {
+        /// POOL/NAME
+        name: String,
+        /// on or off
+        #[arg(long, value_name = "on|off", value_parser = ["on", "off"])]
+        read_only: String,
     },
     /// Give it, and its snapshots with it, another name; nothing may use them
     Rename {
@@ -151,6 +202,33 @@ pub(crate) enum VolumeVerb {
         /// The newer one, POOL/NAME@SNAP
         to: String,
     },
+    /// Make a volume of an image, as large as that
+    Import {
+        /// POOL/NAME, a new one
+        name: String,
+        /// Absolute path of a file or block device on the node where aditd runs
+        file: String,
+        /// Set space aside for all of it, so that its writes never fail for want of space
+        #[arg(long)]
+        thick: bool,
+        /// Format of the image [default: its first bytes tell]
+        #[arg(long, value_enum)]
+        format: Option<ImageFormat>,
+        #[command(flatten)]
+        detach: Detach,
+    },
+    /// Write a snapshot, or a volume that nothing uses, to an image
+    Export {
+        /// POOL/NAME@SNAP or POOL/NAME
+        name: String,
+        /// Absolute path of a new file, or of a block device, on the node where aditd runs
+        file: String,
+        /// Format of the image [default: qcow2 if FILE ends so, else raw]
+        #[arg(long, value_enum)]
+        format: Option<ImageFormat>,
+        #[command(flatten)]
+        detach: Detach,
+    },
     /// Serve a volume: subsystem, namespace and listener in one call
     Share {
         /// POOL/NAME or POOL/NAME@SNAP
@@ -184,6 +262,15 @@ pub(crate) enum SnapshotVerb {
     Show {
         /// POOL/NAME@SNAP
         name: String,
+    },
+    /// Copy what it has, and its parent has not, to the same places of a block device
+    Copy {
+        /// POOL/NAME@SNAP
+        name: String,
+        /// Name or UUID of a block device at least as large, that nothing uses
+        bdev: String,
+        #[command(flatten)]
+        detach: Detach,
     },
     /// Delete one, in any order and with or without clones
     Delete {

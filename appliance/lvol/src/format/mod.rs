@@ -17,7 +17,7 @@ pub use key::{
     POOL_KEY, chunk_key, layer_key, operation_key, parse_chunk_key, parse_layer_key,
     parse_operation_key, parse_piece_key, piece_key,
 };
-pub use piece::{decode_piece, encode_piece};
+pub use piece::{decode_piece, encode_piece, salvage_piece};
 pub use probe::{Found, PROBE_BYTES, PROBE_TAIL_BYTES, probe};
 pub use record::{
     CHUNK_CLUSTERS, FreeChunk, LayerId, LayerRecord, LayerState, NameKind, NameRecord,

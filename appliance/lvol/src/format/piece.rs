@@ -3,7 +3,8 @@
 //! A list of runs from slot 0 on. What no run says is empty. Each begins with a varint, whose two
 //! low bits are the kind and whose other bits are `n`:
 //! - 0: `n` empty slots;
-//! - 1: `n` full slots, whose clusters are consecutive; then the first cluster as a varint;
+//! - 1: `n` full slots, whose clusters are consecutive; then the first cluster as a varint. Cluster 0
+//!   says that the data of these slots are lost;
 //! - 2: `n` slots of zeroes;
 //! - 3: one partial slot: `n` is the length of its bitmap of written granules; then a byte, the
 //!   length of its bitmap of zero granules; if `n` is not 0, the cluster as a varint; then both
@@ -37,7 +38,7 @@ pub fn encode_piece(slots: &[SlotContent; PIECE_SLOTS]) -> Vec<u8> {
             SlotContent::Zero => out.varint(header(ZERO)),
             SlotContent::Full(cluster) => {
                 out.varint(header(FULL));
-                out.varint(cluster.get());
+                out.varint(stored(*cluster));
             }
             SlotContent::Partial {
                 cluster,
@@ -81,7 +82,13 @@ pub fn decode_piece(
             }
             FULL => {
                 // Checked before it counts up, so that the numbers do not overflow.
-                let first = cluster_below(fields.varint("cluster")?, clusters, at)?.get();
+                let first = cluster_below(fields.varint("cluster")?, clusters, at)?;
+                if first.is_lost() {
+                    run.fill(SlotContent::Full(first));
+                    at += n as usize;
+                    continue;
+                }
+                let first = first.get();
                 for (index, slot) in run.iter_mut().enumerate() {
                     let number = first + index as u64;
                     *slot = SlotContent::Full(cluster_below(number, clusters, at + index)?);
@@ -97,10 +104,35 @@ pub fn decode_piece(
     Ok(slots)
 }
 
+/// As [`decode_piece`], of a record that is sound but says what cannot be: such slots are lost, and so
+/// is what follows where the record cannot be read on. Without a sound checksum all of it is.
+#[must_use]
+pub fn salvage_piece(
+    bytes: &[u8],
+    granularity: Granularity,
+    clusters: u64,
+) -> Box<[SlotContent; PIECE_SLOTS]> {
+    let lost = SlotContent::Full(Cluster::LOST);
+    let mut slots = Box::new([lost; PIECE_SLOTS]);
+    if Reader::open(RECORD, bytes).is_err() {
+        return slots;
+    }
+    // With no bound all numbers are taken; what is not the pool's is lost afterwards.
+    let Ok(read) = decode_piece(bytes, granularity, Cluster::LOST.get()) else {
+        return slots;
+    };
+    *slots = read.map(|content| match content.data_cluster() {
+        Some(cluster) if cluster.get() >= clusters => lost,
+        _ => content,
+    });
+    slots
+}
+
 /// Slots from the first on that one run says.
 fn run_length(slots: &[SlotContent]) -> usize {
     let follows = |index: usize| match (slots[0], slots[index]) {
         (SlotContent::Empty, SlotContent::Empty) | (SlotContent::Zero, SlotContent::Zero) => true,
+        (SlotContent::Full(first), SlotContent::Full(next)) if first.is_lost() => next.is_lost(),
         (SlotContent::Full(first), SlotContent::Full(next)) => {
             next.get().checked_sub(first.get()) == Some(index as u64)
         }
@@ -116,8 +148,7 @@ fn encode_partial(out: &mut Writer, cluster: Option<Cluster>, written: Granules,
     out.varint((written.length as u64) << 2 | PARTIAL);
     out.u8(zero.length as u8);
     if written.length > 0 {
-        // Cluster 0 is refused by who decodes it.
-        out.varint(cluster.map_or(0, Cluster::get));
+        out.varint(cluster.map_or(0, stored));
     }
     out.bytes(&written.bytes[..written.length]);
     out.bytes(&zero.bytes[..zero.length]);
@@ -151,7 +182,15 @@ fn decode_partial(
     })
 }
 
+/// Lost data have the number of the header, where no data lie.
+fn stored(cluster: Cluster) -> u64 {
+    if cluster.is_lost() { 0 } else { cluster.get() }
+}
+
 fn cluster_below(number: u64, clusters: u64, slot: usize) -> Result<Cluster, FormatError> {
+    if number == 0 {
+        return Ok(Cluster::LOST);
+    }
     Cluster::new(number)
         .filter(|_| number < clusters)
         .ok_or(FormatError::Slot {
@@ -165,7 +204,7 @@ fn check_clusters_differ(slots: &[SlotContent; PIECE_SLOTS]) -> Result<(), Forma
     let mut owners = [(0, 0); PIECE_SLOTS];
     let mut count = 0;
     for (slot, content) in slots.iter().enumerate() {
-        if let Some(cluster) = content.cluster() {
+        if let Some(cluster) = content.data_cluster() {
             owners[count] = (cluster.get(), slot);
             count += 1;
         }

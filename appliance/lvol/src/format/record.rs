@@ -26,7 +26,11 @@ pub enum Parent {
         uuid: [u8; 16],
         /// The name it had; only the UUID identifies it.
         name: String,
+        /// Bytes that it had. Past them all is zeroes, also when it grows.
+        len_bytes: u64,
     },
+    /// Something that nobody knows any more: what the layer does not have cannot be read.
+    Lost,
 }
 
 /// What a layer is for.
@@ -142,11 +146,17 @@ impl LayerRecord {
                 out.u8(1);
                 out.u64(layer.0);
             }
-            Parent::External { uuid, name } => {
+            Parent::External {
+                uuid,
+                name,
+                len_bytes,
+            } => {
                 out.u8(2);
                 out.bytes(uuid);
                 out.text(name);
+                out.u64(*len_bytes);
             }
+            Parent::Lost => out.u8(3),
         }
         out.u32(self.children);
         out.u8(match self.state {
@@ -171,8 +181,10 @@ impl LayerRecord {
             2 => Parent::External {
                 uuid: fields.uuid("parent uuid")?,
                 name: fields.text("parent name")?,
+                len_bytes: fields.u64("parent length")?,
             },
-            other => return Err(fields.wrong("parent kind", other.into(), "must be 0 to 2")),
+            3 => Parent::Lost,
+            other => return Err(fields.wrong("parent kind", other.into(), "must be 0 to 3")),
         };
         let record = Self {
             parent,

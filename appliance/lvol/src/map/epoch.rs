@@ -6,9 +6,10 @@
 //! is `e + 2`: that is a [`Grace`].
 //!
 //! An I/O enters by adding to its bucket and then reading the epoch again; if that moved, it takes
-//! the count back and starts over. Both sides are `SeqCst`: either the side that advances sees the
-//! count, or the I/O sees the new epoch. What an I/O reads after entering (a volume's view, the
-//! map) is therefore not older than the grace period that could have missed it.
+//! the count back and starts over. Between its two steps there is a [`fence::light`], between the
+//! steps of the side that advances (a new epoch, a look at the counts) a [`fence::heavy`]: either the
+//! one sees the count, or the other the new epoch. What an I/O reads after entering (a volume's view,
+//! the map) is therefore not older than the grace period that could have missed it.
 //!
 //! The third bucket keeps a late count of an I/O that starts over away from the one that the next
 //! advance looks at. If it does get there, it delays that advance and nothing else.
@@ -17,6 +18,8 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::fence;
 
 const BUCKETS: usize = 3;
 
@@ -45,6 +48,7 @@ impl Epoch {
     /// An epoch with no channels.
     #[must_use]
     pub fn new() -> Arc<Self> {
+        fence::prepare();
         Arc::new(Self {
             // Above the first, so that "the one before" is a number.
             current: AtomicU64::new(BUCKETS as u64),
@@ -99,11 +103,13 @@ impl Epoch {
     pub fn try_advance(&self) -> bool {
         // Held to the end: a channel that registers later enters the new epoch.
         let channels = self.lock();
+        // After the epoch before this was made known, and that somebody waits.
+        fence::heavy();
         let current = self.current.load(Ordering::SeqCst);
         let before = bucket(current - 1);
         if channels
             .iter()
-            .any(|channel| channel.0[before].load(Ordering::SeqCst) != 0)
+            .any(|channel| channel.0[before].load(Ordering::Acquire) != 0)
         {
             return false;
         }
@@ -140,12 +146,14 @@ impl EpochChannel {
     /// Look at the volume's view and the map after this, not before.
     #[must_use = "an I/O that never leaves holds up every grace period"]
     pub fn enter(&self) -> u8 {
-        let mut epoch = self.epoch.current.load(Ordering::SeqCst);
+        let mut epoch = self.epoch.current.load(Ordering::Relaxed);
         loop {
             let token = bucket(epoch);
             let count = &self.in_flight.0[token];
-            count.store(count.load(Ordering::Relaxed) + 1, Ordering::SeqCst);
-            let now = self.epoch.current.load(Ordering::SeqCst);
+            count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            fence::light();
+            // With it comes all that changed before that epoch.
+            let now = self.epoch.current.load(Ordering::Acquire);
             if now == epoch {
                 return token as u8;
             }
@@ -166,14 +174,14 @@ impl EpochChannel {
             .load(Ordering::Relaxed)
             .checked_sub(1)
             .expect("each I/O leaves once, with the token it entered with");
+        count.store(left, Ordering::Release);
         if left != 0 {
-            count.store(left, Ordering::Release);
             return false;
         }
         // As for entering: either the worker sees the empty bucket, or this sees it waiting.
-        count.store(0, Ordering::SeqCst);
-        self.epoch.awaited.load(Ordering::SeqCst)
-            && bucket(self.epoch.current.load(Ordering::SeqCst)) != usize::from(token)
+        fence::light();
+        self.epoch.awaited.load(Ordering::Relaxed)
+            && bucket(self.epoch.current.load(Ordering::Relaxed)) != usize::from(token)
     }
 
     /// I/Os in flight.

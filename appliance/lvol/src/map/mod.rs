@@ -1,6 +1,7 @@
 //! The map in memory: which cluster, zeroes or parent each granule of a volume is read from.
 
 mod epoch;
+mod fence;
 mod granule;
 mod piece;
 mod slot;

@@ -247,6 +247,29 @@ impl Piece {
         })
     }
 
+    /// Makes those of `granules` read as zeroes that are still read from the parent. What somebody has
+    /// written meanwhile stays.
+    ///
+    /// # Errors
+    /// [`Busy`] if one of them is locked: its write comes first.
+    pub fn zero_missing(&self, slot: usize, granules: Granules) -> Result<Change, Busy> {
+        let outcome = self.slot(slot).change(|draft| {
+            if draft.locked.intersects(granules) {
+                return Err(Busy);
+            }
+            let before = draft.state;
+            let covered = before.written.or(before.zero);
+            draft.state.zero = before.zero.or(granules.minus(covered));
+            Ok((draft.state.covers(self.whole), draft.state != before))
+        });
+        let (covers, changed) = outcome?;
+        Ok(Change {
+            freed: None,
+            covers,
+            queue: changed && self.mark_dirty(),
+        })
+    }
+
     /// Empties the slot and returns what was in it, to give it to another layer's.
     ///
     /// Give first, wait a grace period, take then: who has looked at the child before must still

@@ -11,6 +11,8 @@
 //! - PARTIAL without a cluster (number 0, the pool's header): none is written, some are zero;
 //! - a granule may be locked in any state; a slot with a locked granule keeps its cluster.
 
+use std::num::NonZeroU64;
+
 use thiserror::Error;
 
 use super::atomic::{AtomicU64, Ordering, fence};
@@ -28,6 +30,16 @@ impl Cluster {
     /// Largest number: the entry of a slot has 62 bits for it.
     pub const MAX: u64 = u64::MAX >> 2;
 
+    /// Stands for data that are lost: a slot that has it can be neither read nor written until it is zeroed.
+    /// Beyond every pool, and its bytes can still be counted.
+    pub const LOST: Self = Self(1 << 38);
+
+    /// Does it stand for lost data?
+    #[must_use]
+    pub const fn is_lost(self) -> bool {
+        self.0 == Self::LOST.0
+    }
+
     /// Cluster `number`; `None` for the header and for numbers past [`Self::MAX`].
     #[must_use]
     pub const fn new(number: u64) -> Option<Self> {
@@ -42,6 +54,12 @@ impl Cluster {
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
+    }
+
+    /// The number, as what it never is 0.
+    #[must_use]
+    pub fn number(self) -> NonZeroU64 {
+        NonZeroU64::new(self.0).expect("no cluster is 0: `new` makes none")
     }
 }
 
@@ -173,6 +191,12 @@ impl SlotContent {
             Self::Partial { cluster, .. } => cluster,
             Self::Empty | Self::Zero => None,
         }
+    }
+
+    /// The cluster of the device, if there is one: not what is lost.
+    #[must_use]
+    pub fn data_cluster(&self) -> Option<Cluster> {
+        self.cluster().filter(|cluster| !cluster.is_lost())
     }
 }
 

@@ -20,6 +20,8 @@ struct Chunk {
     taken: Box<[u64; WORDS]>,
     /// Clusters that are not taken.
     free: u64,
+    /// Its record cannot be read: it stays as it is until it is repaired.
+    is_damaged: bool,
 }
 
 /// Free and taken clusters of a pool. Loads chunks as it needs them.
@@ -39,15 +41,15 @@ pub(crate) struct Allocator {
     outstanding: u64,
 }
 
-/// Reads a chunk's record; absent is an empty one.
+/// Reads a chunk's record; absent is an empty one. `None` if it is damaged: nothing of it is free then.
 pub(crate) trait ChunkSource {
     type Error;
-    fn chunk(&mut self, number: u64) -> Result<FreeChunk, Self::Error>;
+    fn chunk(&mut self, number: u64) -> Result<Option<FreeChunk>, Self::Error>;
 }
 
-impl<E, F: FnMut(u64) -> Result<FreeChunk, E>> ChunkSource for F {
+impl<E, F: FnMut(u64) -> Result<Option<FreeChunk>, E>> ChunkSource for F {
     type Error = E;
-    fn chunk(&mut self, number: u64) -> Result<FreeChunk, E> {
+    fn chunk(&mut self, number: u64) -> Result<Option<FreeChunk>, E> {
         self(number)
     }
 }
@@ -160,7 +162,7 @@ impl Allocator {
 
     /// A cluster that was taken, or freed long enough ago, may be used again.
     pub(crate) fn release(&mut self, cluster: Cluster) {
-        self.outstanding -= 1;
+        self.outstanding = self.outstanding.saturating_sub(1);
         self.clear_taken(cluster.get());
     }
 
@@ -178,6 +180,9 @@ impl Allocator {
             for cluster in clusters {
                 let number = cluster.get() / CHUNK_CLUSTERS;
                 let chunk = self.load(number, source)?;
+                if chunk.is_damaged {
+                    continue;
+                }
                 let (word, bit) = place(cluster.get());
                 if add {
                     chunk.used.used[word] |= bit;
@@ -188,10 +193,99 @@ impl Allocator {
             }
         }
         let (added, removed) = (added.len() as u64, removed.len() as u64);
-        self.used = self.used + added - removed;
-        self.outstanding = self.outstanding + removed - added;
+        // Neither underflows unless the counters were damaged.
+        self.used = (self.used + added).saturating_sub(removed);
+        self.outstanding = (self.outstanding + removed).saturating_sub(added);
         let record = |number| (number, self.chunks[&number].used.clone());
         Ok(changed.into_iter().map(record).collect())
+    }
+
+    /// Does the record of its chunk say that the cluster is in a map?
+    pub(crate) fn is_used<S: ChunkSource>(
+        &mut self,
+        cluster: Cluster,
+        source: &mut S,
+    ) -> Result<bool, S::Error> {
+        let chunk = self.load(cluster.get() / CHUNK_CLUSTERS, source)?;
+        let (word, bit) = place(cluster.get());
+        Ok(chunk.used.used[word] & bit != 0)
+    }
+
+    /// What the maps have is this: the rest of a chunk that nobody holds is free. Returns how many clusters of
+    /// the maps somebody else holds already; those are left as they were.
+    pub(crate) fn repair_chunk<S: ChunkSource>(
+        &mut self,
+        number: u64,
+        owned: &[u64; WORDS],
+        source: &mut S,
+    ) -> Result<u64, S::Error> {
+        let (clusters, fixed) = (self.clusters, self.fixed.clone());
+        let chunk = self.load(number, source)?;
+        if chunk.is_damaged {
+            let mut used = FreeChunk::default();
+            used.used.copy_from_slice(owned);
+            *chunk = Chunk::new(number, used, clusters, &fixed);
+            return Ok(0);
+        }
+        let mut held = 0;
+        for (word, owned) in owned.iter().enumerate() {
+            let used = chunk.used.used[word];
+            let free_again = used & !owned;
+            let conflict = owned & !used & chunk.taken[word];
+            let new = owned & !used & !conflict;
+            held += u64::from(conflict.count_ones());
+            chunk.used.used[word] = (used & !free_again) | new;
+            chunk.taken[word] = (chunk.taken[word] & !free_again) | new;
+            chunk.free += u64::from(free_again.count_ones());
+            chunk.free -= u64::from(new.count_ones());
+        }
+        Ok(held)
+    }
+
+    /// The record of a chunk that is loaded.
+    pub(crate) fn chunk_record(&self, number: u64) -> Option<&FreeChunk> {
+        self.chunks.get(&number).map(|chunk| &chunk.used)
+    }
+
+    /// So many clusters are in maps.
+    pub(crate) fn set_used(&mut self, used: u64) {
+        self.used = used;
+    }
+
+    /// Gives clusters back that were to become metadata.
+    pub(crate) fn give_back(&mut self, extents: &[Extent]) {
+        for extent in extents {
+            self.fixed_clusters = self.fixed_clusters.saturating_sub(extent.clusters);
+            // Part of a run may have become metadata.
+            let end = extent.start + extent.clusters;
+            let mut kept = Vec::with_capacity(self.fixed.len() + 1);
+            for fixed in self.fixed.drain(..) {
+                let fixed_end = fixed.start + fixed.clusters;
+                for (start, until) in [
+                    (fixed.start, fixed_end.min(extent.start)),
+                    (fixed.start.max(end), fixed_end),
+                ] {
+                    if start < until {
+                        kept.push(Extent {
+                            start,
+                            clusters: until - start,
+                        });
+                    }
+                }
+            }
+            self.fixed = kept;
+            for cluster in extent.start..end {
+                if let Some(chunk) = self.chunks.get_mut(&(cluster / CHUNK_CLUSTERS))
+                    && !chunk.is_damaged
+                {
+                    let (word, bit) = place(cluster);
+                    if chunk.used.used[word] & bit == 0 && chunk.taken[word] & bit != 0 {
+                        chunk.taken[word] &= !bit;
+                        chunk.free += 1;
+                    }
+                }
+            }
+        }
     }
 
     fn fix(&mut self, extent: Extent) {
@@ -200,7 +294,9 @@ impl Allocator {
     }
 
     fn clear_taken(&mut self, cluster: u64) {
-        if let Some(chunk) = self.chunks.get_mut(&(cluster / CHUNK_CLUSTERS)) {
+        if let Some(chunk) = self.chunks.get_mut(&(cluster / CHUNK_CLUSTERS))
+            && !chunk.is_damaged
+        {
             let (word, bit) = place(cluster);
             debug_assert!(chunk.taken[word] & bit != 0, "cluster {cluster} was free");
             debug_assert!(chunk.used.used[word] & bit == 0, "{cluster} is in a map");
@@ -216,7 +312,14 @@ impl Allocator {
     ) -> Result<&mut Chunk, S::Error> {
         if !self.chunks.contains_key(&number) {
             let used = source.chunk(number)?;
-            let chunk = Chunk::new(number, used, self.clusters, &self.fixed);
+            let is_damaged = used.is_none();
+            let mut chunk =
+                Chunk::new(number, used.unwrap_or_default(), self.clusters, &self.fixed);
+            if is_damaged {
+                chunk.is_damaged = true;
+                chunk.taken.fill(u64::MAX);
+                chunk.free = 0;
+            }
             self.chunks.insert(number, chunk);
         }
         Ok(self
@@ -257,6 +360,7 @@ impl Chunk {
             used,
             taken,
             free: CHUNK_CLUSTERS - u64::from(count),
+            is_damaged: false,
         }
     }
 

@@ -16,7 +16,7 @@ use block::IoError;
 use metastore::pool::{PoolStoreError, Table};
 
 use super::shared::{DirtyPiece, Reply};
-use super::worker::{PoolWorker, Waiter, damaged, is_fatal, load_chunk};
+use super::worker::{PoolWorker, Waiter, is_fatal, load_chunk};
 use crate::LvolError;
 use crate::format::{
     LayerId, POOL_KEY, chunk_key, decode_piece, encode_piece, layer_key, piece_key,
@@ -82,7 +82,8 @@ impl PoolWorker {
         let count = dirty.len() as u64;
         // After `committing` was set: who asks whether all is durable sees one or the other.
         self.shared.dirty_count.fetch_sub(count, Ordering::SeqCst);
-        self.freed.extend(freed);
+        self.freed
+            .extend(freed.into_iter().filter(|cluster| !cluster.is_lost()));
         self.sort_dirty(&mut dirty);
         for entry in &dirty {
             entry.piece.mark_clean();
@@ -133,23 +134,43 @@ impl PoolWorker {
         let store = self.store.as_ref().ok_or(LvolError::Closed)?;
         let mut transaction = store.transaction();
         let mut moves = Moves::default();
+        let mut followed = Vec::new();
         let (mut taken, mut bytes) = (0, 0);
         for entry in dirty {
             if bytes > self.options.transaction_bytes && !self.belongs_together(entry) {
                 break;
             }
             let key = piece_key(entry.layer, entry.index);
-            let old = match store.get(Table::Map, &key)? {
-                None => None,
-                Some(record) => Some(
-                    decode_piece(&record, self.shared.granularity, self.allocator.clusters())
-                        .map_err(damaged(|| {
-                            format!("piece {} of layer {}", entry.index, entry.layer.0)
-                        }))?,
-                ),
-            };
             let slots = self.encode(entry);
+            let stored = store.get(Table::Map, &key)?;
+            let stored = stored.map(|record| {
+                decode_piece(&record, self.shared.granularity, self.allocator.clusters())
+            });
+            let old = match stored.transpose() {
+                Ok(old) => old,
+                Err(error) => {
+                    // It was damaged after it was read. What is in memory is right; what only the record
+                    // had stays in use until a repair.
+                    let (layer, index) = (entry.layer.0, entry.index);
+                    tracing::error!(layer, index, %error, "a piece of a map was damaged; it is replaced");
+                    let mut source = |number| load_chunk(store, number);
+                    let mut known = slots.clone();
+                    for slot in &mut known[..] {
+                        if let Some(cluster) = slot.data_cluster()
+                            && !self.allocator.is_used(cluster, &mut source)?
+                        {
+                            *slot = SlotContent::Empty;
+                        }
+                    }
+                    Some(known)
+                }
+            };
             moves.add(entry.layer, old.as_deref(), &slots);
+            if let Some(checking) = &self.checking
+                && checking.follows()
+            {
+                followed.push((entry.layer, entry.index, old.clone(), slots.clone()));
+            }
             if slots.iter().all(|slot| *slot == SlotContent::Empty) {
                 transaction.delete(Table::Map, &key)?;
             } else {
@@ -159,6 +180,7 @@ impl PoolWorker {
             }
             taken += 1;
         }
+        moves.added.extend(&self.adopted);
         moves.cancel_out();
         let mut source = |number| load_chunk(store, number);
         for (number, chunk) in self
@@ -166,6 +188,11 @@ impl PoolWorker {
             .update(&moves.added, &moves.removed, &mut source)?
         {
             transaction.put(Table::Free, &chunk_key(number), &chunk.encode())?;
+        }
+        for number in &self.rewritten_chunks {
+            if let Some(chunk) = self.allocator.chunk_record(*number) {
+                transaction.put(Table::Free, &chunk_key(*number), &chunk.encode())?;
+            }
         }
         for (layer, delta) in moves.counts.iter().filter(|(_, delta)| **delta != 0) {
             if let Some(record) = self.layers.get_mut(layer) {
@@ -189,6 +216,13 @@ impl PoolWorker {
             return Err(error.into());
         }
         self.staged.clear();
+        self.adopted.clear();
+        self.rewritten_chunks.clear();
+        if let Some(checking) = &mut self.checking {
+            for (layer, index, old, new) in &followed {
+                checking.saw(*layer, *index, old.as_deref(), new);
+            }
+        }
         Ok(taken)
     }
 
@@ -231,11 +265,7 @@ impl PoolWorker {
         self.quarantined += clusters.len() as u64;
         self.after_grace(move |worker| {
             worker.quarantined -= clusters.len() as u64;
-            for cluster in clusters {
-                if !worker.pinned.contains(&cluster) {
-                    worker.allocator.release(cluster);
-                }
-            }
+            worker.release(clusters);
         });
     }
 
@@ -290,7 +320,7 @@ impl PoolWorker {
 }
 
 fn clusters(slots: &[SlotContent; PIECE_SLOTS]) -> impl Iterator<Item = Cluster> {
-    slots.iter().filter_map(SlotContent::cluster)
+    slots.iter().filter_map(SlotContent::data_cluster)
 }
 
 /// How clusters move by a transaction.

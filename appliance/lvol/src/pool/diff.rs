@@ -1,5 +1,7 @@
 //! What a snapshot has, and where two differ.
 
+use std::ops::Range;
+
 use super::worker::PoolWorker;
 use crate::LvolError;
 use crate::format::LayerId;
@@ -48,6 +50,16 @@ impl PoolWorker {
         if let Some(from) = from {
             indices.extend(self.pieces_from(from, first)?);
         }
+        // Two that lie on the same part of a device differ only where a layer has something.
+        let mut parts = [Some(to), from].map(|layer| self.external_under(layer?));
+        if parts[0] == parts[1] {
+            parts = [None, None];
+        }
+        // No more than a call looks at.
+        let last = first + PIECES_PER_CALL as u64 + 1;
+        for part in parts.into_iter().flatten() {
+            indices.extend(first..last.min(self.pieces_of(&part)));
+        }
         let mut list = Extents::default();
         for (count, index) in indices.into_iter().enumerate() {
             let start = index * PIECE_SLOTS as u64 * granularity.cluster_size();
@@ -73,7 +85,7 @@ impl PoolWorker {
         from: Option<LayerId>,
         to: LayerId,
         index: u64,
-        range: std::ops::Range<u64>,
+        range: Range<u64>,
         extents: &mut Vec<VolumeExtent>,
     ) -> Result<(), LvolError> {
         let granularity = self.shared.granularity;
@@ -83,13 +95,16 @@ impl PoolWorker {
         for slot in 0..PIECE_SLOTS {
             let start = (index * PIECE_SLOTS as u64 + slot as u64) * cluster_size;
             let new = looks(&to, slot);
-            let old = from.as_ref().map(|from| looks(from, slot));
+            let old = from.as_ref().map(|from| (from, looks(from, slot)));
             for granule in 0..granularity.granules() {
-                let old = old.as_ref().and_then(|old| source(old, granule));
-                if source(&new, granule) == old {
+                let at = start + u64::from(granule) * granule_size;
+                let bytes = at..at + granule_size;
+                let old = old.as_ref().map_or(Seen::Zeroes, |(chain, old)| {
+                    seen(chain, old, granule, &bytes)
+                });
+                if seen(&to, &new, granule, &bytes) == old {
                     continue;
                 }
-                let at = start + u64::from(granule) * granule_size;
                 let (at, end) = (at.max(range.start), (at + granule_size).min(range.end));
                 if at < end {
                     append(extents, at, end);
@@ -115,11 +130,26 @@ fn looks(chain: &Chain, slot: usize) -> Vec<Look> {
     pieces.map(|piece| piece.look(slot)).collect()
 }
 
-/// The cluster that a granule is read from; `None` for zeroes.
-fn source(looks: &[Look], granule: u16) -> Option<Cluster> {
+/// What a granule is read from.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    Zeroes,
+    Cluster(Cluster),
+    /// So many bytes of a device outside the pool, and zeroes.
+    External([u8; 16], u64),
+}
+
+fn seen(chain: &Chain, looks: &[Look], granule: u16, bytes: &Range<u64>) -> Seen {
     let mut sources = looks.iter().map(|look| look.source(granule));
-    match sources.find(|source| *source != Source::Parent)? {
-        Source::Own(cluster) => Some(cluster),
-        Source::Zero | Source::Parent => None,
+    match sources.find(|source| *source != Source::Parent) {
+        Some(Source::Own(cluster)) => Seen::Cluster(cluster),
+        Some(_) => Seen::Zeroes,
+        None => match chain.external {
+            Some(part) if part.len_bytes > bytes.start => {
+                let len = part.covers(bytes.start, bytes.end - bytes.start);
+                Seen::External(part.uuid, len)
+            }
+            _ => Seen::Zeroes,
+        },
     }
 }

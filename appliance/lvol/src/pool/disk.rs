@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
@@ -30,7 +31,8 @@ pub trait Host: fmt::Debug {
 pub(crate) struct Disk {
     channel: RefCell<BdevChannel>,
     buffers: IobufChannel,
-    host: Box<dyn Host>,
+    host: Rc<dyn Host>,
+    waker: Waker,
     block_size: u32,
 }
 
@@ -47,6 +49,24 @@ impl Disk {
         host: Box<dyn Host>,
         waker: Waker,
     ) -> Result<Self, LvolError> {
+        Self::open_with(base, pool, Rc::from(host), waker)
+    }
+
+    /// Another device, used by the same thread.
+    pub(crate) fn open_other(
+        &self,
+        device: &Arc<Bdev>,
+        pool: &Arc<IobufPool>,
+    ) -> Result<Self, LvolError> {
+        Self::open_with(device, pool, Rc::clone(&self.host), self.waker.clone())
+    }
+
+    fn open_with(
+        base: &Arc<Bdev>,
+        pool: &Arc<IobufPool>,
+        host: Rc<dyn Host>,
+        waker: Waker,
+    ) -> Result<Self, LvolError> {
         let context = ChannelContext::new("lvol", waker.clone()).with_pool(Arc::clone(pool));
         let channel = base
             .open(&context)
@@ -54,7 +74,7 @@ impl Disk {
         let options = ChannelOptions {
             small_cache: 0,
             large_cache: 0,
-            waker,
+            waker: waker.clone(),
         };
         let buffers = pool
             .channel("lvol_worker", options)
@@ -63,6 +83,7 @@ impl Disk {
             channel: RefCell::new(channel),
             buffers,
             host,
+            waker,
             block_size: base.geometry().block_size,
         })
     }

@@ -39,6 +39,15 @@ pub(super) struct Moved {
     pub(super) slots: u128,
 }
 
+/// Where granules are copied from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum CopyFrom<'a> {
+    /// The same places of a cluster.
+    Cluster(Cluster),
+    /// Memory, from this granule on.
+    Bytes { first: u16, data: &'a [u8] },
+}
+
 /// What became of a slot that was to be merged.
 pub(super) enum Merged {
     /// It is in the child.
@@ -74,8 +83,9 @@ impl PoolWorker {
             Err(error) => {
                 // Its space does not come back until somebody repairs it; all else goes on.
                 let reason = crate::chain(&error);
-                tracing::error!(layer = layer.0, reason, "a layer cannot be deleted");
+                tracing::error!(layer = layer.0, %reason, "a layer cannot be deleted");
                 self.garbage.remove(&layer);
+                self.end_deletion(layer, Some(reason));
                 false
             }
         }
@@ -93,7 +103,7 @@ impl PoolWorker {
         found
     }
 
-    fn is_uncommitted(&self, layer: LayerId) -> bool {
+    pub(super) fn is_uncommitted(&self, layer: LayerId) -> bool {
         let inbox = self.shared.inbox();
         inbox.dirty.iter().any(|entry| entry.layer == layer)
     }
@@ -147,6 +157,7 @@ impl PoolWorker {
             return Ok(true);
         };
         self.garbage.remove(&layer);
+        self.end_deletion(layer, None);
         self.stage(Table::Layers, &layer_key(layer), None);
         let child = (record.children > 0)
             .then(|| self.child_of(layer))
@@ -157,7 +168,9 @@ impl PoolWorker {
                 self.change_layer(child, |record| record.parent = parent);
             }
             (None, Parent::Layer(parent)) => {
-                self.change_layer(*parent, |record| record.children -= 1);
+                self.change_layer(*parent, |record| {
+                    record.children = record.children.saturating_sub(1);
+                });
             }
             (None, _) => {}
         }
@@ -277,8 +290,9 @@ impl PoolWorker {
         };
         let missing = missing(&target.look(slot), whole);
         let hidden = missing.and(zero);
-        if !hidden.is_empty() {
-            match target.zero(slot, hidden, has_parent) {
+        // Without a parent what the child does not have is zeroes anyway.
+        if !hidden.is_empty() && has_parent {
+            match target.zero_missing(slot, hidden) {
                 Ok(change) => self.shared.note_piece(child, index, target, change),
                 Err(_) => return Ok(Merged::Busy),
             }
@@ -287,6 +301,7 @@ impl PoolWorker {
         let (Some(from), false) = (content.cluster(), copied.is_empty()) else {
             return Ok(Merged::Done);
         };
+        let from = CopyFrom::Cluster(from);
         self.copy_granules((child, index), target, slot, from, copied)
     }
 
@@ -296,7 +311,7 @@ impl PoolWorker {
         (child, index): (LayerId, u64),
         target: &Arc<Piece>,
         slot: usize,
-        from: Cluster,
+        from: CopyFrom<'_>,
         granules: Granules,
     ) -> Result<Merged, LvolError> {
         if !target.lock(slot, granules) {
@@ -316,7 +331,7 @@ impl PoolWorker {
         &mut self,
         target: &Piece,
         slot: usize,
-        from: Cluster,
+        from: CopyFrom<'_>,
         granules: Granules,
     ) -> Result<bool, LvolError> {
         let whole = Granules::from(self.shared.granularity.whole());
@@ -342,14 +357,28 @@ impl PoolWorker {
                 }
             }
         };
+        let is_lost = matches!(from, CopyFrom::Cluster(from) if from.is_lost());
+        if is_lost || to.is_lost() {
+            return Err(LvolError::Lost);
+        }
         let granule = self.shared.granularity.granule_size();
         let cluster_size = self.shared.granularity.cluster_size();
         for run in granules.runs() {
             let offset = u64::from(run.start) * granule;
-            let mut data = vec![0; usize::from(run.len()) * granule as usize];
-            self.disk
-                .read(from.get() * cluster_size + offset, &mut data)?;
-            self.disk.write(to.get() * cluster_size + offset, &data)?;
+            let len = usize::from(run.len()) * granule as usize;
+            let to = to.get() * cluster_size + offset;
+            match from {
+                CopyFrom::Cluster(from) => {
+                    let mut data = vec![0; len];
+                    self.disk
+                        .read(from.get() * cluster_size + offset, &mut data)?;
+                    self.disk.write(to, &data)?;
+                }
+                CopyFrom::Bytes { first, data } => {
+                    let at = usize::from(run.start - first) * granule as usize;
+                    self.disk.write(to, &data[at..at + len])?;
+                }
+            }
         }
         Ok(true)
     }
@@ -400,7 +429,9 @@ impl PoolWorker {
 
     pub(super) fn load_garbage(&mut self) {
         let layers = self.layers.iter();
-        let garbage = layers.filter(|(_, record)| record.state == LayerState::Garbage);
+        let garbage = layers.filter(|(layer, record)| {
+            record.state == LayerState::Garbage && !self.suspect.contains(layer)
+        });
         self.garbage = garbage.map(|(layer, _)| *layer).collect();
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use metastore::pool::Table;
 use uuid::Uuid;
 
+use super::external::ExternalInfo;
 use super::promise::Resolver;
 use super::worker::{Entry, PoolWorker, Waiter};
 use super::{PoolInfo, VolumeShared, check_name};
@@ -46,6 +47,8 @@ pub struct VolumeInfo {
     pub clusters: u64,
     /// The snapshot that it lies on, if that has a name still.
     pub parent: Option<String>,
+    /// The block device outside the pool that it lies on, below all layers.
+    pub external: Option<ExternalInfo>,
     /// Layers that lie on it; for a little while also those that are being deleted.
     pub children: u32,
     /// Its records are damaged: I/O fails.
@@ -54,6 +57,7 @@ pub struct VolumeInfo {
 
 impl PoolWorker {
     pub(super) fn info(&self) -> PoolInfo {
+        self.tell_allocated();
         let superblock = self.metadata.superblock();
         let (mut volumes, mut snapshots, mut provisioned_bytes) = (0, 0, 0_u64);
         for Entry { record, .. } in self.names.values() {
@@ -77,6 +81,7 @@ impl PoolWorker {
             volumes,
             snapshots,
             layers: self.layers.len() as u64,
+            labels: self.labels(),
             fault: self.fault.clone(),
         }
     }
@@ -102,6 +107,7 @@ impl PoolWorker {
             record: entry.record.clone(),
             clusters: layer.map_or(0, |layer| layer.clusters),
             parent,
+            external: self.external_info(entry.record.layer),
             children: layer.map_or(0, |layer| layer.children),
             faulted: entry.shared.faulted.load(Ordering::SeqCst),
         }
@@ -170,10 +176,16 @@ impl PoolWorker {
         }
         self.check_room(new.thick, new.size_bytes)?;
         let layer = self.new_layer(Parent::Layer(parent));
-        self.add_volume(new, layer)
+        let made = self.add_volume(new, layer);
+        self.externals_may_change();
+        made
     }
 
-    fn add_volume(&mut self, new: NewVolume, layer: LayerId) -> Result<VolumeInfo, LvolError> {
+    pub(super) fn add_volume(
+        &mut self,
+        new: NewVolume,
+        layer: LayerId,
+    ) -> Result<VolumeInfo, LvolError> {
         let uuid = new.uuid.unwrap_or_else(|| *Uuid::new_v4().as_bytes());
         let record = NameRecord {
             kind: NameKind::Volume,
@@ -216,6 +228,7 @@ impl PoolWorker {
         self.shared.chains.fetch_add(1, Ordering::SeqCst);
         drop(moving);
         self.reserve_again();
+        self.externals_may_change();
         // What was in flight goes to the old layers, now the snapshots'. When it has ended they change
         // no more, and the commit after that has it all.
         self.after_grace(move |worker| {
@@ -333,6 +346,7 @@ impl PoolWorker {
             .insert(volume.to_owned(), Entry { record, shared });
         self.discard_layer(old);
         self.reserve_again();
+        self.externals_may_change();
         Ok(())
     }
 
@@ -367,10 +381,11 @@ impl PoolWorker {
                 self.names.insert(to, entry);
             }
         }
+        self.externals_may_change();
         Ok(())
     }
 
-    pub(super) fn delete(&mut self, name: &str) -> Result<(), LvolError> {
+    pub(super) fn delete(&mut self, name: &str) -> Result<Option<u64>, LvolError> {
         let entry = self.entry(name)?;
         let refused = |problem: &str| LvolError::Refused {
             name: name.to_owned(),
@@ -389,7 +404,8 @@ impl PoolWorker {
         self.stage(Table::Names, name.as_bytes(), None);
         self.discard_layer(layer);
         self.reserve_again();
-        Ok(())
+        self.externals_may_change();
+        Ok(self.show_deletion(name, layer))
     }
 
     /// Tells when all that is staged now is durable.
@@ -460,7 +476,7 @@ impl PoolWorker {
         })
     }
 
-    fn check_new(&self, name: &str) -> Result<(), LvolError> {
+    pub(super) fn check_new(&self, name: &str) -> Result<(), LvolError> {
         check_name(name)?;
         self.check_unnamed(name)
     }

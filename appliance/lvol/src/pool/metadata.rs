@@ -86,6 +86,11 @@ impl Metadata {
         self.reserve.borrow_mut().extend(extents);
     }
 
+    /// Takes the reserve away.
+    pub(crate) fn take_reserve(&self) -> Vec<Extent> {
+        std::mem::take(&mut self.reserve.borrow_mut())
+    }
+
     fn cluster_size(&self) -> u64 {
         self.superblock.borrow().granularity.cluster_size()
     }

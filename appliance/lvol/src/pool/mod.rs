@@ -5,13 +5,19 @@ mod check;
 mod commit;
 mod diff;
 mod disk;
+mod driven;
+mod external;
 mod garbage;
+mod lease;
 mod manage;
+mod mapped;
 mod metadata;
 mod open;
 mod operation;
 mod pieces;
 mod promise;
+mod properties;
+mod repair;
 mod reserve;
 mod resize;
 mod shared;
@@ -21,13 +27,20 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-pub use self::check::Finding;
+use block::Bdev;
+
+pub use self::check::{Checkup, Finding};
 pub use self::diff::{Extents, VolumeExtent};
 pub use self::disk::Host;
+pub(crate) use self::external::{EXTERNAL_RETRY, ExternalPart};
+pub use self::external::{ExternalDevices, ExternalInfo, NoExternalDevices};
 pub use self::manage::{NewVolume, VolumeInfo};
+pub use self::mapped::{MapCursor, MappedRun, MappedRuns};
 pub use self::open::{CreateOptions, POOL_BYTES_MAX};
 pub use self::operation::{Operation, OperationKind, OperationState};
 pub use self::promise::Promise;
+pub use self::properties::{LabelChanges, VolumeChange};
+pub use self::repair::REPAIRED_LABEL;
 pub(crate) use self::shared::{Chain, Mailbox, Reply, Request, Shared, VolumeShared};
 pub use self::worker::{Next, PoolOptions, PoolWorker};
 
@@ -64,6 +77,8 @@ pub struct PoolInfo {
     pub snapshots: u64,
     /// Layers, those included that are being deleted.
     pub layers: u64,
+    /// What its owner says of it.
+    pub labels: Vec<(String, String)>,
     /// Why the pool has stopped, if it has.
     pub fault: Option<String>,
 }
@@ -105,6 +120,16 @@ impl Pool {
     pub fn clone_snapshot(&self, snapshot: &str, new: NewVolume) -> Promise<VolumeInfo> {
         let snapshot = snapshot.to_owned();
         self.change(move |worker| worker.clone_snapshot(&snapshot, new))
+    }
+
+    /// Makes a volume that shows what a block device outside the pool shows, and can be written. The
+    /// device is only read, and claimed through [`PoolOptions::externals`] while anything lies on it. Its
+    /// blocks may not be larger than the pool's, and it may not lie in a pool itself. Past its end, as it
+    /// is now, the volume reads as zeroes.
+    #[must_use]
+    pub fn clone_external(&self, device: &Arc<Bdev>, new: NewVolume) -> Promise<VolumeInfo> {
+        let device = Arc::clone(device);
+        self.change(move |worker| worker.clone_external(&device, new))
     }
 
     /// Takes snapshots of several volumes at one moment: pairs of a volume and the name after the `@`.
@@ -155,9 +180,30 @@ impl Pool {
         self.change(move |worker| worker.rename(&name, &new_name))
     }
 
-    /// Deletes a volume or a snapshot. Its space comes back afterwards, bit by bit.
+    /// Changes what an owner says of a volume or a snapshot.
     #[must_use]
-    pub fn delete(&self, name: &str) -> Promise<()> {
+    pub fn change_volume(&self, name: &str, change: VolumeChange) -> Promise<VolumeInfo> {
+        let name = name.to_owned();
+        self.change(move |worker| worker.change_volume(&name, &change))
+    }
+
+    /// Changes the pool's labels; the same rules as for a volume's.
+    #[must_use]
+    pub fn set_labels(&self, changes: LabelChanges) -> Promise<()> {
+        self.change(move |worker| worker.set_labels(&changes))
+    }
+
+    /// Gives the pool another name.
+    #[must_use]
+    pub fn rename_pool(&self, new_name: &str) -> Promise<()> {
+        let new_name = new_name.to_owned();
+        self.change(move |worker| worker.rename_pool(&new_name))
+    }
+
+    /// Deletes a volume or a snapshot. Its space comes back afterwards, bit by bit: the number of the operation
+    /// that shows it, if there is anything to give back and not very many are shown already.
+    #[must_use]
+    pub fn delete(&self, name: &str) -> Promise<Option<u64>> {
         let name = name.to_owned();
         self.change(move |worker| worker.delete(&name))
     }
@@ -193,10 +239,53 @@ impl Pool {
     /// Operations under way, and the last that ended.
     #[must_use]
     pub fn operations(&self) -> Promise<Vec<Operation>> {
-        self.ask(|worker| Ok(worker.operations.values().cloned().collect()))
+        self.ask(|worker| Ok(worker.list_operations()))
     }
 
-    /// Ends an operation where it is. What it has done stays; nothing that a host sees changes.
+    /// Keeps an operation that the caller drives, of a kind that [`OperationKind::is_driven`]; the number of it.
+    /// `subject` is what it works on, for people; `total` is in the caller's unit; `detail` is what the caller
+    /// needs to go on after a restart, at most 256 KiB. Refused while 64 of the pool are under way.
+    #[must_use]
+    pub fn begin(
+        &self,
+        kind: OperationKind,
+        subject: &str,
+        total: u64,
+        detail: String,
+    ) -> Promise<u64> {
+        let subject = subject.to_owned();
+        self.change(move |worker| worker.begin(kind, &subject, total, detail))
+    }
+
+    /// Tells how far a driven operation is; the answer tells whether it was cancelled. Durable with the next
+    /// commit: tell only what is durable itself.
+    #[must_use]
+    pub fn progress(&self, id: u64, done: u64) -> Promise<OperationState> {
+        self.ask(move |worker| worker.progress(id, done, None))
+    }
+
+    /// As [`Pool::progress`], with another detail.
+    #[must_use]
+    pub fn progress_with(&self, id: u64, done: u64, detail: String) -> Promise<OperationState> {
+        self.ask(move |worker| worker.progress(id, done, Some(detail)))
+    }
+
+    /// Ends a driven operation: done, with what was found; or failed, with the reason, or cancelled if somebody
+    /// had asked for that. Nothing happens if it has ended. A text is cut at 256 KiB.
+    #[must_use]
+    pub fn end(&self, id: u64, result: Result<String, String>) -> Promise<()> {
+        self.change(move |worker| worker.end(id, result))
+    }
+
+    /// Runs of the device that volumes and snapshots have, of at most `pieces` pieces of maps (128 clusters
+    /// each) in one step of the worker. What was not committed at the time of the call may be missing.
+    #[must_use]
+    pub fn mapped(&self, from: MapCursor, pieces: usize) -> Promise<MappedRuns> {
+        self.ask(move |worker| worker.mapped(from, pieces))
+    }
+
+    /// Ends an operation where it is. What it has done stays; nothing that a host sees changes. One that is
+    /// driven from outside is ended by its driver, soon. A deletion goes on: that is refused.
     #[must_use]
     pub fn cancel(&self, id: u64) -> Promise<()> {
         self.change(move |worker| worker.cancel(id))
@@ -216,11 +305,33 @@ impl Pool {
         self.ask(move |worker| worker.diff(from.as_deref(), &to, offset, limit))
     }
 
-    /// Compares all records of the pool with each other. Nothing else is done for the pool meanwhile, but
-    /// I/O to what is mapped goes on.
+    /// Compares all records of the pool with each other, in steps: I/O and other calls go on in between. Changes
+    /// nothing.
     #[must_use]
     pub fn check(&self) -> Promise<Vec<Finding>> {
-        self.ask(PoolWorker::check)
+        let (promise, resolver) = promise();
+        let told = |result: Result<Checkup, LvolError>| {
+            resolver.resolve(result.map(|checkup| checkup.findings));
+        };
+        let called = self
+            .shared
+            .call(move |worker| worker.begin_check(false, Box::new(told)));
+        drop(called);
+        promise
+    }
+
+    /// As [`Pool::check`], and tells what it took; with `repairs` does what [`Pool::check`] tells of. I/O goes on;
+    /// where a volume must not be in use the finding says so, and that is left as it is. A power cut in the middle
+    /// leaves a pool that opens and can be repaired again.
+    #[must_use]
+    pub fn check_up(&self, repairs: bool) -> Promise<Checkup> {
+        let (promise, resolver) = promise();
+        let told = |result| resolver.resolve(result);
+        let called = self
+            .shared
+            .call(move |worker| worker.begin_check(repairs, Box::new(told)));
+        drop(called);
+        promise
     }
 
     /// Commits everything that has completed.

@@ -12,13 +12,13 @@ use uuid::Uuid;
 use super::commit::METADATA_RESERVE_BYTES_MIN;
 use super::disk::{Disk, Host};
 use super::metadata::Metadata;
-use super::worker::{Entry, Parts, PoolOptions, PoolWorker, damaged};
+use super::worker::{Entry, Parts, PoolOptions, PoolWorker};
 use super::{Pool, check_name};
 use crate::LvolError;
 use crate::format::{
-    Extent, Found, LayerId, LayerRecord, NameKind, NameRecord, POOL_KEY, PROBE_BYTES,
+    Extent, Found, FreeChunk, LayerId, LayerRecord, NameKind, NameRecord, POOL_KEY, PROBE_BYTES,
     PROBE_TAIL_BYTES, PoolRecord, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock,
-    parse_layer_key, probe,
+    parse_layer_key, parse_operation_key, parse_piece_key, piece_key, probe,
 };
 use crate::map::Granularity;
 
@@ -158,8 +158,14 @@ impl PoolWorker {
         }
         let metadata = Rc::new(Metadata::new(Rc::clone(&disk), superblock, copy));
         let store = PoolStore::open(metadata.clone(), PoolStoreOptions::default())?;
-        let pool = store.get(Table::Pool, POOL_KEY)?.unwrap_or_default();
-        let pool = PoolRecord::decode(&pool).map_err(damaged(|| "pool".to_owned()))?;
+        let record = store.get(Table::Pool, POOL_KEY)?.unwrap_or_default();
+        let (pool, was_pool_damaged) = match PoolRecord::decode(&record) {
+            Ok(pool) => (pool, false),
+            Err(error) => {
+                tracing::error!(%error, "the record of the pool is damaged; its counters are made again");
+                (count_again(&store)?, true)
+            }
+        };
         let mut worker = Self::from_parts(Parts {
             base: Arc::clone(base),
             options,
@@ -169,10 +175,15 @@ impl PoolWorker {
             pool,
             waker,
         });
+        worker.was_pool_damaged = was_pool_damaged;
         worker.load_layers()?;
+        worker.pass_used_ids()?;
         worker.load_names()?;
+        worker.fault_what_is_damaged();
         worker.load_garbage();
         worker.load_operations()?;
+        worker.load_deletions();
+        worker.refresh_externals();
         worker.refill_reserve(0)?;
         worker
             .metadata
@@ -201,6 +212,7 @@ impl PoolWorker {
         let committed = if wipe { Ok(()) } else { self.commit_now() };
         // What channels had waiting is dropped: they see that the pool has stopped.
         drop(self.shared.close());
+        self.release_externals();
         let Some(store) = self.store.take() else {
             return Ok(());
         };
@@ -235,10 +247,38 @@ impl PoolWorker {
                     }
                     Err(error) => {
                         tracing::error!(layer = layer.0, %error, "the record of a layer is damaged");
+                        self.damaged_layers.insert(layer);
                     }
                 }
             }
         }
+    }
+
+    /// No layer that is to be made gets a number that anything has already.
+    fn pass_used_ids(&mut self) -> Result<(), LvolError> {
+        let layers = self.layers.keys().chain(&self.damaged_layers);
+        let used = layers.map(|layer| layer.0).max().unwrap_or(0);
+        let mut next = self.pool.next_layer.max(used.saturating_add(1));
+        let operations = self
+            .usable_store()?
+            .scan(Table::Operations, .., SCAN_RECORDS)?;
+        let operations = operations
+            .iter()
+            .filter_map(|(key, _)| parse_operation_key(key));
+        let operation = operations.max().unwrap_or(0);
+        self.pool.next_operation = self.pool.next_operation.max(operation.saturating_add(1));
+        // Pieces of layers that are not there. One look, unless there are some.
+        loop {
+            let from = piece_key(LayerId(next), 0);
+            let found = self.usable_store()?.scan(Table::Map, &from[..].., 1)?;
+            let found = found.first().and_then(|(key, _)| parse_piece_key(key));
+            let Some((layer, _)) = found.filter(|(layer, _)| layer.0 < u64::MAX) else {
+                break;
+            };
+            next = layer.0 + 1;
+        }
+        self.pool.next_layer = next;
+        Ok(())
     }
 
     fn load_names(&mut self) -> Result<(), LvolError> {
@@ -251,9 +291,11 @@ impl PoolWorker {
             };
             from = after(last);
             for (key, value) in entries {
+                let is_text = std::str::from_utf8(&key).is_ok();
                 let name = String::from_utf8_lossy(&key).into_owned();
                 match NameRecord::decode(&value) {
-                    Ok(record) => self.load_name(name, record),
+                    Ok(record) if is_text => self.load_name(name, record),
+                    Ok(_) => drop(self.damaged_names.insert(name)),
                     Err(error) => {
                         tracing::error!(name, %error, "the record of a volume is damaged");
                         self.damaged_names.insert(name);
@@ -265,35 +307,40 @@ impl PoolWorker {
 
     fn load_name(&mut self, name: String, record: NameRecord) {
         let shared = self.volume_shared(&record);
-        if !self.has_layers(record.layer) {
-            tracing::error!(name, "a layer of the volume is missing or damaged");
-            shared.faulted.store(true, Ordering::SeqCst);
-        }
         if record.thick && record.kind == NameKind::Volume {
             self.thick.insert(name.clone());
         }
         self.names.insert(name, Entry { record, shared });
     }
+}
 
-    /// Are this layer and all below it there?
-    fn has_layers(&self, layer: LayerId) -> bool {
-        let mut at = layer;
-        // More steps than layers would be a circle.
-        for _ in 0..=self.layers.len() {
-            let Some(record) = self.layers.get(&at) else {
-                return false;
-            };
-            match record.parent {
-                crate::format::Parent::Layer(parent) => at = parent,
-                _ => return true,
-            }
-        }
-        false
+/// Counters of a pool whose record cannot be read. Numbers are passed over when the rest is there.
+fn count_again(store: &PoolStore) -> Result<PoolRecord, LvolError> {
+    let mut pool = PoolRecord {
+        next_layer: 1,
+        next_operation: 1,
+        used_clusters: 0,
+        reserved_clusters: 0,
+        label: String::new(),
+    };
+    let mut from = Vec::new();
+    loop {
+        let entries = store.scan(Table::Free, from.as_slice().., 64)?;
+        let Some((last, _)) = entries.last() else {
+            return Ok(pool);
+        };
+        from = after(last);
+        let chunks = entries
+            .iter()
+            .filter_map(|(_, value)| FreeChunk::decode(value).ok());
+        pool.used_clusters += chunks
+            .map(|chunk| u64::from(chunk.used_count()))
+            .sum::<u64>();
     }
 }
 
 /// The smallest key after this one.
-fn after(key: &[u8]) -> Vec<u8> {
+pub(super) fn after(key: &[u8]) -> Vec<u8> {
     let mut next = key.to_vec();
     next.push(0);
     next

@@ -1,6 +1,8 @@
 //! Long work that somebody asked for: it goes on after a restart, shows how far it is, and can be cancelled.
 //!
-//! What there is: taking a volume off its parent, by copying what it sees there.
+//! What there is: taking a volume off its parent, by copying what it sees there; the deletion of what has no
+//! name any more, which is the collector's work and only shown here; and operations that somebody outside
+//! drives, see [`super::driven`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use metastore::pool::Table;
 
-use super::garbage::{COLLECT_RETRY, Merged};
+use super::garbage::{COLLECT_RETRY, CopyFrom, Merged};
 use super::shared::Chain;
 use super::worker::PoolWorker;
 use crate::LvolError;
@@ -20,6 +22,8 @@ use crate::map::{Cluster, Granules, PIECE_SLOTS, Source};
 
 /// Ended operations that are remembered.
 const ENDED_MAX: usize = 64;
+/// Operations that are read when a pool is opened: more than there can be.
+const RECORDS_MAX: usize = 65_536;
 /// Slots looked at in one step.
 const SLOTS_PER_STEP: u64 = 32;
 
@@ -31,6 +35,43 @@ pub enum OperationKind {
     Decouple = 1,
     /// The same, and makes the volume thick.
     Inflate = 2,
+    /// Gives back what a deleted volume or snapshot had. The pool does it by itself; it cannot be cancelled.
+    Delete = 3,
+    /// Fills a volume from an image. Driven from outside.
+    Import = 4,
+    /// Writes a volume or a snapshot to an image. Driven from outside.
+    Export = 5,
+    /// Copies what a snapshot has to another device. Driven from outside.
+    Copy = 6,
+    /// Reads everything that is mapped. Driven from outside.
+    Scrub = 7,
+}
+
+impl OperationKind {
+    /// Somebody outside the pool does the work: [`super::Pool::begin`].
+    #[must_use]
+    pub fn is_driven(self) -> bool {
+        matches!(self, Self::Import | Self::Export | Self::Copy | Self::Scrub)
+    }
+
+    /// The pool copies what a volume sees of its parent.
+    fn detaches(self) -> bool {
+        matches!(self, Self::Decouple | Self::Inflate)
+    }
+
+    fn from_code(code: u8) -> Option<Self> {
+        [
+            Self::Decouple,
+            Self::Inflate,
+            Self::Delete,
+            Self::Import,
+            Self::Export,
+            Self::Copy,
+            Self::Scrub,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == code)
+    }
 }
 
 /// How an operation is.
@@ -45,6 +86,16 @@ pub enum OperationState {
     Failed = 2,
     /// Somebody cancelled it.
     Cancelled = 3,
+    /// Somebody cancelled it, and who drives it has not ended it yet.
+    Cancelling = 4,
+}
+
+impl OperationState {
+    /// It has not ended.
+    #[must_use]
+    pub fn is_under_way(self) -> bool {
+        matches!(self, Self::Running | Self::Cancelling)
+    }
 }
 
 /// An operation.
@@ -55,23 +106,45 @@ pub struct Operation {
     pub id: u64,
     /// What it does.
     pub kind: OperationKind,
-    /// The volume's name.
+    /// The name of the volume or snapshot; empty for the pool.
     pub subject: String,
-    /// The layer that is taken off its parent. After a snapshot it is the snapshot's, and the volume lies on it.
+    /// The layer that is taken off its parent, or deleted; 0 when it is driven from outside. A volume that is
+    /// taken off its parent may lie on it by now: then it is a snapshot's.
     pub(super) layer: LayerId,
-    /// Clusters looked at.
+    /// Steps done: clusters looked at or given back; the driver's unit when it is driven from outside.
     pub done: u64,
-    /// Clusters to look at.
+    /// Steps in all.
     pub total: u64,
     /// How it is.
     pub state: OperationState,
-    /// Why it failed.
+    /// Why it failed, or what its driver found.
     pub text: String,
+    /// What its driver needs to go on after a restart; empty once it has ended.
+    pub detail: String,
     /// All that was to be copied is committed.
     pub(super) is_copied: bool,
+    /// It cannot go on before a device outside the pool is there.
+    pub(super) is_waiting: bool,
 }
 
 impl Operation {
+    /// One that begins, without a number yet.
+    pub(super) fn new(kind: OperationKind, subject: &str) -> Self {
+        Self {
+            id: 0,
+            kind,
+            subject: subject.to_owned(),
+            layer: LayerId(0),
+            done: 0,
+            total: 0,
+            state: OperationState::Running,
+            text: String::new(),
+            detail: String::new(),
+            is_copied: false,
+            is_waiting: false,
+        }
+    }
+
     fn record(&self) -> OperationRecord {
         OperationRecord {
             kind: self.kind as u8,
@@ -80,28 +153,40 @@ impl Operation {
             // What was copied need not be committed yet. After a restart it is looked at again: what is there is
             // passed quickly.
             done: match self.state {
-                OperationState::Running => 0,
+                OperationState::Running if !self.kind.is_driven() => 0,
                 _ => self.done,
             },
             total: self.total,
             state: self.state as u8,
-            text: self.text.clone(),
+            // One has no text before it ends, and no detail afterwards.
+            text: if self.is_driven_now() {
+                self.detail.clone()
+            } else {
+                self.text.clone()
+            },
         }
     }
 
+    /// The worker copies for it.
+    fn is_detaching(&self) -> bool {
+        self.kind.detaches() && self.state == OperationState::Running
+    }
+
+    /// Somebody outside is to go on with it.
+    pub(super) fn is_driven_now(&self) -> bool {
+        self.kind.is_driven() && self.state.is_under_way()
+    }
+
     fn from_record(id: u64, record: OperationRecord) -> Option<Self> {
-        Some(Self {
+        let mut operation = Self {
             id,
-            kind: match record.kind {
-                1 => OperationKind::Decouple,
-                2 => OperationKind::Inflate,
-                _ => return None,
-            },
+            kind: OperationKind::from_code(record.kind)?,
             state: match record.state {
                 0 => OperationState::Running,
                 1 => OperationState::Done,
                 2 => OperationState::Failed,
                 3 => OperationState::Cancelled,
+                4 => OperationState::Cancelling,
                 _ => return None,
             },
             subject: record.subject,
@@ -109,13 +194,19 @@ impl Operation {
             done: record.done,
             total: record.total,
             text: record.text,
+            detail: String::new(),
             is_copied: false,
-        })
+            is_waiting: false,
+        };
+        if operation.is_driven_now() {
+            operation.detail = std::mem::take(&mut operation.text);
+        }
+        Some(operation)
     }
 }
 
 /// What became of one slot.
-enum Copied {
+pub(super) enum Copied {
     /// The volume has all of it, or its parents have nothing.
     Yes,
     /// Somebody is writing there, or a snapshot is being taken: try again.
@@ -134,8 +225,13 @@ impl PoolWorker {
         if record.kind != NameKind::Volume {
             return Err(refused("is a snapshot; it keeps its parent"));
         }
+        if self.has_lost_parent(layer) {
+            return Err(refused(
+                "lies on a layer that is lost; what it showed cannot be copied",
+            ));
+        }
         let mut running = self.operations.values();
-        if running.any(|other| other.state == OperationState::Running && other.layer == layer) {
+        if running.any(|other| other.is_detaching() && other.layer == layer) {
             return Err(refused("is being taken off its parent already"));
         }
         if kind == OperationKind::Inflate && !record.thick {
@@ -147,42 +243,48 @@ impl PoolWorker {
             self.check_clusters(wanted)?;
         }
         let total = self.clusters_of(record.size_bytes);
+        Ok(self.add_operation(Operation {
+            total,
+            layer,
+            ..Operation::new(kind, name)
+        }))
+    }
+
+    /// Gives an operation its number, and keeps it.
+    pub(super) fn add_operation(&mut self, operation: Operation) -> u64 {
         let id = self.pool.next_operation;
         self.pool.next_operation += 1;
-        let operation = Operation {
-            id,
-            kind,
-            subject: name.to_owned(),
-            layer,
-            done: 0,
-            total,
-            state: OperationState::Running,
-            text: String::new(),
-            is_copied: false,
-        };
-        self.put_operation(operation);
+        self.put_operation(Operation { id, ..operation });
         self.forget_old_operations();
-        Ok(id)
+        id
     }
 
     pub(super) fn cancel(&mut self, id: u64) -> Result<(), LvolError> {
-        let not_found = || LvolError::NotFound {
-            name: format!("operation {id}"),
-        };
-        let mut operation = self.operations.get(&id).cloned().ok_or_else(not_found)?;
-        if operation.state == OperationState::Running {
-            operation.state = OperationState::Cancelled;
-            self.put_operation(operation);
+        let mut operation = self.operation(id)?.clone();
+        if operation.state != OperationState::Running {
+            return Ok(());
         }
+        operation.state = match operation.kind {
+            OperationKind::Delete => {
+                return Err(LvolError::Refused {
+                    name: operation.subject,
+                    problem: "is deleted already; giving back its space cannot be cancelled"
+                        .to_owned(),
+                });
+            }
+            // Its driver takes back what it has made, and ends it.
+            kind if kind.is_driven() => OperationState::Cancelling,
+            _ => OperationState::Cancelled,
+        };
+        self.put_operation(operation);
         Ok(())
     }
 
     /// Nobody needs the layer any more.
     pub(super) fn cancel_for(&mut self, layer: LayerId) {
         let running = self.operations.values();
-        let running = running.filter(|other| other.state == OperationState::Running);
         let of_it: Vec<u64> = running
-            .filter(|other| other.layer == layer)
+            .filter(|other| other.is_detaching() && other.layer == layer)
             .map(|other| other.id)
             .collect();
         for id in of_it {
@@ -197,9 +299,9 @@ impl PoolWorker {
         self.operations.insert(operation.id, operation);
     }
 
-    fn forget_old_operations(&mut self) {
+    pub(super) fn forget_old_operations(&mut self) {
         let ended = self.operations.values();
-        let ended = ended.filter(|operation| operation.state != OperationState::Running);
+        let ended = ended.filter(|operation| !operation.state.is_under_way());
         let ids: Vec<u64> = ended.map(|operation| operation.id).collect();
         for id in ids.iter().take(ids.len().saturating_sub(ENDED_MAX)) {
             self.operations.remove(id);
@@ -209,7 +311,7 @@ impl PoolWorker {
 
     pub(super) fn load_operations(&mut self) -> Result<(), LvolError> {
         let store = self.usable_store()?;
-        let entries = store.scan(Table::Operations, .., ENDED_MAX * 4)?;
+        let entries = store.scan(Table::Operations, .., RECORDS_MAX)?;
         let mut operations = BTreeMap::new();
         for (key, value) in entries {
             let Some(id) = parse_operation_key(&key) else {
@@ -231,7 +333,8 @@ impl PoolWorker {
             return false;
         }
         let mut running = self.operations.values();
-        let Some(operation) = running.find(|other| other.state == OperationState::Running) else {
+        let can_go_on = |other: &&Operation| other.is_detaching() && !other.is_waiting;
+        let Some(operation) = running.find(can_go_on) else {
             return false;
         };
         let mut operation = operation.clone();
@@ -245,6 +348,13 @@ impl PoolWorker {
                 }
                 going
             }
+            Err(error @ LvolError::ExternalMissing { .. }) => {
+                // Others have their turn meanwhile.
+                operation.is_waiting = true;
+                operation.text = format!("waits: {error}");
+                self.operations.insert(operation.id, operation);
+                true
+            }
             Err(error) => {
                 operation.state = OperationState::Failed;
                 operation.text = crate::chain(&error);
@@ -256,6 +366,15 @@ impl PoolWorker {
                 self.put_operation(operation);
                 self.when_committed(|_, _| {});
                 true
+            }
+        }
+    }
+
+    /// A device outside the pool has come.
+    pub(super) fn go_on_with_waiting(&mut self) {
+        for operation in self.operations.values_mut() {
+            if std::mem::take(&mut operation.is_waiting) {
+                operation.text.clear();
             }
         }
     }
@@ -315,6 +434,10 @@ impl PoolWorker {
     /// The first index from `from` on at which a layer below has anything.
     fn next_piece_below(&self, layer: LayerId, from: u64) -> Result<Option<u64>, LvolError> {
         let store = self.usable_store()?;
+        let external = self.external_under(layer);
+        if external.is_some_and(|part| from < self.pieces_of(&part)) {
+            return Ok(Some(from));
+        }
         let mut first = None;
         let mut below = self.parent_of(layer);
         while let Some(parent) = below {
@@ -345,8 +468,13 @@ impl PoolWorker {
             if chain.own.look(slot).source(granule) != Source::Parent {
                 continue;
             }
-            let Some(from) = below(chain, slot, granule) else {
-                continue;
+            let from = match below(chain, slot, granule) {
+                Some(Source::Own(from)) => from,
+                Some(_) => continue,
+                None => match self.detach_external(chain, slot, granule)? {
+                    Copied::Yes => continue,
+                    Copied::Busy => return Ok(Copied::Busy),
+                },
             };
             if unsettled {
                 return Ok(Copied::Busy);
@@ -355,7 +483,7 @@ impl PoolWorker {
             let mut wanted = Granules::NONE;
             for next in granule..granularity.granules() {
                 let own = chain.own.look(slot).source(next);
-                if own == Source::Parent && below(chain, slot, next) == Some(from) {
+                if own == Source::Parent && below(chain, slot, next) == Some(Source::Own(from)) {
                     wanted.set(next);
                 } else {
                     break;
@@ -377,6 +505,7 @@ impl PoolWorker {
     ) -> Result<bool, LvolError> {
         self.check_clusters(u64::from(chain.own.look(slot).cluster().is_none()))?;
         let key = (chain.layer, chain.index);
+        let from = CopyFrom::Cluster(from);
         let merged = self.copy_granules(key, &chain.own, slot, from, granules)?;
         Ok(matches!(merged, Merged::Done))
     }
@@ -386,9 +515,12 @@ impl PoolWorker {
         let parent = self.layers.get(&layer).map(|record| record.parent.clone());
         self.change_layer(layer, |record| record.parent = Parent::None);
         if let Some(Parent::Layer(parent)) = parent {
-            self.change_layer(parent, |record| record.children -= 1);
+            self.change_layer(parent, |record| {
+                record.children = record.children.saturating_sub(1);
+            });
         }
         self.drop_chains_through(layer);
+        self.externals_may_change();
         if operation.kind == OperationKind::Inflate {
             self.make_thick(layer);
         }
@@ -423,14 +555,11 @@ impl PoolWorker {
     }
 }
 
-/// The cluster that a granule which the volume does not have is read from.
-fn below(chain: &Chain, slot: usize, granule: u16) -> Option<Cluster> {
+/// Where a granule that the volume does not have is read from; `None` if no layer has it.
+pub(super) fn below(chain: &Chain, slot: usize, granule: u16) -> Option<Source> {
     let mut sources = chain
         .ancestors
         .iter()
         .map(|piece| piece.look(slot).source(granule));
-    match sources.find(|source| *source != Source::Parent)? {
-        Source::Own(cluster) => Some(cluster),
-        Source::Zero | Source::Parent => None,
-    }
+    sources.find(|source| *source != Source::Parent)
 }

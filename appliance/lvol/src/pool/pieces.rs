@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 use block::IoError;
 use metastore::pool::Table;
 
+use super::repair::lost_piece;
 use super::shared::{Chain, Mailbox, Reply, VolumeShared};
 use super::worker::{PoolWorker, damaged};
 use crate::LvolError;
 use crate::format::{LayerId, Parent, decode_piece, piece_key};
-use crate::map::Piece;
+use crate::map::{PIECE_SLOTS, Piece};
 
 impl PoolWorker {
     /// Answers a channel that has no chain for a piece.
@@ -45,11 +46,17 @@ impl PoolWorker {
         let own = self.own_piece(layer, index)?;
         let mut ancestors = Vec::new();
         let mut has_parent = false;
-        let mut below = self.parent_of(layer);
-        while let Some(parent) = below {
+        let mut lowest = layer;
+        while let Some(parent) = self.parent_of(lowest) {
             has_parent = true;
             ancestors.extend(self.piece(parent, index)?);
-            below = self.parent_of(parent);
+            lowest = parent;
+        }
+        let start = index * PIECE_SLOTS as u64 * self.shared.granularity.cluster_size();
+        let external = self.external_under(lowest);
+        if self.has_lost_parent(layer) {
+            has_parent = true;
+            ancestors.push(lost_piece(self.shared.granularity));
         }
         Ok(Arc::new(Chain {
             layer,
@@ -57,6 +64,7 @@ impl PoolWorker {
             own,
             ancestors,
             has_parent,
+            external: external.filter(|part| part.len_bytes > start),
         }))
     }
 

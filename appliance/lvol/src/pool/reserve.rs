@@ -3,9 +3,12 @@
 //! A thick volume has its clusters when it writes, like a thin one. What it does not have yet is
 //! counted, by what is committed: clusters in hand count twice until then, never not at all.
 
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
 use super::worker::PoolWorker;
 use crate::LvolError;
-use crate::format::NameRecord;
+use crate::format::{LayerId, NameRecord};
 
 impl PoolWorker {
     /// Are there clusters for a thick volume of this size?
@@ -36,6 +39,29 @@ impl PoolWorker {
             return Err(LvolError::NoSpace { wanted, free });
         }
         Ok(())
+    }
+
+    /// Tells volumes how many clusters they and what they lie on have: asked for with the pool's state, which looks
+    /// at all names anyway, and not at each commit.
+    pub(super) fn tell_allocated(&self) {
+        let mut known: HashMap<LayerId, u64> = HashMap::new();
+        for entry in self.names.values() {
+            let (mut at, mut path, mut clusters) = (Some(entry.record.layer), Vec::new(), 0);
+            while let Some(layer) = at {
+                if let Some(below) = known.get(&layer) {
+                    clusters = *below;
+                    break;
+                }
+                path.push(layer);
+                at = self.parent_of(layer);
+            }
+            for layer in path.into_iter().rev() {
+                let own = self.layers.get(&layer).map_or(0, |record| record.clusters);
+                clusters += own;
+                known.insert(layer, clusters);
+            }
+            entry.shared.allocated.store(clusters, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn clusters_of(&self, size_bytes: u64) -> u64 {

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use metastore::pool::Table;
 
+use super::external::ExternalPart;
 use super::open::POOL_BYTES_MAX;
 use super::promise::Resolver;
 use super::shared::VolumeShared;
@@ -97,7 +98,11 @@ impl PoolWorker {
         let (cluster, offset) = granularity.split(from);
         let first_slot = (cluster % PIECE_SLOTS as u64) as usize;
         let first_piece = cluster / PIECE_SLOTS as u64;
-        for index in self.pieces_from(layer, first_piece)? {
+        let mut indices = self.pieces_from(layer, first_piece)?;
+        if let Some(part) = self.external_under(layer) {
+            indices.extend(first_piece..self.pieces_of(&part));
+        }
+        for index in indices {
             let chain = self.chain(layer, index)?;
             let start = if index == first_piece { first_slot } else { 0 };
             for slot in start..PIECE_SLOTS {
@@ -108,10 +113,9 @@ impl PoolWorker {
                 };
                 let granules = Granules::from(GranuleRange::new(first, granularity.granules()));
                 let is_empty = |look: Look| look == Look::Whole(Source::Parent);
-                let hides = chain
-                    .ancestors
-                    .iter()
-                    .any(|piece| !is_empty(piece.look(slot)));
+                let mut ancestors = chain.ancestors.iter();
+                let hides = chain.external_bytes(slot, granularity.cluster_size()) > 0
+                    || ancestors.any(|piece| !is_empty(piece.look(slot)));
                 if !hides && is_empty(chain.own.look(slot)) {
                     continue;
                 }
@@ -123,6 +127,12 @@ impl PoolWorker {
             }
         }
         Ok(())
+    }
+
+    /// Index of the piece after the last that a device outside the pool has anything in.
+    pub(super) fn pieces_of(&self, part: &ExternalPart) -> u64 {
+        let piece = PIECE_SLOTS as u64 * self.shared.granularity.cluster_size();
+        part.len_bytes.div_ceil(piece)
     }
 
     /// Indices from `first` on at which the layer or one below has anything.

@@ -5,16 +5,17 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 
 use block::{Bdev, IoError};
-use dma::IobufPool;
+use dma::{IobufPool, LeaseBoard};
 
+use super::external::ExternalPart;
 use super::worker::PoolWorker;
 use crate::LvolError;
 use crate::format::LayerId;
-use crate::map::{Change, Cluster, Epoch, Granularity, Piece};
+use crate::map::{Change, Cluster, Epoch, Granularity, PIECE_SLOTS, Piece};
 
 /// Management calls that may wait for the worker.
 const CALLS_MAX: usize = 4096;
@@ -37,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) dirty_count: AtomicU64,
     /// I/O fails: the pool was closed, or nobody knows what its device holds.
     pub(crate) stopped: AtomicBool,
+    /// Who lends memory of the device.
+    leases: Mutex<Vec<Weak<LeaseBoard>>>,
     inbox: Mutex<Inbox>,
     waker: Waker,
 }
@@ -85,6 +88,11 @@ pub(crate) enum Request {
     },
     /// Clusters for first writes.
     Clusters { thick: bool, mailbox: Arc<Mailbox> },
+    /// The device outside the pool that a volume lies on.
+    External {
+        part: ExternalPart,
+        mailbox: Arc<Mailbox>,
+    },
     /// Everything that has completed is to be durable.
     Commit { mailbox: Arc<Mailbox>, ticket: u64 },
 }
@@ -99,6 +107,14 @@ pub(crate) enum Reply {
         chain: Result<Arc<Chain>, IoError>,
     },
     Clusters(Result<Vec<Cluster>, IoError>),
+    External {
+        uuid: [u8; 16],
+        device: Result<Arc<Bdev>, IoError>,
+    },
+    /// The volume does not lie on this device any more.
+    ExternalGone {
+        uuid: [u8; 16],
+    },
     Committed {
         ticket: u64,
         result: Result<(), IoError>,
@@ -123,6 +139,27 @@ pub(crate) struct Chain {
     pub(crate) ancestors: Vec<Arc<Piece>>,
     /// Is there any layer below?
     pub(crate) has_parent: bool,
+    /// What lies below all layers, if it has anything here.
+    pub(crate) external: Option<ExternalPart>,
+}
+
+impl Chain {
+    /// First byte of a slot in the volume.
+    pub(crate) fn start_of(&self, slot: usize, cluster_size: u64) -> u64 {
+        (self.index * PIECE_SLOTS as u64 + slot as u64) * cluster_size
+    }
+
+    /// So many of a slot's first bytes are an external device's where no layer has anything.
+    pub(crate) fn external_bytes(&self, slot: usize, cluster_size: u64) -> u64 {
+        let start = self.start_of(slot, cluster_size);
+        self.external
+            .map_or(0, |part| part.covers(start, cluster_size))
+    }
+
+    /// May there be something in a slot below the first layer?
+    pub(crate) fn hides(&self, slot: usize, cluster_size: u64) -> bool {
+        !self.ancestors.is_empty() || self.external_bytes(slot, cluster_size) > 0
+    }
 }
 
 /// A volume or a snapshot, as its channels and its device see it.
@@ -137,7 +174,11 @@ pub(crate) struct VolumeShared {
     pub(crate) unsettled: AtomicBool,
     /// The volume is gone, or its records are damaged.
     pub(crate) faulted: AtomicBool,
-    pub(crate) read_only: bool,
+    pub(crate) is_snapshot: bool,
+    /// Writes are refused.
+    pub(crate) read_only: AtomicBool,
+    /// Clusters of its layer and of those below, as of the last look at the pool's state.
+    pub(crate) allocated: AtomicU64,
     pub(crate) thick: AtomicBool,
     /// Channels that are open.
     pub(crate) channels: AtomicU64,
@@ -161,6 +202,7 @@ impl Shared {
             committing: AtomicBool::new(false),
             dirty_count: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            leases: Mutex::default(),
             inbox: Mutex::default(),
             waker,
         })
@@ -169,6 +211,12 @@ impl Shared {
     pub(crate) fn inbox(&self) -> MutexGuard<'_, Inbox> {
         // A panic while it was held left plain lists behind.
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Cold: taken by a channel once, and to look at the boards.
+    pub(crate) fn leases(&self) -> MutexGuard<'_, Vec<Weak<LeaseBoard>>> {
+        // A panic while it was held left a plain list behind.
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn wake_worker(&self) {

@@ -12,8 +12,11 @@ use dma::IobufPool;
 use metastore::pool::{PoolStore, PoolStoreError, Table};
 
 use super::allocator::Allocator;
+use super::check::Checking;
 use super::disk::{Disk, Host};
+use super::external::{ExternalDevices, ExternalState, NoExternalDevices};
 use super::garbage::Moved;
+use super::lease::Leased;
 use super::metadata::Metadata;
 use super::operation::Operation;
 use super::shared::{Call, Mailbox, Reply, Request, Shared, VolumeShared};
@@ -37,6 +40,8 @@ pub struct PoolOptions {
     pub commit_interval: Duration,
     /// Records of maps in one transaction, bytes. A commit of more is done in several.
     pub transaction_bytes: usize,
+    /// Where block devices outside the pool are found that volumes lie on.
+    pub externals: Arc<dyn ExternalDevices>,
 }
 
 impl PoolOptions {
@@ -48,6 +53,7 @@ impl PoolOptions {
             cached_pieces: 16384,
             commit_interval: Duration::from_secs(5),
             transaction_bytes: 8 << 20,
+            externals: Arc::new(NoExternalDevices),
         }
     }
 }
@@ -99,6 +105,20 @@ pub struct PoolWorker {
     /// Volumes that clusters are reserved for.
     pub(super) thick: BTreeSet<String>,
     pub(super) layers: HashMap<LayerId, LayerRecord>,
+    /// Layers whose records cannot be read.
+    pub(super) damaged_layers: BTreeSet<LayerId>,
+    /// Layers that lie on themselves, by a few others or at once.
+    pub(super) circular: BTreeMap<LayerId, LayerRecord>,
+    /// Layers whose records contradict others: not collected until they are repaired.
+    pub(super) suspect: HashSet<LayerId>,
+    /// The record of the pool was damaged when it was opened.
+    pub(super) was_pool_damaged: bool,
+    /// The check that is under way.
+    pub(super) checking: Option<Box<Checking>>,
+    /// Clusters that records which a repair stages have: in maps with the next transaction.
+    pub(super) adopted: Vec<Cluster>,
+    /// Chunks of free clusters that the next transaction writes whatever it changes.
+    pub(super) rewritten_chunks: BTreeSet<u64>,
     /// Records for the next transaction; `None` deletes.
     pub(super) staged: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
     pub(super) pieces: HashMap<(LayerId, u64), Arc<Piece>>,
@@ -109,6 +129,8 @@ pub struct PoolWorker {
     pub(super) after_grace: VecDeque<AfterGrace>,
     /// Never to be handed out while the pool is open: the device may still write to them.
     pub(super) pinned: HashSet<Cluster>,
+    /// Freed, and still looked at.
+    pub(super) leased: Leased,
     /// Clusters that wait in [`Self::after_grace`] to become free.
     pub(super) quarantined: u64,
     /// Channels that wait for clusters to become free.
@@ -129,7 +151,17 @@ pub struct PoolWorker {
     pub(super) operate_at: Option<Instant>,
     /// The collector goes on then.
     pub(super) collect_at: Option<Instant>,
+    /// The repair goes on then.
+    pub(super) check_at: Option<Instant>,
     pub(super) fault: Option<String>,
+    /// Devices outside the pool that names lie on, by UUID.
+    pub(super) externals: BTreeMap<[u8; 16], ExternalState>,
+    /// Claims are looked after when the next commit has ended.
+    pub(super) externals_wait: bool,
+    /// A device that is missing is looked for then.
+    pub(super) external_at: Option<Instant>,
+    /// As of the last step.
+    pub(super) now: Instant,
 }
 
 impl std::fmt::Debug for PoolWorker {
@@ -170,6 +202,7 @@ impl PoolWorker {
             parts.pool.used_clusters,
             &superblock.metadata,
         );
+        let now = parts.disk.now();
         let shared = Shared::new(
             parts.base,
             Arc::clone(&parts.options.buffers),
@@ -188,12 +221,20 @@ impl PoolWorker {
             damaged_names: BTreeSet::new(),
             thick: BTreeSet::new(),
             layers: HashMap::new(),
+            damaged_layers: BTreeSet::new(),
+            circular: BTreeMap::new(),
+            suspect: HashSet::new(),
+            was_pool_damaged: false,
+            checking: None,
+            adopted: Vec::new(),
+            rewritten_chunks: BTreeSet::new(),
             staged: BTreeMap::new(),
             pieces: HashMap::new(),
             waiters: Vec::new(),
             freed: Vec::new(),
             after_grace: VecDeque::new(),
             pinned: HashSet::new(),
+            leased: Leased::default(),
             quarantined: 0,
             short: Vec::new(),
             commit_due: None,
@@ -204,7 +245,12 @@ impl PoolWorker {
             operations: BTreeMap::new(),
             operate_at: None,
             collect_at: None,
+            check_at: None,
             fault: None,
+            externals: BTreeMap::new(),
+            externals_wait: false,
+            external_at: None,
+            now,
         }
     }
 
@@ -213,6 +259,7 @@ impl PoolWorker {
         if self.store.is_none() {
             return Next::End;
         }
+        self.now = now;
         let mut calls = self.take_in(now);
         while let Some(call) = calls.pop_front() {
             (call.0)(self);
@@ -221,14 +268,23 @@ impl PoolWorker {
             }
         }
         let mut worked = self.end_graces();
+        self.release_leased(now);
         self.serve_short();
-        for at in [&mut self.collect_at, &mut self.operate_at] {
+        for at in [
+            &mut self.collect_at,
+            &mut self.operate_at,
+            &mut self.check_at,
+        ] {
             if at.is_some_and(|at| at <= now) {
                 *at = None;
             }
         }
+        if self.external_at.is_some_and(|at| at <= now) {
+            self.look_for_externals();
+        }
         worked |= self.collect();
         worked |= self.operate();
+        worked |= self.check_some(now);
         let due = self.commit_due.is_some_and(|due| due <= now);
         if due || !self.waiters.is_empty() {
             self.commit_due = None;
@@ -239,10 +295,15 @@ impl PoolWorker {
             return Next::Now;
         }
         self.drop_unused_pieces();
-        let deadline = [self.commit_due, self.collect_at, self.operate_at]
-            .into_iter()
-            .flatten()
-            .min();
+        let deadlines = [
+            self.commit_due,
+            self.collect_at,
+            self.operate_at,
+            self.check_at,
+            self.external_at,
+            self.leased.look_at(),
+        ];
+        let deadline = deadlines.into_iter().flatten().min();
         deadline.map_or(Next::Idle, Next::At)
     }
 
@@ -273,6 +334,7 @@ impl PoolWorker {
                     mailbox,
                 } => self.resolve(&volume, piece, &mailbox),
                 Request::Clusters { thick, mailbox } => self.short.push((mailbox, thick)),
+                Request::External { part, mailbox } => self.lend_external(&part, &mailbox),
                 Request::Commit { mailbox, ticket } => {
                     self.waiters.push(Waiter::Channel { mailbox, ticket });
                 }
@@ -335,7 +397,10 @@ impl PoolWorker {
     }
 
     fn some_may_come_free(&self) -> bool {
-        self.quarantined > 0 || !self.freed.is_empty() || !self.shared.inbox().freed.is_empty()
+        self.quarantined > 0
+            || !self.freed.is_empty()
+            || !self.shared.inbox().freed.is_empty()
+            || self.leased.is_promising(self.disk.now())
     }
 
     fn freed_waits_only_for_grace(&self) -> bool {
@@ -402,7 +467,9 @@ impl PoolWorker {
             chains: AtomicU64::new(0),
             unsettled: AtomicBool::new(false),
             faulted: AtomicBool::new(false),
-            read_only: record.read_only || record.kind == NameKind::Snapshot,
+            is_snapshot: record.kind == NameKind::Snapshot,
+            allocated: AtomicU64::new(0),
+            read_only: AtomicBool::new(record.read_only || record.kind == NameKind::Snapshot),
             thick: AtomicBool::new(record.thick),
             channels: AtomicU64::new(0),
         })
@@ -416,12 +483,17 @@ impl Drop for PoolWorker {
     }
 }
 
-/// A chunk of the FREE table; absent, none of it is used.
-pub(super) fn load_chunk(store: &PoolStore, number: u64) -> Result<FreeChunk, LvolError> {
-    match store.get(Table::Free, &chunk_key(number))? {
-        None => Ok(FreeChunk::default()),
-        Some(record) => {
-            FreeChunk::decode(&record).map_err(damaged(|| format!("free clusters {number}")))
+/// A chunk of the FREE table; absent, none of it is used. `None` if it is damaged: what it accounts for is
+/// neither handed out nor taken back then, and all else goes on.
+pub(super) fn load_chunk(store: &PoolStore, number: u64) -> Result<Option<FreeChunk>, LvolError> {
+    let Some(record) = store.get(Table::Free, &chunk_key(number))? else {
+        return Ok(Some(FreeChunk::default()));
+    };
+    match FreeChunk::decode(&record) {
+        Ok(chunk) => Ok(Some(chunk)),
+        Err(error) => {
+            tracing::error!(number, %error, "a record of free clusters is damaged; run pool repair");
+            Ok(None)
         }
     }
 }

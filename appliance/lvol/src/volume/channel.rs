@@ -5,6 +5,7 @@
 //! again from the start, so that nothing it waits for can wait for it.
 
 use std::os::fd::BorrowedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Waker;
@@ -13,10 +14,12 @@ use std::time::Instant;
 use block::{
     BdevChannel, BlockError, Channel, ChannelContext, Completion, Io, IoError, Op, Submit,
 };
-use dma::{ChannelOptions, IobufChannel, Payload};
+use dma::{ChannelOptions, IobufChannel, Lessor, Payload};
 
 use super::cache::ChainCache;
+use super::external::ExternalSide;
 use super::flight::{Flight, Place, State, parse_tag};
+use super::in_place::hold;
 use crate::map::{Cluster, EpochChannel, PIECE_SLOTS};
 use crate::pool::{Chain, Mailbox, Reply, Request, Shared, VolumeShared};
 
@@ -36,6 +39,8 @@ pub(super) struct VolumeChannel {
     /// Flights in states that no completion of the device below ends.
     waiting: Vec<usize>,
     queue_depth: usize,
+    /// First block of [`Cluster::LOST`].
+    lost_block: u64,
     /// Clusters for first writes.
     pub(super) clusters: Vec<Cluster>,
     clusters_asked: bool,
@@ -44,7 +49,13 @@ pub(super) struct VolumeChannel {
     scratch: Vec<Completion>,
     replies: Vec<Reply>,
     /// Of the last call; none before the first.
-    now: Option<Instant>,
+    pub(super) now: Option<Instant>,
+    /// Devices outside the pool that the volume is, or was, read from: rarely more than one.
+    pub(super) externals: Vec<ExternalSide>,
+    /// Made with the first read of memory that is lent.
+    pub(super) lessor: Option<Rc<Lessor>>,
+    /// To open channels to them.
+    pub(super) context: ChannelContext,
 }
 
 /// What became of an attempt.
@@ -93,6 +104,8 @@ impl VolumeChannel {
             vacant: Vec::new(),
             waiting: Vec::new(),
             queue_depth: ctx.queue_depth as usize,
+            lost_block: Cluster::LOST.get() * shared.granularity.cluster_size()
+                / u64::from(shared.block_size),
             clusters: Vec::new(),
             clusters_asked: false,
             asked_pieces: Vec::new(),
@@ -100,6 +113,9 @@ impl VolumeChannel {
             scratch: Vec::new(),
             replies: Vec::new(),
             now: None,
+            externals: Vec::new(),
+            lessor: None,
+            context: ctx.clone(),
             shared: Arc::clone(shared),
             volume: Arc::clone(volume),
         })
@@ -151,6 +167,9 @@ impl VolumeChannel {
         }
         if self.volume.faulted.load(Ordering::Acquire) {
             return Attempt::Done(Err(IoError::Internal));
+        }
+        if flight.io.op.modifies() && self.volume.read_only.load(Ordering::Relaxed) {
+            return Attempt::Done(Err(IoError::WriteProtected));
         }
         match flight.io.op {
             Op::Read | Op::Compare | Op::Verify => self.attempt_read(index, flight),
@@ -229,7 +248,15 @@ impl VolumeChannel {
         }
     }
 
+    /// Data that are lost are beyond every device: neither read nor written until they are zeroed.
     pub(super) fn submit_to_base(&mut self, io: Io) -> Submit {
+        if io.lba.0 >= self.lost_block {
+            let error = match io.op {
+                Op::Write { .. } => IoError::MediaWrite,
+                _ => IoError::MediaRead,
+            };
+            return Submit::Done(io.complete(Err(error)));
+        }
         self.base.submit(
             io,
             self.now.expect("every way here begins with submit or poll"),
@@ -259,6 +286,26 @@ impl VolumeChannel {
         }
     }
 
+    /// Is there a place for one more?
+    #[inline]
+    pub(super) fn has_room(&self) -> bool {
+        !self.vacant.is_empty() || self.flights.len() < self.queue_depth
+    }
+
+    /// The place of the next flight.
+    #[inline]
+    pub(super) fn next_index(&self) -> usize {
+        self.vacant.last().copied().unwrap_or(self.flights.len())
+    }
+
+    /// Puts a flight there.
+    pub(super) fn put_next(&mut self, flight: Flight) {
+        match self.vacant.pop() {
+            Some(index) => self.flights[index] = Some(flight),
+            None => self.flights.push(Some(flight)),
+        }
+    }
+
     fn vacate(&mut self, index: usize) {
         self.flights[index] = None;
         self.vacant.push(index);
@@ -279,6 +326,9 @@ impl VolumeChannel {
     fn take_completions(&mut self, now: Instant) {
         let mut scratch = std::mem::take(&mut self.scratch);
         self.base.poll(now, &mut scratch);
+        if !self.externals.is_empty() {
+            self.poll_externals(now, &mut scratch);
+        }
         for completion in scratch.drain(..) {
             let (index, part) = parse_tag(completion.io.tag);
             let Some(flight) = self.flights.get_mut(index).and_then(Option::take) else {
@@ -304,8 +354,14 @@ impl VolumeChannel {
                 self.leave(token);
                 Attempt::Done(completion.result)
             }
-            State::Below { token, chain, .. } => {
+            State::Below {
+                token,
+                chain,
+                lease,
+                ..
+            } => {
                 flight.io.payload = completion.io.payload;
+                hold(&mut flight.io.payload, lease);
                 self.leave(token);
                 if flight.edges.is_some() && completion.result.is_ok() {
                     self.next_edge(index, &mut flight)
@@ -357,6 +413,8 @@ impl VolumeChannel {
                     chain,
                 } => self.resolved(piece, chains, chain),
                 Reply::Clusters(clusters) => self.clusters_came(clusters),
+                Reply::External { uuid, device } => self.external_came(uuid, device),
+                Reply::ExternalGone { uuid } => self.external_gone(uuid),
                 Reply::Committed { ticket, result } => {
                     self.end_waiting(|index, state| {
                         (index as u64 == ticket && matches!(state, State::Committing))
@@ -391,7 +449,10 @@ impl VolumeChannel {
     }
 
     /// Ends waiting flights for which `ends` has a result.
-    fn end_waiting(&mut self, ends: impl Fn(usize, &State) -> Option<Result<(), IoError>>) {
+    pub(super) fn end_waiting(
+        &mut self,
+        ends: impl Fn(usize, &State) -> Option<Result<(), IoError>>,
+    ) {
         let mut at = 0;
         while at < self.waiting.len() {
             let index = self.waiting[at];
@@ -425,6 +486,7 @@ impl VolumeChannel {
                 State::Committing => true,
                 State::Piece(piece) => self.asked_pieces.contains(&piece),
                 State::Clusters => self.clusters_asked && self.clusters.is_empty(),
+                State::External(uuid) => self.asks_external(uuid),
                 _ => false,
             };
             if still_waits {
@@ -440,6 +502,9 @@ impl VolumeChannel {
 impl Channel for VolumeChannel {
     fn submit(&mut self, io: Io, now: Instant) -> Submit {
         self.now = Some(now);
+        if let Some(found) = self.find_in_place(&io) {
+            return self.submit_in_place(io, found, now);
+        }
         let Some(index) = self.reserve() else {
             return Submit::Done(io.complete(Err(IoError::Busy)));
         };
@@ -478,9 +543,8 @@ impl Channel for VolumeChannel {
                 })
             )
         });
-        let retry = (retries || !self.done.is_empty())
-            .then_some(self.now)
-            .flatten();
+        let asks = retries || !self.done.is_empty() || self.externals_in_flight();
+        let retry = asks.then_some(self.now).flatten();
         [retry, self.base.next_deadline()]
             .into_iter()
             .flatten()
@@ -489,6 +553,10 @@ impl Channel for VolumeChannel {
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         self.base.wake_fd()
+    }
+
+    fn lends(&self) -> bool {
+        self.base.lends()
     }
 
     fn abort(&mut self, tag: u64) -> bool {
@@ -513,7 +581,10 @@ impl Channel for VolumeChannel {
                 flight.io.tag == tag && matches!(flight.state, State::Below { .. })
             })
         });
-        below.is_some_and(|index| self.base.abort(super::flight::tag(index, 0)))
+        below.is_some_and(|index| {
+            let tag = super::flight::tag(index, 0);
+            self.base.abort(tag) || self.abort_external(tag)
+        })
     }
 
     fn in_flight(&self) -> usize {

@@ -59,7 +59,8 @@ impl BlockDevice for Volume {
             supports: Geometry::new(512, 1)
                 .supports
                 .without(OpKind::CompareAndWrite),
-            read_only: self.volume.read_only,
+            // A volume's own switch may be turned back: it is the owner's to show.
+            read_only: self.volume.is_snapshot,
             dma_reach: base.dma_reach,
             ..Geometry::new(
                 self.shared.block_size,
@@ -79,6 +80,18 @@ impl BlockDevice for Volume {
             return Ok(());
         }
         Err(BlockError::ResizeUnsupported { kind: self.kind() })
+    }
+
+    /// Clusters of the volume and of what it lies on: what it shows is at most that.
+    fn allocated_blocks(&self) -> Option<u64> {
+        let clusters = self.volume.allocated.load(Ordering::Relaxed);
+        let bytes = clusters * self.shared.granularity.cluster_size();
+        let count = self.volume.block_count.load(Ordering::SeqCst);
+        Some((bytes / u64::from(self.shared.block_size)).min(count))
+    }
+
+    fn is_thin(&self) -> bool {
+        !self.volume.thick.load(Ordering::Relaxed)
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use block::{Io, IoError};
-use dma::IoBuf;
+use dma::{IoBuf, Lease};
 
-use crate::map::{Cluster, GranuleRange, Granules};
+use crate::map::{Cluster, Granularity, Granules, Source};
 use crate::pool::Chain;
 
 /// An I/O, and how far it is.
@@ -32,6 +32,8 @@ pub(super) enum State {
     Piece(u64),
     /// A cluster.
     Clusters,
+    /// The device outside the pool that the volume lies on.
+    External([u8; 16]),
     /// Another I/O that has a granule locked, the end of a snapshot, or a buffer.
     Retry,
     /// The device below, which has all of it. With the chain if it is a write by FUA.
@@ -40,6 +42,8 @@ pub(super) enum State {
         chain: Option<Arc<Chain>>,
         /// The cluster that it writes to.
         written: Option<Cluster>,
+        /// The cluster that lends memory to it.
+        lease: Option<Lease>,
     },
     /// The device below, which has parts of a read.
     Reading(Box<Reading>),
@@ -56,7 +60,7 @@ impl State {
     pub(super) fn waits(&self) -> bool {
         matches!(
             self,
-            Self::Piece(_) | Self::Clusters | Self::Retry | Self::Committing
+            Self::Piece(_) | Self::Clusters | Self::External(_) | Self::Retry | Self::Committing
         )
     }
 }
@@ -101,9 +105,11 @@ pub(super) struct Writing {
 pub(super) struct Fill {
     pub(super) bytes: Range<u64>,
     /// Where it is read from; `None` when its buffer holds it.
-    pub(super) from: Option<Cluster>,
+    pub(super) from: Option<Origin>,
     /// Not here while it is with the device below.
     pub(super) buffer: Option<IoBuf>,
+    /// While it is read from a device outside the pool: what lies past that device's end.
+    pub(super) tail: Option<IoBuf>,
 }
 
 /// Where an I/O lies: in one cluster.
@@ -119,8 +125,17 @@ pub(super) struct Place {
 #[derive(Debug, Clone)]
 pub(super) struct Run {
     pub(super) bytes: Range<u64>,
-    /// `None`: zeroes.
-    pub(super) cluster: Option<Cluster>,
+    pub(super) origin: Origin,
+}
+
+/// Where bytes of a volume are read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    Zeroes,
+    /// A cluster of the pool, where they lie in their slot.
+    Cluster(Cluster),
+    /// The device outside the pool, where they lie in the volume.
+    External,
 }
 
 /// Number of an I/O to the device below: the flight, and which part of it.
@@ -137,32 +152,36 @@ pub(super) fn runs(
     chain: &Chain,
     slot: usize,
     bytes: &Range<u64>,
-    granules: GranuleRange,
-    granule_size: u64,
+    granularity: Granularity,
 ) -> Vec<Run> {
-    let own = chain.own.look(slot);
-    let looks: Vec<_> = std::iter::once(own)
-        .chain(chain.ancestors.iter().map(|piece| piece.look(slot)))
-        .collect();
+    let granules = granularity.span(bytes.clone()).touched;
+    let granule_size = granularity.granule_size();
+    let external = chain.external_bytes(slot, granularity.cluster_size());
+    let looks = std::iter::once(&chain.own).chain(&chain.ancestors);
+    let looks: Vec<_> = looks.map(|piece| piece.look(slot)).collect();
     let mut runs: Vec<Run> = Vec::new();
     for granule in granules.start..granules.end {
-        let source = looks
-            .iter()
-            .map(|look| look.source(granule))
-            .find(|source| *source != crate::map::Source::Parent);
-        let cluster = match source {
-            Some(crate::map::Source::Own(cluster)) => Some(cluster),
-            _ => None,
-        };
+        let mut sources = looks.iter().map(|look| look.source(granule));
+        let source = sources.find(|source| *source != Source::Parent);
         let start = bytes.start.max(u64::from(granule) * granule_size);
         let end = bytes.end.min((u64::from(granule) + 1) * granule_size);
-        match runs.last_mut() {
-            Some(run) if run.cluster == cluster => run.bytes.end = end,
-            _ => runs.push(Run {
-                bytes: start..end,
-                cluster,
-            }),
+        match source {
+            Some(Source::Own(cluster)) => append(&mut runs, start..end, Origin::Cluster(cluster)),
+            Some(_) => append(&mut runs, start..end, Origin::Zeroes),
+            None => {
+                let inside = external.clamp(start, end);
+                append(&mut runs, start..inside, Origin::External);
+                append(&mut runs, inside..end, Origin::Zeroes);
+            }
         }
     }
     runs
+}
+
+fn append(runs: &mut Vec<Run>, bytes: Range<u64>, origin: Origin) {
+    match runs.last_mut() {
+        _ if bytes.is_empty() => {}
+        Some(run) if run.origin == origin => run.bytes.end = bytes.end,
+        _ => runs.push(Run { bytes, origin }),
+    }
 }

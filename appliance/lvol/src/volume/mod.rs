@@ -3,7 +3,9 @@
 mod cache;
 mod channel;
 mod device;
+mod external;
 mod flight;
+mod in_place;
 mod read;
 mod write;
 

@@ -2,15 +2,27 @@
 
 use std::sync::Arc;
 
-use block::{Completion, Io, IoError, Op, Submit};
+use block::{Completion, Io, IoError, Lba, Op, OpKind, Submit};
 use dma::{IoBuf, Payload};
 
 use super::channel::{Attempt, VolumeChannel, fill_with_zeroes};
-use super::flight::{Flight, Place, Reading, Run, State, runs, tag};
+use super::flight::{Flight, Origin, Place, Reading, Run, State, runs, tag};
 use crate::map::{Cluster, Look, Source};
+use crate::pool::ExternalPart;
 
 impl VolumeChannel {
     pub(super) fn attempt_read(&mut self, index: usize, flight: &mut Flight) -> Attempt {
+        if flight.io.op == Op::Read && flight.io.payload.is_empty() {
+            // The device below lends its memory, and this is not in one place there.
+            let len = flight.io.blocks as usize * self.shared.block_size as usize;
+            if len > self.buffers.len_max() {
+                return Attempt::Done(Err(IoError::InvalidField));
+            }
+            match self.buffers.get(len) {
+                Some(buffer) => flight.io.payload = buffer.into(),
+                None => return Attempt::Going(State::Retry),
+            }
+        }
         let place = self.place(&flight.io);
         let token = match self.enter(&flight.io) {
             Ok(token) => token,
@@ -22,9 +34,13 @@ impl VolumeChannel {
                 return self.need_piece(place.piece);
             }
             Some(chain) => match chain.own.look(place.slot) {
-                Look::Whole(Source::Own(cluster)) => Some(Some(cluster)),
-                Look::Whole(Source::Zero) => Some(None),
-                Look::Whole(Source::Parent) if chain.ancestors.is_empty() => Some(None),
+                Look::Whole(Source::Own(cluster)) => Some(Origin::Cluster(cluster)),
+                Look::Whole(Source::Zero) => Some(Origin::Zeroes),
+                Look::Whole(Source::Parent)
+                    if chain.ancestors.is_empty() && chain.external.is_none() =>
+                {
+                    Some(Origin::Zeroes)
+                }
                 _ => {
                     let chain = Arc::clone(chain);
                     self.only_run(&chain, &place)
@@ -32,16 +48,24 @@ impl VolumeChannel {
             },
         };
         match whole {
-            Some(Some(cluster)) => {
+            Some(Origin::Cluster(cluster)) => {
                 let at = self.block_of(cluster, place.bytes.start);
                 let payload = flight.io.payload.take();
                 let (op, blocks) = (flight.io.op, flight.io.blocks);
                 let io = Io::with_payload(op, at, blocks, payload, tag(index, 0));
                 self.submit_below(index, flight, io, token, None)
             }
-            Some(None) if flight.io.op != Op::Compare => {
+            Some(Origin::Zeroes) if flight.io.op != Op::Compare => {
                 self.leave(token);
                 Attempt::Done(fill_with_zeroes(&mut flight.io.payload))
+            }
+            // Not every device compares or verifies: those go the long way.
+            Some(Origin::External) if flight.io.op == Op::Read => {
+                let part = self.chain(place.piece).and_then(|chain| chain.external);
+                match part {
+                    Some(part) => self.read_external(index, flight, token, part, &place),
+                    None => self.read_runs(index, flight, token, &place),
+                }
             }
             _ => self.read_runs(index, flight, token, &place),
         }
@@ -54,26 +78,28 @@ impl VolumeChannel {
         token: u8,
         place: &Place,
     ) -> Attempt {
-        let span = self.shared.granularity.span(place.bytes.clone());
-        let granule = self.shared.granularity.granule_size();
+        let granularity = self.shared.granularity;
         let Some(chain) = self.chain(place.piece) else {
             self.leave(token);
             return self.need_piece(place.piece);
         };
-        let runs = runs(chain, place.slot, &place.bytes, span.touched, granule);
-        self.start_runs(index, flight, token, &runs)
+        let external = chain.external;
+        let runs = runs(chain, place.slot, &place.bytes, granularity);
+        let mut origins = runs.iter().map(|run| run.origin);
+        // Opened before anything begins.
+        if let Some(part) = external.filter(|_| origins.any(|origin| origin == Origin::External))
+            && let Err(attempt) = self.need_external(part)
+        {
+            self.leave(token);
+            return attempt;
+        }
+        self.start_runs(index, flight, token, place, &runs, external)
     }
 
     /// The one source of an I/O, if it has only one.
-    pub(super) fn only_run(
-        &self,
-        chain: &crate::pool::Chain,
-        place: &Place,
-    ) -> Option<Option<Cluster>> {
-        let span = self.shared.granularity.span(place.bytes.clone());
-        let granule = self.shared.granularity.granule_size();
-        match runs(chain, place.slot, &place.bytes, span.touched, granule).as_slice() {
-            [run] => Some(run.cluster),
+    pub(super) fn only_run(&self, chain: &crate::pool::Chain, place: &Place) -> Option<Origin> {
+        match runs(chain, place.slot, &place.bytes, self.shared.granularity).as_slice() {
+            [run] => Some(run.origin),
             _ => None,
         }
     }
@@ -108,6 +134,7 @@ impl VolumeChannel {
                 token,
                 chain,
                 written,
+                lease: None,
             }),
             Submit::Done(completion) => {
                 flight.io.payload = completion.io.payload;
@@ -123,7 +150,9 @@ impl VolumeChannel {
         index: usize,
         flight: &mut Flight,
         token: u8,
+        place: &Place,
         runs: &[Run],
+        external: Option<ExternalPart>,
     ) -> Attempt {
         let mut reading = Box::new(Reading {
             token,
@@ -131,6 +160,15 @@ impl VolumeChannel {
             expected: None,
         });
         let mut rest = match flight.io.op {
+            // What cannot be verified is read.
+            Op::Verify if external.is_some_and(|part| self.must_read(part)) => {
+                let len = (place.bytes.end - place.bytes.start) as usize;
+                let Some(buffer) = self.buffers.get(len) else {
+                    self.leave(token);
+                    return self.no_buffer(len);
+                };
+                Some(buffer)
+            }
             Op::Verify => None,
             Op::Compare => {
                 let Some(buffer) = self.buffers.get(flight.io.payload.len()) else {
@@ -153,7 +191,7 @@ impl VolumeChannel {
         for (part, run) in runs.iter().enumerate() {
             let len = (run.bytes.end - run.bytes.start) as usize;
             let mut buffer = rest.as_mut().map(|rest| rest.split_to(len));
-            let Some(cluster) = run.cluster else {
+            if run.origin == Origin::Zeroes {
                 if let Some(buffer) = &mut buffer {
                     match buffer.try_as_mut_slice() {
                         Some(bytes) => bytes.fill(0),
@@ -162,24 +200,49 @@ impl VolumeChannel {
                 }
                 reading.parts.push(buffer);
                 continue;
-            };
-            let at = self.block_of(cluster, run.bytes.start);
-            let blocks = len as u32 / self.shared.block_size;
+            }
             let op = if buffer.is_some() {
                 Op::Read
             } else {
                 Op::Verify
             };
             let payload = buffer.map_or(Payload::None, Payload::Buf);
-            let io = Io::with_payload(op, at, blocks, payload, tag(index, part));
+            let io = Io::with_payload(op, 0, 0, payload, tag(index, part));
             reading.parts.push(None);
-            match self.submit_to_base(io) {
+            match self.submit_run(io, place, run, external) {
                 Submit::Pending => flight.parts_out += 1,
                 Submit::Done(completion) => keep_part(flight, &mut reading, part, completion),
             }
         }
         drop(rest);
         self.reading_goes_on(flight, reading)
+    }
+
+    /// A device outside the pool that does not verify, and is open.
+    fn must_read(&self, part: ExternalPart) -> bool {
+        !self.external_supports(part, OpKind::Verify)
+    }
+
+    /// Gives a run that is not zeroes to where it lies.
+    fn submit_run(
+        &mut self,
+        mut io: Io,
+        place: &Place,
+        run: &Run,
+        external: Option<ExternalPart>,
+    ) -> Submit {
+        let len = run.bytes.end - run.bytes.start;
+        match (run.origin, external) {
+            (Origin::External, Some(part)) => {
+                self.submit_external(part, place, run.bytes.start, io, len)
+            }
+            (Origin::Cluster(cluster), _) => {
+                io.lba = Lba(self.block_of(cluster, run.bytes.start));
+                io.blocks = len as u32 / self.shared.block_size;
+                self.submit_to_base(io)
+            }
+            _ => Submit::Done(io.complete(Err(IoError::Internal))),
+        }
     }
 
     pub(super) fn read_part_ended(
@@ -207,6 +270,7 @@ impl VolumeChannel {
                 result
             }
             (_, read) => {
+                let read = read.filter(|_| flight.io.op != Op::Verify);
                 flight.io.payload = read.map_or(Payload::None, Payload::Buf);
                 flight.error.map_or(Ok(()), Err)
             }

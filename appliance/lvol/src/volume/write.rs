@@ -7,10 +7,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use block::{Completion, Io, Op, Submit};
-use dma::Payload;
+use dma::{IoBuf, Payload};
 
 use super::channel::{Attempt, VolumeChannel};
-use super::flight::{Fill, Flight, Place, State, Writing, tag};
+use super::external::into_buffer;
+use super::flight::{Fill, Flight, Origin, Place, State, Writing, tag};
 use crate::map::{Change, Cluster, Granules, Look, PartialGranule, Source};
 use crate::pool::Chain;
 
@@ -178,18 +179,19 @@ impl VolumeChannel {
     ) -> Result<Fill, Attempt> {
         let granule = (bytes.start / self.shared.granularity.granule_size()) as u16;
         let own = chain.own.look(place.slot).source(granule);
-        let mut below = chain
-            .ancestors
-            .iter()
-            .map(|piece| piece.look(place.slot).source(granule));
-        let source = match own {
-            Source::Parent => below.find(|source| *source != Source::Parent),
-            own => Some(own),
+        let below = chain.ancestors.iter();
+        let mut sources =
+            std::iter::once(own).chain(below.map(|piece| piece.look(place.slot).source(granule)));
+        let cluster_size = self.shared.granularity.cluster_size();
+        let from = match sources.find(|source| *source != Source::Parent) {
+            Some(Source::Own(cluster)) => Some(Origin::Cluster(cluster)),
+            Some(_) => None,
+            None => (chain.external_bytes(place.slot, cluster_size) > bytes.start)
+                .then_some(Origin::External),
         };
-        let from = match source {
-            Some(Source::Own(cluster)) => Some(cluster),
-            _ => None,
-        };
+        if let (Some(Origin::External), Some(part)) = (from, chain.external) {
+            self.need_external(part)?;
+        }
         // I/O that was in flight at the snapshot may still change what is below.
         if own == Source::Parent
             && chain.has_parent
@@ -211,6 +213,7 @@ impl VolumeChannel {
             bytes,
             from,
             buffer: Some(buffer),
+            tail: None,
         })
     }
 
@@ -246,13 +249,50 @@ impl VolumeChannel {
             return;
         };
         let (op, cluster) = match fill.from {
-            Some(from) => (Op::Read, from),
-            None => (Op::Write { fua: false }, cluster),
+            Some(Origin::External) => {
+                return self.start_external_fill(index, flight, writing, part, buffer);
+            }
+            Some(Origin::Cluster(from)) => (Op::Read, from),
+            _ => (Op::Write { fua: false }, cluster),
         };
         let at = self.block_of(cluster, fill.bytes.start);
         let blocks = buffer.len() as u32 / self.shared.block_size;
         let io = Io::with_payload(op, at, blocks, buffer.into(), tag(index, part));
         self.submit_part(index, flight, writing, part, io);
+    }
+
+    /// Reads a fill from the device outside the pool: as much of it as that device has.
+    fn start_external_fill(
+        &mut self,
+        index: usize,
+        flight: &mut Flight,
+        writing: &mut Box<Writing>,
+        part: usize,
+        mut buffer: IoBuf,
+    ) {
+        let chain = &writing.chain;
+        let cluster_size = self.shared.granularity.cluster_size();
+        let inside = chain.external_bytes(writing.slot, cluster_size);
+        let (Some(external), Some(fill)) = (chain.external, &mut writing.fills[part - 1]) else {
+            return;
+        };
+        let start = fill.bytes.start;
+        let len = inside.min(fill.bytes.end).saturating_sub(start);
+        if len < buffer.len() as u64 {
+            let front = buffer.split_to(len as usize);
+            buffer.as_mut_slice().fill(0);
+            fill.tail = Some(std::mem::replace(&mut buffer, front));
+        }
+        let place = Place {
+            piece: chain.index,
+            slot: writing.slot,
+            bytes: fill.bytes.clone(),
+        };
+        let io = Io::with_payload(Op::Read, 0, 0, buffer.into(), tag(index, part));
+        flight.parts_out += 1;
+        if let Submit::Done(completion) = self.submit_external(external, &place, start, io, len) {
+            self.take_part(index, flight, writing, part, completion);
+        }
     }
 
     fn submit_part(
@@ -290,8 +330,10 @@ impl VolumeChannel {
         };
         // It was read: now it can be written.
         if fill.from.take().is_some() && flight.error.is_none() {
-            if let Payload::Buf(buffer) = completion.io.payload {
-                fill.buffer = Some(buffer);
+            fill.buffer = into_buffer(completion.io.payload);
+            if let (Some(buffer), Some(tail)) = (&mut fill.buffer, fill.tail.take()) {
+                let joined = buffer.join(tail);
+                debug_assert!(joined.is_ok(), "it was split off there");
             }
             self.start_fill(index, flight, writing, part);
         }
@@ -353,7 +395,7 @@ impl VolumeChannel {
         let span = self.shared.granularity.span(place.bytes.clone());
         let whole = span.whole();
         if !whole.is_empty() {
-            let hides = !chain.ancestors.is_empty();
+            let hides = chain.hides(place.slot, self.shared.granularity.cluster_size());
             let Ok(change) = chain.own.zero(place.slot, whole.into(), hides) else {
                 self.leave(token);
                 return Attempt::Going(State::Retry);
@@ -418,7 +460,7 @@ impl VolumeChannel {
             self.leave(token);
             return self.need_piece(place.piece);
         };
-        let is_zero = self.only_run(&chain, &place) == Some(None);
+        let is_zero = self.only_run(&chain, &place) == Some(Origin::Zeroes);
         self.leave(token);
         if is_zero {
             return Attempt::Done(Ok(()));

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use block::Op;
+use lvol::OperationKind;
 use simulation::{Image, Step};
 
-use crate::model::{BLOCK, Content, fits, read_stamps, stamped};
+use crate::model::{BLOCK, Content, fits, golden, read_stamps, stamped};
 use crate::rig::Rig;
 
 const KIB: u64 = 1024;
@@ -28,6 +29,7 @@ struct Scenario {
 impl Scenario {
     fn start(seed: u64) -> Self {
         let rig = Rig::create(32, seed);
+        rig.devices.put("gold", 1, 512, &stamped(&golden()));
         rig.drive.start_recording();
         Self {
             rig,
@@ -105,6 +107,23 @@ impl Scenario {
         self.durable();
     }
 
+    fn clone_external(&mut self, name: &str, size: u64) {
+        self.rig.clone_external("gold", name, size).unwrap();
+        let mut content = Content::of(golden());
+        content.resize(size / BLOCK);
+        self.names.insert(name.to_owned(), content);
+        self.durable();
+    }
+
+    /// Takes a volume off what it lies on. Nothing that is read changes.
+    fn decouple(&mut self, name: &str) {
+        let promise = self.rig.pool.detach(name, OperationKind::Decouple);
+        self.rig.wait(promise).unwrap();
+        self.durable();
+        self.rig.settle();
+        self.durable();
+    }
+
     fn delete(&mut self, name: &str) {
         self.rig.delete(name).unwrap();
         self.names.remove(name);
@@ -170,7 +189,9 @@ impl Scenario {
 
     /// What is there is what the last acknowledged operation left, or what the next one would have.
     fn look(&self, image: Image, mark: usize, place: &str) {
-        let mut rig = Rig::open_image(image, 1)
+        let mut rig = self
+            .rig
+            .reopen(image, 1)
             .unwrap_or_else(|error| panic!("{place}: the pool does not open: {error}"));
         let promise = rig.pool.check();
         let findings = rig.wait(promise).unwrap();
@@ -263,6 +284,28 @@ fn deletions_rollbacks_and_resizes_are_old_or_new_after_a_cut_at_every_write() {
         scenario.delete("c");
         scenario.delete("renamed@a");
         scenario.delete("renamed");
+        scenario.cut_everywhere(subsets());
+    }
+}
+
+#[test]
+fn volumes_over_another_device_are_old_or_new_after_a_cut_at_every_write() {
+    // One transaction for a commit, and one for each piece.
+    for seed in [76, 77] {
+        let mut scenario = Scenario::start(seed);
+        scenario.clone_external("e", MIB);
+        scenario.write("e", 512, 512, false);
+        scenario.write("e", 130 * KIB, 4 * KIB, true);
+        scenario.snapshot(&[("e", "a")]);
+        scenario.write("e", 60 * KIB, 8 * KIB, false);
+        scenario.zero("e", Op::Unmap, 192 * KIB, 64 * KIB);
+        scenario.clone_snapshot("e@a", "c");
+        scenario.write("c", 64 * KIB, 1024, true);
+        scenario.delete("e@a");
+        scenario.resize("c", 128 * KIB);
+        scenario.resize("c", MIB);
+        scenario.decouple("e");
+        scenario.delete("e");
         scenario.cut_everywhere(subsets());
     }
 }

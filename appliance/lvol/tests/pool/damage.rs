@@ -50,6 +50,19 @@ fn with_damage(table: Table, key: &[u8]) -> Rig {
         rig.write(&mut channel, 0, &[5; 4096]);
         rig.flush(&mut channel);
     }
+    let store = closed_store(&mut rig);
+    let mut record = store.get(table, key).unwrap().expect("the record is there");
+    let middle = record.len() / 2;
+    record[middle] ^= 0x10;
+    let mut transaction = store.transaction();
+    transaction.put(table, key, &record).unwrap();
+    transaction.commit().unwrap();
+    store.close().unwrap();
+    Rig::open_image(rig.drive.image(), 2).unwrap()
+}
+
+/// Closes the pool and opens its records.
+pub(crate) fn closed_store(rig: &mut Rig) -> PoolStore {
     let promise = rig.pool.close();
     rig.wait(promise).unwrap();
     let mut copies = [vec![0; 4096], vec![0; 4096]];
@@ -64,15 +77,7 @@ fn with_damage(table: Table, key: &[u8]) -> Rig {
         start: extent.start * cluster_size,
         len: extent.clusters * cluster_size,
     });
-    let store = PoolStore::open(device, PoolStoreOptions::default()).unwrap();
-    let mut record = store.get(table, key).unwrap().expect("the record is there");
-    let middle = record.len() / 2;
-    record[middle] ^= 0x10;
-    let mut transaction = store.transaction();
-    transaction.put(table, key, &record).unwrap();
-    transaction.commit().unwrap();
-    store.close().unwrap();
-    Rig::open_image(rig.drive.image(), 2).unwrap()
+    PoolStore::open(device, PoolStoreOptions::default()).unwrap()
 }
 
 fn try_read(rig: &mut Rig, name: &str) -> Result<(), IoError> {

@@ -4,10 +4,14 @@
 
 mod cuts;
 mod damage;
+mod external;
 mod in_flight;
 mod large;
+mod lent;
 mod model;
 mod opening;
+mod operations;
+mod repair;
 mod rig;
 mod threads;
 mod volumes;

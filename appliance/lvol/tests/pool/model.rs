@@ -38,6 +38,13 @@ impl Content {
         }
     }
 
+    pub(crate) fn of(stamps: Vec<u64>) -> Self {
+        Self {
+            now: stamps,
+            before: BTreeMap::new(),
+        }
+    }
+
     pub(crate) fn put(&mut self, block: u64, stamp: u64) {
         let old = std::mem::replace(&mut self.now[block as usize], stamp);
         self.before.entry(block).or_default().push(old);
@@ -79,6 +86,7 @@ struct Run {
 
 enum Change {
     Create,
+    External,
     Clone(String),
     Delete,
     Snapshot(Vec<(String, String)>),
@@ -90,6 +98,7 @@ enum Change {
 enum Started {
     Volume(Promise<VolumeInfo>),
     Other(Promise<()>),
+    Deletion(Promise<Option<u64>>),
 }
 
 impl Started {
@@ -97,14 +106,17 @@ impl Started {
         match self {
             Self::Volume(promise) => Some(promise.try_take()?.map(|_| ())),
             Self::Other(promise) => promise.try_take(),
+            Self::Deletion(promise) => Some(promise.try_take()?.map(drop)),
         }
     }
 }
 
 impl Run {
     fn new(seed: u64) -> Self {
+        let rig = Rig::create(48, seed);
+        rig.devices.put("gold", 1, 512, &stamped(&golden()));
         Self {
-            rig: Rig::create(48, seed),
+            rig,
             random: Random::new(seed),
             seed,
             names: BTreeMap::new(),
@@ -349,6 +361,7 @@ impl Run {
         } else {
             let result = match promise {
                 Started::Volume(promise) => self.rig.wait(promise).map(|_| ()),
+                Started::Deletion(promise) => self.rig.wait(promise).map(drop),
                 Started::Other(promise) => self.rig.wait(promise),
             };
             match result {
@@ -368,7 +381,8 @@ impl Run {
         let volumes = self.names.keys().filter(|name| !name.contains('@')).count();
         let room = self.names.len() < NAMES_MAX;
         match self.random.below(10) {
-            0..2 if volumes < VOLUMES_MAX => Some((format!("v{number}"), Change::Create)),
+            0 if volumes < VOLUMES_MAX => Some((format!("v{number}"), Change::Create)),
+            1 if volumes < VOLUMES_MAX => Some((format!("e{number}"), Change::External)),
             2..5 if room => {
                 let first = self.pick(false)?;
                 let mut pairs = vec![(first.clone(), format!("s{number}"))];
@@ -408,6 +422,9 @@ impl Run {
             Change::Create => {
                 after.insert(name.to_owned(), Content::zeroes(BLOCKS));
             }
+            Change::External => {
+                after.insert(name.to_owned(), Content::of(golden()));
+            }
             Change::Clone(from) | Change::Rollback(from) => {
                 after.insert(name.to_owned(), self.names[from].clone());
             }
@@ -430,6 +447,7 @@ impl Run {
     fn start(&mut self, name: &str, change: &Change) -> Started {
         match change {
             Change::Create => self.note(format!("create {name}")),
+            Change::External => self.note(format!("clone the device to {name}")),
             Change::Clone(from) => self.note(format!("clone {from} to {name}")),
             Change::Delete => self.note(format!("delete {name}")),
             Change::Snapshot(pairs) => self.note(format!("snapshots {pairs:?}")),
@@ -444,13 +462,18 @@ impl Run {
         let pool = self.rig.pool.clone();
         match change {
             Change::Create => Started::Volume(pool.create_volume(new)),
+            Change::External => {
+                new.size_bytes = 0;
+                let device = self.rig.devices.registry.get("gold");
+                Started::Volume(pool.clone_external(&device.expect("it was put there"), new))
+            }
             Change::Clone(from) => {
                 new.size_bytes = 0;
                 Started::Volume(pool.clone_snapshot(from, new))
             }
             Change::Delete => {
                 self.channels.remove(name);
-                Started::Other(pool.delete(name))
+                Started::Deletion(pool.delete(name))
             }
             Change::Snapshot(pairs) => Started::Other(pool.create_snapshots(pairs, 0)),
             Change::Rollback(from) => {
@@ -471,7 +494,7 @@ impl Run {
         self.note(format!("power cut {seed}"));
         self.channels.clear();
         let image = self.rig.drive.cut(seed);
-        self.rig = match Rig::open_image(image, seed) {
+        self.rig = match self.rig.reopen(image, seed) {
             Ok(rig) => rig,
             Err(error) => self.fail(&format!("the pool does not open: {error}")),
         };
@@ -575,6 +598,12 @@ impl Run {
             self.seed
         );
     }
+}
+
+/// What the device outside the pool holds: 13 clusters and a bit, with zeroes in between.
+pub(crate) fn golden() -> Vec<u64> {
+    let stamp = |block: u64| if block % 300 < 90 { 0 } else { 1 << 40 | block };
+    (0..13 * 128 + 5).map(stamp).collect()
 }
 
 pub(crate) fn stamped(stamps: &[u64]) -> Vec<u8> {

@@ -3,13 +3,21 @@
 use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use block::{Bdev, BdevChannel, BdevOptions, ChannelContext, Completion, Io, IoError, Op, Submit};
+use block::{
+    Bdev, BdevChannel, BdevOptions, BlockDevice, ChannelContext, Claim, ClaimKind, Completion, Io,
+    IoError, Op, Registry, Submit,
+};
 use dma::{BackingPreference, ChannelOptions, IobufChannel, IobufOptions, IobufPool, Payload};
-use lvol::{CreateOptions, Host, LvolError, NewVolume, Pool, PoolOptions, PoolWorker, Promise};
+use lvol::{
+    CreateOptions, ExternalDevices, Host, LvolError, NewVolume, Pool, PoolOptions, PoolWorker,
+    Promise, VolumeInfo,
+};
 use simulation::{Image, SimDevice, SimOptions};
+use uuid::Uuid;
 
 /// Turns after which something that has not ended never will.
 const TURNS_MAX: u32 = 200_000;
@@ -41,8 +49,48 @@ pub(crate) fn buffers() -> Arc<IobufPool> {
     IobufPool::new(options).unwrap()
 }
 
+/// Block devices outside the pool.
+#[derive(Debug, Default)]
+pub(crate) struct Devices {
+    pub(crate) registry: Registry,
+    /// How often the pool has looked for one.
+    pub(crate) looks: AtomicU64,
+}
+
+impl Devices {
+    /// A device named `name` with this content and UUID.
+    pub(crate) fn put(&self, name: &str, uuid: u128, block: u32, bytes: &[u8]) -> Arc<SimDevice> {
+        let mut image = Image::new(bytes.len() as u64);
+        image.write_at(0, bytes);
+        let device = SimDevice::from_image(image, SimOptions::new(block, 1, 5));
+        self.put_device(name, uuid, device.clone());
+        device
+    }
+
+    pub(crate) fn put_device(&self, name: &str, uuid: u128, device: Arc<dyn BlockDevice>) {
+        let options = BdevOptions {
+            uuid: Some(Uuid::from_u128(uuid)),
+            ..BdevOptions::named(name)
+        };
+        self.registry
+            .create(options, device, Instant::now())
+            .unwrap();
+    }
+}
+
+impl ExternalDevices for Devices {
+    fn claim(&self, uuid: [u8; 16], _: &str, user: &str) -> Result<Claim, String> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        let bdev = self.registry.get_by_uuid(Uuid::from_bytes(uuid));
+        let bdev = bdev.map_err(|error| error.to_string())?;
+        let claim = bdev.claim(user, ClaimKind::ReadOnly);
+        claim.map_err(|error| error.to_string())
+    }
+}
+
 /// A drive, its pool, and the clock.
 pub(crate) struct Rig {
+    pub(crate) devices: Arc<Devices>,
     pub(crate) drive: Arc<SimDevice>,
     pub(crate) base: Arc<Bdev>,
     pub(crate) buffers: Arc<IobufPool>,
@@ -62,8 +110,9 @@ fn base(drive: &Arc<SimDevice>) -> Arc<Bdev> {
 }
 
 /// With an odd seed each piece is committed in a transaction of its own, but for those that belong together.
-fn options(buffers: &Arc<IobufPool>, drive: &SimDevice) -> PoolOptions {
+fn options(buffers: &Arc<IobufPool>, drive: &SimDevice, devices: &Arc<Devices>) -> PoolOptions {
     let mut options = PoolOptions::new(Arc::clone(buffers));
+    options.externals = devices.clone();
     if drive.seed() % 2 == 1 {
         options.transaction_bytes = 0;
     }
@@ -78,7 +127,8 @@ impl Rig {
 
     pub(crate) fn create_on(drive: Arc<SimDevice>, cluster_size: u64) -> Result<Self, LvolError> {
         let buffers = buffers();
-        let options = options(&buffers, &drive);
+        let devices = Arc::<Devices>::default();
+        let options = options(&buffers, &drive, &devices);
         let create = CreateOptions {
             cluster_size,
             ..CreateOptions::named("tank")
@@ -86,15 +136,28 @@ impl Rig {
         let base = base(&drive);
         let (pool, worker) =
             PoolWorker::create(&base, &create, options, host(), Waker::noop().clone())?;
-        Ok(Self::new(drive, base, buffers, pool, worker))
+        Ok(Self::new(devices, drive, base, buffers, pool, worker))
     }
 
     pub(crate) fn open(drive: Arc<SimDevice>) -> Result<Self, LvolError> {
+        Self::open_with(drive, Arc::default())
+    }
+
+    pub(crate) fn open_with(
+        drive: Arc<SimDevice>,
+        devices: Arc<Devices>,
+    ) -> Result<Self, LvolError> {
         let buffers = buffers();
-        let options = options(&buffers, &drive);
+        let options = options(&buffers, &drive, &devices);
         let base = base(&drive);
         let (pool, worker) = PoolWorker::open(&base, options, host(), Waker::noop().clone())?;
-        Ok(Self::new(drive, base, buffers, pool, worker))
+        Ok(Self::new(devices, drive, base, buffers, pool, worker))
+    }
+
+    /// What a power cut left, with the devices that this one has.
+    pub(crate) fn reopen(&self, image: Image, seed: u64) -> Result<Self, LvolError> {
+        let drive = SimDevice::from_image(image, SimOptions::new(512, 1, seed));
+        Self::open_with(drive, Arc::clone(&self.devices))
     }
 
     pub(crate) fn open_image(image: Image, seed: u64) -> Result<Self, LvolError> {
@@ -102,6 +165,7 @@ impl Rig {
     }
 
     fn new(
+        devices: Arc<Devices>,
         drive: Arc<SimDevice>,
         base: Arc<Bdev>,
         buffers: Arc<IobufPool>,
@@ -110,6 +174,7 @@ impl Rig {
     ) -> Self {
         let payloads = buffers.channel("test", ChannelOptions::default()).unwrap();
         Self {
+            devices,
             drive,
             base,
             buffers,
@@ -165,7 +230,29 @@ impl Rig {
         self.wait(promise).map(|_| ())
     }
 
+    /// A clone of the device `name`; `size_bytes` 0: as large.
+    pub(crate) fn clone_external(
+        &mut self,
+        device: &str,
+        name: &str,
+        size_bytes: u64,
+    ) -> Result<VolumeInfo, LvolError> {
+        let new = NewVolume {
+            name: name.to_owned(),
+            size_bytes,
+            ..NewVolume::default()
+        };
+        let device = self.devices.registry.get(device).unwrap();
+        let promise = self.pool.clone_external(&device, new);
+        self.wait(promise)
+    }
+
     pub(crate) fn delete(&mut self, name: &str) -> Result<(), LvolError> {
+        self.delete_shown(name).map(drop)
+    }
+
+    /// The number of the operation that shows the deletion.
+    pub(crate) fn delete_shown(&mut self, name: &str) -> Result<Option<u64>, LvolError> {
         let promise = self.pool.delete(name);
         self.wait(promise)
     }

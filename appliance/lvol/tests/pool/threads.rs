@@ -178,7 +178,7 @@ fn take_snapshots(pool: &Pool, buffers: &Arc<IobufPool>, ended: &AtomicBool) -> 
                 number - 1
             };
             match wait(&pool.delete(&format!("v@s{old}"))) {
-                Ok(()) | Err(LvolError::NotFound { .. }) => {}
+                Ok(_) | Err(LvolError::NotFound { .. }) => {}
                 Err(error) => panic!("{error}"),
             }
         }

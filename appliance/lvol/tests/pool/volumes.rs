@@ -1,8 +1,8 @@
 //! What volumes do, on a simulated drive, one call after another.
 
 use crate::rig::Rig;
-use block::Op;
-use lvol::{LvolError, NewVolume, OperationKind, OperationState};
+use block::{Io, Op};
+use lvol::{LvolError, NewVolume, OperationKind, OperationState, VolumeChange};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -491,4 +491,125 @@ fn an_operation_is_cancelled_by_a_call_and_by_a_rollback() {
     rolled_back[..65536].copy_from_slice(&pattern(65536, 0));
     rolled_back[65536..].copy_from_slice(&pattern(65536, 0));
     assert!(rig.read(&mut clone, 0, 131072) == rolled_back);
+}
+
+#[test]
+fn a_deletion_of_a_large_volume_is_done_in_small_steps() {
+    const PIECES: u64 = 1500;
+    const PIECE: u64 = 128 * 64 * KIB;
+    let mut rig = Rig::create(256, 2);
+    rig.create_volume("big", PIECES * PIECE);
+    rig.create_volume("other", MIB);
+    let mut channel = rig.channel("big");
+    for piece in 0..PIECES {
+        rig.write(&mut channel, piece * PIECE, &[7; 4096]);
+    }
+    rig.flush(&mut channel);
+    drop(channel);
+    let mut channel = rig.channel("other");
+    let free = rig.free_clusters();
+    rig.delete("big").unwrap();
+    let (mut steps, mut most_written) = (0, 0);
+    // The other has some in hand.
+    while rig.free_clusters() < free + PIECES - 100 {
+        // A first write and a FLUSH of another volume: a few steps each, and each step is small.
+        let payload = rig.payload(&[steps as u8; 4096]);
+        let at = steps % 256 * 8;
+        let ios = [
+            Io::with_payload(Op::Write { fua: false }, at, 8, payload, 1),
+            Io::new(Op::Flush, 0, 0, 2),
+        ];
+        for io in ios {
+            let mut done = Vec::new();
+            if let block::Submit::Done(completion) = channel.submit(io, rig.now) {
+                done.push(completion);
+            }
+            let mut taken = 0;
+            while done.is_empty() {
+                rig.drive.reset_stats();
+                rig.step();
+                most_written = rig.drive.stats().bytes_written.max(most_written);
+                channel.poll(rig.now, &mut done);
+                taken += 1;
+                assert!(taken <= 8, "an i/o waits for {taken} steps of the deletion");
+            }
+            assert_eq!(done[0].result, Ok(()));
+        }
+        steps += 1;
+        assert!(steps < 1000, "the deletion does not end");
+    }
+    // 64 pieces to a transaction.
+    assert!(steps >= PIECES / 64 / 4, "all was deleted in {steps} steps");
+    assert!(
+        most_written <= 512 << 10,
+        "{most_written} bytes in one step"
+    );
+}
+
+#[test]
+fn labels_and_read_only_stay_over_a_restart_and_a_rename() {
+    let mut rig = Rig::create(32, 2);
+    rig.create_volume("v", MIB);
+    let set = |key: &str, value: &str| (key.to_owned(), Some(value.to_owned()));
+    let change = |labels, read_only| VolumeChange { labels, read_only };
+    let ask = |rig: &mut Rig, change| {
+        let promise = rig.pool.change_volume("v", change);
+        rig.wait(promise)
+    };
+    ask(
+        &mut rig,
+        change(vec![set("owner", "me"), set("tier", "1")], None),
+    )
+    .unwrap();
+    let info = ask(
+        &mut rig,
+        change(vec![("tier".to_owned(), None), set("a", "")], Some(true)),
+    );
+    let labels = vec![
+        ("a".to_owned(), String::new()),
+        ("owner".to_owned(), "me".to_owned()),
+    ];
+    assert_eq!(info.unwrap().record.labels, labels);
+    let mut channel = rig.channel("v");
+    let refused = rig.try_write(&mut channel, 0, &[1; 4096], false);
+    assert_eq!(refused, Err(block::IoError::WriteProtected));
+    drop(channel);
+    for wrong in [
+        set("", "x"),
+        set(&"k".repeat(64), "x"),
+        set("a b", "x"),
+        set("k", &"v".repeat(256)),
+        set("k", "a\nb"),
+    ] {
+        assert!(ask(&mut rig, change(vec![wrong], None)).is_err());
+    }
+    let many = (0..64)
+        .map(|number| set(&format!("k{number}"), ""))
+        .collect();
+    assert!(ask(&mut rig, change(many, None)).is_err(), "66 labels");
+    let promise = rig.pool.rename("v", "w");
+    rig.wait(promise).unwrap();
+    let promise = rig.pool.set_labels(vec![set("rack", "7")]);
+    rig.wait(promise).unwrap();
+    let promise = rig.pool.rename_pool("lake");
+    rig.wait(promise).unwrap();
+    let promise = rig.pool.close();
+    rig.wait(promise).unwrap();
+    let mut rig = Rig::open(rig.drive.clone()).unwrap();
+    let promise = rig.pool.volume("w");
+    let info = rig.wait(promise).unwrap();
+    assert_eq!(info.record.labels, labels);
+    assert!(info.record.read_only);
+    let promise = rig.pool.info();
+    let pool = rig.wait(promise).unwrap();
+    assert_eq!(pool.name, "lake");
+    assert_eq!(pool.labels, [("rack".to_owned(), "7".to_owned())]);
+    let on_again = VolumeChange {
+        read_only: Some(false),
+        ..VolumeChange::default()
+    };
+    let promise = rig.pool.change_volume("w", on_again);
+    rig.wait(promise).unwrap();
+    let mut channel = rig.channel("w");
+    rig.write(&mut channel, 0, &[1; 4096]);
 }

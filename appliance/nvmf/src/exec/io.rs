@@ -221,7 +221,8 @@ async fn read(queue: &Rc<Queue>, slot: &Slot, sqe: &Sqe) -> Result<(), Status> {
     if queue.sgl_len_to_host(sqe)? < extent.bytes {
         return Err(Status::DATA_SGL_LENGTH_INVALID.with_dnr(true));
     }
-    let payload = if namespace.lends && queue.may_borrow_data {
+    let is_lent = queue.may_borrow_data && namespace.lends_range(extent.lba, extent.blocks);
+    let payload = if is_lent {
         Payload::None
     } else {
         Payload::Buf(queue.buffer(slot, extent.bytes).await?)

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use api::v1::{self, ObjectState};
+use block::Registry;
 use lvol::format::NameKind;
-use lvol::{NewVolume, OperationKind, OperationState, PoolInfo, Promise, VolumeInfo};
+use lvol::{NewVolume, OperationKind, OperationState, PoolInfo, Promise, VolumeChange, VolumeInfo};
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::failure::Asked;
+use crate::copy;
 use crate::error::ControlError;
 use crate::events::now_unix_ms;
-use crate::pool::{Engine, Pool, VolumeDevice, VolumePage, VolumeQuery, Work};
+use crate::pool::{Engine, Job, Pool, VolumeDevice, VolumePage, VolumeQuery, Work};
 
 /// Names asked of the worker at a time.
 const PAGE: usize = 1000;
@@ -23,16 +25,19 @@ pub(super) struct LvolPool {
     pool: lvol::Pool,
     block_size: u32,
     cluster_size: u64,
+    /// Block devices that volumes may lie on.
+    registry: Arc<Registry>,
     /// Its other end goes when the thread has let go of the device.
     ended: watch::Receiver<()>,
 }
 
 impl LvolPool {
+    /// `sizes`: of a block and of a cluster, bytes.
     pub(super) fn new(
         name: String,
         pool: lvol::Pool,
-        block_size: u32,
-        cluster_size: u64,
+        (block_size, cluster_size): (u32, u64),
+        registry: Arc<Registry>,
         ended: watch::Receiver<()>,
     ) -> LvolPool {
         LvolPool {
@@ -40,6 +45,7 @@ impl LvolPool {
             pool,
             block_size,
             cluster_size,
+            registry,
             ended,
         }
     }
@@ -115,10 +121,29 @@ impl Reader {
 
     fn volume(&self, info: &VolumeInfo) -> v1::Volume {
         let record = &info.record;
-        let status = info.faulted.then(|| v1::Status {
-            state: ObjectState::Pending.into(),
-            reason: "a record of it is damaged, and its i/o fails; see the log".to_owned(),
+        let external = info.external.as_ref();
+        let missing = external.and_then(|external| external.missing.as_ref());
+        let mut labels = record.labels.iter();
+        let repaired = labels.find(|(key, _)| key == lvol::REPAIRED_LABEL);
+        let status = if info.faulted {
+            let reason =
+                "a record of it is damaged, and its i/o fails; run pool check and pool repair";
+            Some((ObjectState::Pending, reason.to_owned()))
+        } else if let Some(reason) = missing {
+            let reason = format!(
+                "what it does not have itself cannot be read: {reason}; put the device back"
+            );
+            Some((ObjectState::Pending, reason))
+        } else {
+            repaired.map(|(_, what)| (ObjectState::Ready, format!("repaired: {what}")))
+        };
+        let status = status.map(|(state, reason)| v1::Status {
+            state: state.into(),
+            reason,
         });
+        // A snapshot that was deleted shows through it what it lies on.
+        let snapshot = info.parent.as_ref().map(|parent| self.full(parent));
+        let parent = snapshot.or_else(|| external.map(|external| external.name.clone()));
         v1::Volume {
             name: self.full(&info.name),
             uuid: Uuid::from_bytes(record.uuid).to_string(),
@@ -128,14 +153,12 @@ impl Reader {
             thick: record.thick,
             read_only: record.read_only,
             snapshot: record.kind == NameKind::Snapshot,
-            parent: info
-                .parent
-                .as_ref()
-                .map_or(String::new(), |parent| self.full(parent)),
+            parent: parent.unwrap_or_default(),
             exclusive_bytes: info.clusters * self.cluster_size,
             children: info.children,
             status,
             claimed_by: Vec::new(),
+            labels: record.labels.iter().cloned().collect(),
         }
     }
 
@@ -154,6 +177,7 @@ impl Reader {
             volumes: u32::try_from(info.volumes).unwrap_or(u32::MAX),
             snapshots: u32::try_from(info.snapshots).unwrap_or(u32::MAX),
             fault: info.fault.clone().unwrap_or_default(),
+            labels: info.labels.iter().cloned().collect(),
             ..v1::Pool::default()
         }
     }
@@ -210,6 +234,7 @@ fn volume_device(info: &VolumeInfo, device: Arc<lvol::Volume>) -> VolumeDevice {
         name: info.name.clone(),
         uuid: Uuid::from_bytes(info.record.uuid),
         nguid: info.record.nguid,
+        read_only: info.record.read_only,
         device,
     }
 }
@@ -228,21 +253,18 @@ impl Pool for LvolPool {
     }
 
     fn check(&self, repair: bool) -> Work<Vec<v1::Finding>> {
-        if repair {
-            return self.unimplemented("repairing", "");
-        }
-        let checked = work(self.asked("checking", ""), self.pool.check());
-        let object = self.name.clone();
-        let finding = move |found: lvol::Finding| v1::Finding {
-            object: object.clone(),
-            problem: format!("{}: {}", found.record, found.problem),
-            action: "this version does not repair it".to_owned(),
-        };
-        Box::pin(async move { Ok(checked.await?.into_iter().map(finding).collect()) })
+        let doing = if repair { "repairing" } else { "checking" };
+        let checked = work(self.asked(doing, ""), self.pool.check_up(repair));
+        let name = self.name.clone();
+        Box::pin(async move {
+            let findings = checked.await?.findings.into_iter();
+            Ok(findings.map(|found| finding(&name, found)).collect())
+        })
     }
 
-    fn scrub(&self, _: u64) -> Work<u64> {
-        self.unimplemented("scrubbing", "")
+    fn begin(&self, _: Job) -> Work<u64> {
+        // Whoever has the volumes as block devices does it: `nvmf_runtime::copies`.
+        self.unimplemented("copying", "")
     }
 
     fn volume(&self, name: &str) -> Work<Option<v1::Volume>> {
@@ -282,6 +304,27 @@ impl Pool for LvolPool {
         Box::pin(async move { made.await.map(drop) })
     }
 
+    fn clone_bdev(&self, bdev_name: &str, name: &str) -> Work<()> {
+        let device = match self.registry.get(bdev_name) {
+            Ok(device) => device,
+            Err(_) => {
+                let error = ControlError::NotFound {
+                    kind: "bdev",
+                    name: bdev_name.to_owned(),
+                };
+                return Box::pin(std::future::ready(Err(error)));
+            }
+        };
+        let new = NewVolume {
+            name: name.to_owned(),
+            created_unix_s: now_unix_ms() / 1000,
+            ..NewVolume::default()
+        };
+        let made = self.pool.clone_external(&device, new);
+        let made = work(self.asked("creating", name), made);
+        Box::pin(async move { made.await.map(drop) })
+    }
+
     fn resize_volume(&self, name: &str, size_bytes: u64) -> Work<()> {
         if let Err(error) = self.check_size(name, "size_bytes", size_bytes) {
             return Box::pin(std::future::ready(Err(error)));
@@ -300,9 +343,23 @@ impl Pool for LvolPool {
     }
 
     fn delete_volume(&self, name: &str) -> Work<Option<u64>> {
-        let deleted = work(self.asked("deleting", name), self.pool.delete(name));
-        // Its space comes back without an operation to watch.
-        Box::pin(async move { deleted.await.map(|()| None) })
+        work(self.asked("deleting", name), self.pool.delete(name))
+    }
+
+    fn change_volume(
+        &self,
+        name: &str,
+        labels: Vec<(String, Option<String>)>,
+        read_only: Option<bool>,
+    ) -> Work<()> {
+        let change = VolumeChange { labels, read_only };
+        let changed = self.pool.change_volume(name, change);
+        let changed = work(self.asked("changing", name), changed);
+        Box::pin(async move { changed.await.map(drop) })
+    }
+
+    fn set_labels(&self, labels: Vec<(String, Option<String>)>) -> Work<()> {
+        work(self.asked("labelling", ""), self.pool.set_labels(labels))
     }
 
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64> {
@@ -379,30 +436,66 @@ impl Pool for LvolPool {
     }
 }
 
+/// A finding in the words of the API. One that concerns a single volume is told of that.
+fn finding(pool: &str, found: lvol::Finding) -> v1::Finding {
+    let object = match found.volumes.as_slice() {
+        [volume] => format!("{pool}/{volume}"),
+        _ => pool.to_owned(),
+    };
+    let concerns = match found.volumes.as_slice() {
+        [] | [_] => String::new(),
+        volumes => format!("; it concerns {}", volumes.join(", ")),
+    };
+    v1::Finding {
+        object,
+        problem: format!("{}: {}{concerns}", found.record, found.problem),
+        action: found.action,
+    }
+}
+
 /// An operation in the words of the API.
 fn operation(pool: &str, one: lvol::Operation) -> v1::Operation {
     let kind = match one.kind {
         OperationKind::Decouple => v1::OperationKind::Decouple,
         OperationKind::Inflate => v1::OperationKind::Inflate,
+        OperationKind::Delete => v1::OperationKind::Delete,
+        OperationKind::Import => v1::OperationKind::Import,
+        OperationKind::Export => v1::OperationKind::Export,
+        OperationKind::Copy => v1::OperationKind::Copy,
+        OperationKind::Scrub => v1::OperationKind::Scrub,
     };
     let state = match one.state {
-        OperationState::Running => v1::OperationState::Running,
+        // It goes on until its driver has taken back what it made.
+        OperationState::Running | OperationState::Cancelling => v1::OperationState::Running,
         OperationState::Done => v1::OperationState::Done,
         OperationState::Failed => v1::OperationState::Failed,
         OperationState::Cancelled => v1::OperationState::Cancelled,
     };
+    let text = match one.state {
+        OperationState::Cancelling => "is being cancelled".to_owned(),
+        OperationState::Running => copy::describe(&one.detail),
+        _ => one.text,
+    };
+    let object = match one.subject.as_str() {
+        "" => pool.to_owned(),
+        subject => format!("{pool}/{subject}"),
+    };
     v1::Operation {
         name: format!("{pool}/{}", one.id),
         kind: kind.into(),
-        object: format!("{pool}/{}", one.subject),
+        object,
         state: state.into(),
         done: one.done,
         total: one.total,
-        text: one.text,
+        text,
     }
 }
 
 impl Engine for LvolPool {
+    fn library(&self) -> Option<lvol::Pool> {
+        Some(self.pool.clone())
+    }
+
     fn device(&self, name: &str) -> Work<Option<VolumeDevice>> {
         let asked = || self.asked("opening", name);
         let info = maybe(asked(), self.pool.volume(name));

@@ -5,6 +5,9 @@ use block::file::{File, FileOptions};
 use block::malloc::{Malloc, MallocOptions};
 
 use super::*;
+use uuid::Uuid;
+
+use crate::pool::Job;
 use crate::pool::VolumeQuery;
 
 const MIB: u64 = 1 << 20;
@@ -21,7 +24,7 @@ fn driver() -> (LvolDriver, mpsc::Receiver<PoolEvent>) {
         ..dma::IobufOptions::default()
     };
     let (events, told) = mpsc::channel(16);
-    let driver = LvolDriver::new(IobufPool::new(options).unwrap(), events);
+    let driver = LvolDriver::new(IobufPool::new(options).unwrap(), events, Arc::default());
     (driver, told)
 }
 
@@ -191,8 +194,10 @@ async fn errors_say_what_is_the_matter() {
     pool.create_volume("t", 4 * MIB, true).await.unwrap();
     assert!(pool.volume("t").await.unwrap().unwrap().thick);
     assert_eq!(pool.reading().await.unwrap().reserved_bytes, 4 * MIB);
+    let scrub = Job::Scrub { bytes_per_sec: 0 };
     let not_yet = [
-        pool.scrub(0).await.unwrap_err(),
+        // Whoever has the volumes as block devices does that.
+        pool.begin(scrub).await.unwrap_err(),
         pool.check(true).await.unwrap_err(),
     ];
     for error in not_yet {
@@ -210,4 +215,51 @@ async fn errors_say_what_is_the_matter() {
         closed.to_string().contains("the pool was closed"),
         "{closed}"
     );
+}
+
+#[tokio::test]
+async fn a_volume_on_a_block_device_tells_its_parent_and_when_it_is_missing() {
+    let (driver, _events) = driver();
+    let base = ram(64);
+    let pool = open(&driver, &base, CREATE).await.unwrap();
+    let image = |uuid: Option<Uuid>| {
+        let options = BdevOptions {
+            uuid,
+            ..BdevOptions::named("gold")
+        };
+        let device = Malloc::new(MallocOptions::new(512, 20)).unwrap();
+        driver
+            .registry
+            .create(options, device, Instant::now())
+            .unwrap()
+    };
+    let error = pool.clone_bdev("gold", "c").await.unwrap_err();
+    assert!(matches!(error, ControlError::NotFound { .. }), "{error}");
+    let uuid = image(None).uuid();
+    pool.clone_bdev("gold", "c").await.unwrap();
+    let clone = pool.volume("c").await.unwrap().unwrap();
+    assert_eq!((&*clone.parent, clone.size_bytes), ("gold", 12_288));
+    assert_eq!(clone.status, None);
+    let error = driver.registry.delete("gold").unwrap_err();
+    assert!(error.to_string().ends_with("volume p/c"), "{error}");
+    pool.close(false).await.unwrap();
+    driver.registry.delete("gold").unwrap();
+    // The pool is there before the device, or another has its name.
+    let pool = open(&driver, &base, Attach::Open).await.unwrap();
+    let reason = pool.volume("c").await.unwrap().unwrap().status.unwrap();
+    assert!(
+        reason.reason.contains("\"gold\" is not in place"),
+        "{reason:?}"
+    );
+    pool.close(false).await.unwrap();
+    image(None);
+    let pool = open(&driver, &base, Attach::Open).await.unwrap();
+    let reason = pool.volume("c").await.unwrap().unwrap().status.unwrap();
+    assert!(reason.reason.contains("another UUID"), "{reason:?}");
+    pool.close(false).await.unwrap();
+    driver.registry.delete("gold").unwrap();
+    image(Some(uuid));
+    let pool = open(&driver, &base, Attach::Open).await.unwrap();
+    assert_eq!(pool.volume("c").await.unwrap().unwrap().status, None);
+    pool.close(false).await.unwrap();
 }

@@ -13,9 +13,12 @@ use block::{Bdev, BdevOptions, BlockError, Claim, ClaimKind};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{chain, refused};
+use crate::copy::Copier;
 use crate::data_plane::DataPlane;
 use crate::error::ControlError;
-use crate::pool::{Attach, Engine, Pool, PoolDriver, VolumeDevice, VolumePage, VolumeQuery, Work};
+use crate::pool::{
+    Attach, Engine, Job, Pool, PoolDriver, VolumeDevice, VolumePage, VolumeQuery, Work,
+};
 use crate::runtime::{Prepared, Preparing, RuntimeError, Settled};
 
 /// Locks of names. Two names rarely share one, and if they do they wait a little.
@@ -27,14 +30,16 @@ pub(super) struct Pools {
     plane: Arc<DataPlane>,
     driver: Arc<dyn PoolDriver>,
     open: Arc<Mutex<BTreeMap<String, Arc<OpenPool>>>>,
+    copier: Arc<Copier>,
 }
 
 /// A pool in place: the engine, and its volumes as block devices.
 #[derive(Debug)]
 pub(super) struct OpenPool {
-    name: String,
-    engine: Arc<dyn Engine>,
-    plane: Arc<DataPlane>,
+    pub(super) name: String,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) plane: Arc<DataPlane>,
+    pub(super) copier: Arc<Copier>,
     /// By the name within the pool.
     nguids: Mutex<HashMap<String, [u8; 16]>>,
     shards: Vec<Arc<tokio::sync::Mutex<()>>>,
@@ -48,14 +53,18 @@ struct PreparedPool {
     claim: Claim,
     engine: Arc<dyn Engine>,
     devices: Vec<VolumeDevice>,
+    /// Operations that are to go on.
+    driven: Vec<lvol::Operation>,
 }
 
 impl Pools {
     pub(super) fn new(plane: Arc<DataPlane>, driver: Arc<dyn PoolDriver>) -> Pools {
+        let copier = Arc::new(Copier::new(Arc::clone(plane.iobuf_pool())));
         Pools {
             plane,
             driver,
             open: Arc::default(),
+            copier,
         }
     }
 
@@ -91,10 +100,17 @@ impl Pools {
             let engine = driver.open(base, &name, attach).await?;
             let devices = engine.devices().await;
             let devices = devices.map_err(|error| refused(&error))?;
+            let mut driven = Vec::new();
+            if let Some(pool) = engine.library() {
+                let operations = pool.operations().await;
+                driven = operations.map_err(|error| refused(&error))?;
+                driven.retain(|one| one.kind.is_driven() && one.state.is_under_way());
+            }
             Ok(Box::new(PreparedPool {
                 claim,
                 engine,
                 devices,
+                driven,
             }) as Prepared)
         })
     }
@@ -117,11 +133,13 @@ impl Pools {
             claim,
             engine,
             devices,
+            driven,
         } = *prepared;
         let pool = OpenPool {
             name: name.to_owned(),
             engine,
             plane: Arc::clone(&self.plane),
+            copier: Arc::clone(&self.copier),
             nguids: Mutex::default(),
             shards: (0..SHARDS).map(|_| Arc::default()).collect(),
             hasher: RandomState::new(),
@@ -135,7 +153,10 @@ impl Pools {
                 return Err(refused(&error));
             }
         }
-        self.lock().insert(name.to_owned(), Arc::new(pool));
+        let pool = Arc::new(pool);
+        // Before anybody can see the volumes: what is imported belongs to its operation.
+        pool.resume(driven);
+        self.lock().insert(name.to_owned(), pool);
         Ok(())
     }
 
@@ -211,12 +232,29 @@ fn failed_now<T: Send + 'static>(what: &str, error: &dyn std::error::Error) -> W
 impl OpenPool {
     /// Closes the pool and lets go of its device, though others may still hold `self`.
     async fn close(&self, wipe: bool) -> Result<(), ControlError> {
+        self.copier.release(&self.name).await;
         let closed = self.engine.close(wipe).await;
         *self.claim.lock().unwrap_or_else(PoisonError::into_inner) = None;
         closed
     }
 
-    fn full_name(&self, name: &str) -> String {
+    /// The device below, while the pool is open.
+    pub(super) fn base(&self) -> Option<Arc<Bdev>> {
+        let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
+        claim.as_ref().map(|claim| Arc::clone(claim.bdev()))
+    }
+
+    /// Deletes a volume or a snapshot whose name is locked.
+    pub(super) async fn delete_unlocked(&self, name: &str) -> Result<Option<u64>, ControlError> {
+        let volume = self.unregister(name)?;
+        let deleted = self.engine.delete_volume(name).await;
+        if deleted.is_err() {
+            self.put_back(volume);
+        }
+        deleted
+    }
+
+    pub(super) fn full_name(&self, name: &str) -> String {
         format!("{}/{name}", self.name)
     }
 
@@ -243,9 +281,11 @@ impl OpenPool {
             aliases: Vec::new(),
         };
         let device = Arc::clone(&volume.device);
-        self.plane
+        let bdev = self
+            .plane
             .registry()
             .create(options, device, Instant::now())?;
+        bdev.set_write_protected(volume.read_only);
         self.nguids().insert(volume.name.clone(), volume.nguid);
         Ok(())
     }
@@ -275,6 +315,7 @@ impl OpenPool {
             name: name.to_owned(),
             uuid: bdev.uuid(),
             nguid: nguid.unwrap_or(*bdev.uuid().as_bytes()),
+            read_only: bdev.is_write_protected(),
             device: Arc::clone(bdev.device()),
         }))
     }
@@ -325,7 +366,7 @@ impl OpenPool {
     }
 
     /// Keeps other calls off these names; a volume and its snapshots go together.
-    async fn lock_names(&self, names: &[&str]) -> Vec<OwnedMutexGuard<()>> {
+    pub(super) async fn lock_names(&self, names: &[&str]) -> Vec<OwnedMutexGuard<()>> {
         let volume = |name: &&str| name.split('@').next().unwrap_or_default().to_owned();
         let shard = |name: &&str| self.hasher.hash_one(volume(name)) as usize % SHARDS;
         let mut shards: Vec<usize> = names.iter().map(shard).collect();
@@ -340,7 +381,7 @@ impl OpenPool {
     }
 
     /// Makes block devices of what the engine has just made, or takes it back.
-    async fn register_new(&self, names: &[String]) -> Result<(), ControlError> {
+    pub(super) async fn register_new(&self, names: &[String]) -> Result<(), ControlError> {
         for (index, name) in names.iter().enumerate() {
             let registered = match self.engine.device(name).await {
                 Ok(Some(volume)) => self.register(&volume).map_err(|error| chain(&error)),
@@ -374,16 +415,52 @@ impl OpenPool {
                 what: format!("resizing the block device {full_name}"),
                 reason: chain(&error),
             })?;
+        self.tell_hosts(&bdev).await;
+        Ok(())
+    }
+
+    /// Refuses writes to a volume's block device, or allows them; hosts that see it are told.
+    async fn protect(&self, name: &str, read_only: bool) {
+        let Ok(bdev) = self.plane.registry().get(&self.full_name(name)) else {
+            return;
+        };
+        if bdev.is_write_protected() != read_only {
+            bdev.set_write_protected(read_only);
+            self.tell_hosts(&bdev).await;
+        }
+    }
+
+    /// What a repair has changed: names that came and went, and volumes that take no writes any more.
+    async fn after_repair(&self) -> Result<(), ControlError> {
+        let devices = self.engine.devices().await?;
+        let known: Vec<String> = self.nguids().keys().cloned().collect();
+        for name in known {
+            if !devices.iter().any(|device| device.name == name) {
+                self.unregister(&name)?;
+            }
+        }
+        for device in devices {
+            if self.nguids().contains_key(&device.name) {
+                self.protect(&device.name, device.read_only).await;
+            } else if let Err(error) = self.register(&device) {
+                let name = &device.name;
+                tracing::error!(pool = self.name, name, %error, "a recovered volume cannot be served");
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells hosts that a namespace's attributes have changed.
+    async fn tell_hosts(&self, bdev: &Arc<Bdev>) {
         for subsystem in self.plane.target().subsystems() {
             for namespace in subsystem.config().namespaces.values() {
-                if Arc::ptr_eq(&namespace.bdev, &bdev)
+                if Arc::ptr_eq(&namespace.bdev, bdev)
                     && let Ok(told) = subsystem.namespace_resized(namespace.nsid)
                 {
                     told.await;
                 }
             }
         }
-        Ok(())
     }
 }
 
@@ -401,11 +478,18 @@ impl Pool for Handle {
     }
 
     fn check(&self, repair: bool) -> Work<Vec<v1::Finding>> {
-        self.0.engine.check(repair)
+        let pool = Arc::clone(&self.0);
+        Box::pin(async move {
+            let findings = pool.engine.check(repair).await?;
+            if repair {
+                pool.after_repair().await?;
+            }
+            Ok(findings)
+        })
     }
 
-    fn scrub(&self, bytes_per_sec: u64) -> Work<u64> {
-        self.0.engine.scrub(bytes_per_sec)
+    fn begin(&self, job: Job) -> Work<u64> {
+        Box::pin(Arc::clone(&self.0).begin(job))
     }
 
     fn volume(&self, name: &str) -> Work<Option<v1::Volume>> {
@@ -431,6 +515,16 @@ impl Pool for Handle {
         Box::pin(async move {
             let _names = pool.lock_names(&[&snapshot, &name]).await;
             pool.engine.clone_volume(&snapshot, &name).await?;
+            pool.register_new(&[name]).await
+        })
+    }
+
+    fn clone_bdev(&self, bdev_name: &str, name: &str) -> Work<()> {
+        let pool = Arc::clone(&self.0);
+        let (bdev_name, name) = (bdev_name.to_owned(), name.to_owned());
+        Box::pin(async move {
+            let _names = pool.lock_names(&[&name]).await;
+            pool.engine.clone_bdev(&bdev_name, &name).await?;
             pool.register_new(&[name]).await
         })
     }
@@ -465,13 +559,29 @@ impl Pool for Handle {
         let (pool, name) = (Arc::clone(&self.0), name.to_owned());
         Box::pin(async move {
             let _names = pool.lock_names(&[&name]).await;
-            let volume = pool.unregister(&name)?;
-            let deleted = pool.engine.delete_volume(&name).await;
-            if deleted.is_err() {
-                pool.put_back(volume);
-            }
-            deleted
+            pool.delete_unlocked(&name).await
         })
+    }
+
+    fn change_volume(
+        &self,
+        name: &str,
+        labels: Vec<(String, Option<String>)>,
+        read_only: Option<bool>,
+    ) -> Work<()> {
+        let (pool, name) = (Arc::clone(&self.0), name.to_owned());
+        Box::pin(async move {
+            let _names = pool.lock_names(&[&name]).await;
+            pool.engine.change_volume(&name, labels, read_only).await?;
+            if let Some(read_only) = read_only {
+                pool.protect(&name, read_only).await;
+            }
+            Ok(())
+        })
+    }
+
+    fn set_labels(&self, labels: Vec<(String, Option<String>)>) -> Work<()> {
+        self.0.engine.set_labels(labels)
     }
 
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64> {

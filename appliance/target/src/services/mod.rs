@@ -3,6 +3,7 @@
 mod bdev;
 mod config;
 mod controller;
+mod copies;
 mod describe;
 mod host;
 mod listener;

@@ -15,7 +15,7 @@ use super::page::page;
 use super::{Answer, Services, done, required};
 use crate::error::ControlError;
 use crate::model::{Key, Stored};
-use crate::pool::{Attach, Pool};
+use crate::pool::{Attach, Job, Pool};
 
 const CLUSTER_SIZE_MIN: u64 = 64 << 10;
 const CLUSTER_SIZE_MAX: u64 = 32 << 20;
@@ -343,7 +343,9 @@ impl PoolService for Services {
             bytes_per_sec,
         } = request.into_inner();
         let pool = self.pool_to_change(&name)?;
-        let id = self.complete(pool.scrub(bytes_per_sec)).await?;
+        let id = self
+            .complete(pool.begin(Job::Scrub { bytes_per_sec }))
+            .await?;
         Ok(Response::new(self.operation(&name, id).await?))
     }
 }

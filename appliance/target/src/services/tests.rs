@@ -330,6 +330,7 @@ async fn snapshots_are_taken_together_or_not_at_all() {
         let request = v1::CloneVolumeRequest {
             snapshot: "p/v@1".into(),
             name: name.into(),
+            bdev: String::new(),
         };
         services.clone_volume(Request::new(request))
     };
@@ -341,6 +342,25 @@ async fn snapshots_are_taken_together_or_not_at_all() {
         "name",
         "a clone stays in its pool"
     );
+    let of_bdev = |bdev: &str, snapshot: &str| {
+        let request = v1::CloneVolumeRequest {
+            snapshot: snapshot.into(),
+            name: "p/b".into(),
+            bdev: bdev.into(),
+        };
+        services.clone_volume(Request::new(request))
+    };
+    for (bdev, snapshot) in [("", ""), ("gold", "p/v@1")] {
+        assert_eq!(
+            field(&of_bdev(bdev, snapshot).await.unwrap_err()),
+            "snapshot"
+        );
+    }
+    let made = of_bdev("gold", "").await.unwrap().into_inner();
+    assert_eq!(made.parent, "gold");
+    of_bdev("gold", "").await.unwrap();
+    let other = of_bdev("silver", "").await.unwrap_err();
+    assert_eq!(other.code(), Code::AlreadyExists);
 }
 
 #[tokio::test]

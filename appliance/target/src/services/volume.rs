@@ -6,12 +6,13 @@ use api::fields::Difference;
 use api::v1::snapshot_service_server::SnapshotService;
 use api::v1::volume_service_server::VolumeService;
 use api::v1::{
-    CloneVolumeRequest, CreateSnapshotsRequest, CreateSnapshotsResponse, CreateVolumeRequest,
-    DecoupleVolumeRequest, DeleteSnapshotRequest, DeleteSnapshotResponse, DeleteVolumeRequest,
-    DeleteVolumeResponse, DiffSnapshotsRequest, DiffSnapshotsResponse, EventType,
-    GetSnapshotRequest, GetVolumeRequest, InflateVolumeRequest, ListSnapshotsRequest,
-    ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse, Operation, RenameVolumeRequest,
-    ResizeVolumeRequest, RollbackVolumeRequest, ShareVolumeRequest, ShareVolumeResponse, Volume,
+    CloneVolumeRequest, CopySnapshotRequest, CreateSnapshotsRequest, CreateSnapshotsResponse,
+    CreateVolumeRequest, DecoupleVolumeRequest, DeleteSnapshotRequest, DeleteSnapshotResponse,
+    DeleteVolumeRequest, DeleteVolumeResponse, DiffSnapshotsRequest, DiffSnapshotsResponse,
+    EventType, ExportVolumeRequest, GetSnapshotRequest, GetVolumeRequest, ImportVolumeRequest,
+    InflateVolumeRequest, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
+    ListVolumesResponse, Operation, RenameVolumeRequest, ResizeVolumeRequest,
+    RollbackVolumeRequest, ShareVolumeRequest, ShareVolumeResponse, UpdateVolumeRequest, Volume,
 };
 use tonic::{Request, Response};
 
@@ -210,7 +211,19 @@ impl Services {
     }
 
     async fn make_clone(self, request: CloneVolumeRequest) -> Result<Volume, ControlError> {
-        let CloneVolumeRequest { snapshot, name } = request;
+        let CloneVolumeRequest {
+            snapshot,
+            name,
+            bdev,
+        } = request;
+        if snapshot.is_empty() == bdev.is_empty() {
+            let problem = "say one of snapshot and bdev: what the volume is to show";
+            let what = format!("volume {name:?}");
+            return Err(ControlError::field(what, "snapshot", problem));
+        }
+        if snapshot.is_empty() {
+            return self.make_clone_of_bdev(bdev, name).await;
+        }
         let (pool, of) = check_volume_name(&snapshot, true, "snapshot")?;
         let (pool_of_clone, rest) = check_volume_name(&name, false, "name")?;
         if pool != pool_of_clone {
@@ -230,6 +243,23 @@ impl Services {
         let there = self.find_volume("volume", &name, "name").await?;
         let mut differences = Vec::new();
         difference("snapshot", &there.parent, &snapshot, &mut differences);
+        if !differences.is_empty() {
+            return Err(exists("volume", &name, differences));
+        }
+        if is_new {
+            self.tell(EventType::Created, "volume", &name);
+        }
+        Ok(there)
+    }
+
+    async fn make_clone_of_bdev(self, bdev: String, name: String) -> Result<Volume, ControlError> {
+        let (pool, rest) = check_volume_name(&name, false, "name")?;
+        let pool = self.pool_to_change(pool)?;
+        let is_there = pool.volume(rest).await?.is_some();
+        let is_new = !is_there && is_made(pool.clone_bdev(&bdev, rest).await)?;
+        let there = self.find_volume("volume", &name, "name").await?;
+        let mut differences = Vec::new();
+        difference("bdev", &there.parent, &bdev, &mut differences);
         if !differences.is_empty() {
             return Err(exists("volume", &name, differences));
         }
@@ -266,6 +296,26 @@ impl Services {
         pool.resize_volume(rest, size_bytes).await?;
         self.tell(EventType::Updated, "volume", &name);
         self.find_volume("volume", &name, "name").await
+    }
+
+    async fn update(self, request: UpdateVolumeRequest) -> Result<Volume, ControlError> {
+        let name = request.name;
+        let is_snapshot = name.contains('@');
+        let kind = if is_snapshot { "snapshot" } else { "volume" };
+        let (pool, rest) = check_volume_name(&name, is_snapshot, "name")?;
+        let pool = self.pool_to_change(pool)?;
+        if pool.volume(rest).await?.is_none() {
+            return Err(not_found(kind, &name));
+        }
+        let gone = request.remove_labels.into_iter().map(|key| (key, None));
+        let set = request
+            .labels
+            .into_iter()
+            .map(|(key, value)| (key, Some(value)));
+        let labels = gone.chain(set).collect();
+        pool.change_volume(rest, labels, request.read_only).await?;
+        self.tell(EventType::Updated, kind, &name);
+        self.find_volume(kind, &name, "name").await
     }
 
     async fn change_name(self, request: RenameVolumeRequest) -> Result<Volume, ControlError> {
@@ -475,6 +525,11 @@ impl VolumeService for Services {
         Ok(Response::new(self.complete(work).await?))
     }
 
+    async fn update_volume(&self, request: Request<UpdateVolumeRequest>) -> Answer<Volume> {
+        let work = self.clone().update(request.into_inner());
+        Ok(Response::new(self.complete(work).await?))
+    }
+
     async fn rename_volume(&self, request: Request<RenameVolumeRequest>) -> Answer<Volume> {
         let work = self.clone().change_name(request.into_inner());
         Ok(Response::new(self.complete(work).await?))
@@ -549,6 +604,16 @@ impl VolumeService for Services {
             next_page_token: next_page_token.unwrap_or_default(),
             extents,
         }))
+    }
+
+    async fn import_volume(&self, request: Request<ImportVolumeRequest>) -> Answer<Operation> {
+        let work = self.clone().import(request.into_inner());
+        Ok(Response::new(self.complete(work).await?))
+    }
+
+    async fn export_volume(&self, request: Request<ExportVolumeRequest>) -> Answer<Operation> {
+        let work = self.clone().export(request.into_inner());
+        Ok(Response::new(self.complete(work).await?))
     }
 
     async fn share_volume(
@@ -638,5 +703,10 @@ impl SnapshotService for Services {
         let work = self.clone().drop_volume("snapshot", name, allow_missing);
         let operation = self.complete(work).await?;
         Ok(Response::new(DeleteSnapshotResponse { operation }))
+    }
+
+    async fn copy_snapshot(&self, request: Request<CopySnapshotRequest>) -> Answer<Operation> {
+        let work = self.clone().copy(request.into_inner());
+        Ok(Response::new(self.complete(work).await?))
     }
 }

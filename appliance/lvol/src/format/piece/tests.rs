@@ -109,7 +109,6 @@ fn clusters_that_the_pool_does_not_have_are_refused() {
     assert!(decode(&full(50, 1)).is_err());
     assert!(decode(&full(45, 5)).is_ok());
     assert!(decode(&full(45, 6)).is_err());
-    assert!(decode(&sealed(&[1 << 2 | 1, 0])).is_err(), "the header");
     let last = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1];
     for count in [1, 2] {
         let run = sealed(&[&[count << 2 | 1][..], &last].concat());
@@ -157,7 +156,42 @@ fn contradicting_bitmaps_are_refused() {
         decode(&partial(some, &[1], &[255])).is_err(),
         "past the end"
     );
-    assert!(decode(&partial(None, &[1], &[])).is_err(), "in no cluster");
+}
+
+#[test]
+fn lost_slots_are_kept_as_lost() {
+    let mut slots = sample();
+    slots[20] = SlotContent::Full(Cluster::LOST);
+    slots[21] = SlotContent::Full(Cluster::LOST);
+    slots[30] = SlotContent::Partial {
+        cluster: Some(Cluster::LOST),
+        written: granules(&[1, 2]),
+        zero: granules(&[3]),
+    };
+    assert_eq!(*decode(&encode_piece(&slots)).unwrap(), slots);
+    let lost = [SlotContent::Full(Cluster::LOST); PIECE_SLOTS];
+    assert_eq!(encode_piece(&lost).len(), HEADER_BYTES + 3, "one run");
+}
+
+#[test]
+fn what_can_be_saved_of_a_record_is_saved() {
+    let lost = SlotContent::Full(Cluster::LOST);
+    let slots = sample();
+    let record = encode_piece(&slots);
+    let all = salvage_piece(&record, granularity(), u64::MAX >> 8);
+    assert_eq!(*all, slots);
+    let few = salvage_piece(&record, granularity(), 1001);
+    for (before, after) in slots.iter().zip(few.iter()) {
+        let is_past = before.cluster().is_some_and(|c| c.get() >= 1001);
+        assert_eq!(*after, if is_past { lost } else { *before });
+    }
+    let mut flipped = record;
+    flipped[7] ^= 1;
+    assert!(
+        salvage_piece(&flipped, granularity(), u64::MAX >> 8)
+            .iter()
+            .all(|slot| *slot == lost)
+    );
 }
 
 #[test]

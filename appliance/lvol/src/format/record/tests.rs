@@ -12,8 +12,8 @@ const LAYER_CHILD: &str = "\
     01ce8562d501080700000000000003000000012c0100000000000005000000000000000200000000\
     000000";
 const LAYER_EXTERNAL: &str = "\
-    011a6a481c02000102030405060708090a0b0c0d0e0f04676f6c6401000000000100000000000000\
-    02000000000000000000000000000000";
+    0185a80b0f02000102030405060708090a0b0c0d0e0f04676f6c6400000040000000000100000000\
+    010000000000000002000000000000000000000000000000";
 const NAME: &str = "\
     01bfbce91501000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f0000\
     00400000000007000000000000000100c086fd6a0000000002047469657204676f6c64016b00";
@@ -123,6 +123,7 @@ fn layer_record_is_these_bytes() {
         parent: Parent::External {
             uuid: std::array::from_fn(|byte| byte as u8),
             name: "gold".to_owned(),
+            len_bytes: 1 << 30,
         },
         children: 1,
         state: LayerState::Live,
@@ -310,9 +311,10 @@ prop_compose! {
     fn any_layer()(
         parent in prop_oneof![
             Just(Parent::None),
+            Just(Parent::Lost),
             (1_u64..).prop_map(|id| Parent::Layer(LayerId(id))),
-            (any::<[u8; 16]>(), "\\PC*")
-                .prop_map(|(uuid, name)| Parent::External { uuid, name }),
+            (any::<[u8; 16]>(), "\\PC*", any::<u64>())
+                .prop_map(|(uuid, name, len_bytes)| Parent::External { uuid, name, len_bytes }),
         ],
         children: u32,
         garbage: bool,

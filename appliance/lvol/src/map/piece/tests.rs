@@ -193,6 +193,20 @@ fn zero_waits_for_a_first_write() {
 }
 
 #[test]
+fn zeroes_of_what_is_missing_leave_what_was_written_meanwhile() {
+    let piece = piece();
+    assert!(piece.lock(0, set(0, 4)));
+    assert_eq!(piece.zero_missing(0, set(2, 8)), Err(Busy));
+    piece.allocate(0, cluster(9)).unwrap();
+    let _ = piece.complete_write(0, set(0, 4));
+    let change = piece.zero_missing(0, set(2, 12)).unwrap();
+    assert_eq!((change.freed, change.covers), (None, false));
+    assert_eq!(piece.look(0).source(3), Source::Own(cluster(9)));
+    assert_eq!(piece.look(0).source(4), Source::Zero);
+    assert_eq!(piece.look(0).source(12), Source::Parent);
+}
+
+#[test]
 fn content_moves_between_layers() {
     let (parent, child) = (piece(), piece());
     let _ = first_write(&parent, 0, 4, set(3, 4));

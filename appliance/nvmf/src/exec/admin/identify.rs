@@ -199,7 +199,13 @@ fn nvm_namespace(queue: &Queue, config: &SubsystemConfig, namespace: &NamespaceC
     let mut id = IdentifyNamespace::new_zeroed();
     id.nsze = geometry.block_count.into();
     id.ncap = geometry.block_count.into();
-    id.nuse = geometry.block_count.into();
+    let device = namespace.bdev.device();
+    let used = device.allocated_blocks().unwrap_or(geometry.block_count);
+    id.nuse = used.min(geometry.block_count).into();
+    if device.is_thin() {
+        // NCAP stays NSZE: as long as there is room, every block can be written.
+        id.nsfeat |= nsfeat::THIN_PROVISIONING;
+    }
     id.lbaf[0] = LbaFormat::new(geometry.block_size.ilog2() as u8);
     id.nmic = nmic::SHARED;
     id.rescap = reservation_capabilities(queue);

@@ -220,7 +220,7 @@ fn a_drive_is_pulled_out_and_plugged_in_again() {
     }
     let disks = Disks::new();
     let builder = Guest::builder("hotplug").memory_mib(2048).iommu().qemu(&format!(
-        "{}{}-device pcie-root-port,id=port,slot=5 -device nvme,id=hot,bus=port,serial=HOT,drive=h1 \
+        "{}{}-device pcie-root-port,id=rp01,slot=5 -device nvme,id=hot,bus=rp01,serial=HOT,drive=h1 \
          -device nvme,id=b,serial=STAYS,drive=b1",
         disks.backend("h1"),
         disks.backend("b1"),
@@ -267,7 +267,7 @@ fn a_drive_is_pulled_out_and_plugged_in_again() {
         );
         // QEMU takes the device away a little after the guest has powered its slot off.
         let deadline = std::time::Instant::now() + patience(60);
-        let plug = r#"{"execute":"device_add","arguments":{"driver":"nvme","id":"hot","bus":"port","serial":"HOT","drive":"h1"}}"#;
+        let plug = r#"{"execute":"device_add","arguments":{"driver":"nvme","id":"hot","bus":"rp01","serial":"HOT","drive":"h1"}}"#;
         while let Err(error) = guest.monitor(plug) {
             assert!(std::time::Instant::now() < deadline, "{error:?}");
             std::thread::sleep(Duration::from_millis(200));

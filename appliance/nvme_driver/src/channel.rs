@@ -20,6 +20,8 @@ use crate::transfer;
 /// CIDs hold a slot in these bits, and above them how often the slot was used.
 const SLOT_BITS: u32 = 12;
 const SLOT_MASK: u16 = (1 << SLOT_BITS) - 1;
+/// Polls without a completion after which no interrupt is expected any more. A power of two.
+const IDLE_POLLS: u32 = 64;
 /// DEAC of Write Zeroes.
 const DEAC: u32 = 1 << 25;
 
@@ -64,8 +66,10 @@ pub(crate) struct NvmeChannel {
     next_check: Option<Instant>,
     reach: Reach,
     bounce: Bounce,
-    /// Completions came since the interrupt was cleared last.
+    /// Completions came whose interrupt may still come.
     interrupt_due: bool,
+    /// Polls without a completion since the last one.
+    idle_polls: u32,
 }
 
 /// Memory that the device can reach.
@@ -198,6 +202,7 @@ impl NvmeChannel {
                 ..Bounce::default()
             },
             interrupt_due: true,
+            idle_polls: 0,
         })
     }
 
@@ -367,10 +372,27 @@ impl NvmeChannel {
                 break;
             };
             self.interrupt_due = true;
+            self.idle_polls = 0;
             self.end(&cqe, done);
         }
         if let Some(ring) = &mut self.ring {
             ring.ring_cq(&*self.shared.device.registers);
+        }
+    }
+
+    /// Makes the eventfd unreadable, so that the thread can sleep. The interrupt of a completion that
+    /// polling found can come a little later: it is looked for some more times, ever more rarely.
+    fn quiet_interrupt(&mut self, done: &mut Vec<Completion>) {
+        self.idle_polls += 1;
+        self.interrupt_due = self.idle_polls < IDLE_POLLS;
+        if let Some((interrupts, vector)) = self.interrupt() {
+            if self.idle_polls.is_power_of_two() {
+                interrupts.clear(vector);
+                // What came between the last look and the clearing.
+                self.reap(done);
+            }
+        } else {
+            self.interrupt_due = false;
         }
     }
 
@@ -567,12 +589,7 @@ impl Channel for NvmeChannel {
                 self.next_check = None;
             }
             if done.len() == before && self.interrupt_due {
-                self.interrupt_due = false;
-                if let Some((interrupts, vector)) = self.interrupt() {
-                    interrupts.clear(vector);
-                    // What came between the last look and the clearing.
-                    self.reap(done);
-                }
+                self.quiet_interrupt(done);
             }
         }
         done.len() - before
@@ -585,6 +602,10 @@ impl Channel for NvmeChannel {
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         let (interrupts, vector) = self.interrupt()?;
         interrupts.fd(vector)
+    }
+
+    fn is_quiet(&self) -> bool {
+        !self.interrupt_due
     }
 
     fn abort(&mut self, tag: u64) -> bool {

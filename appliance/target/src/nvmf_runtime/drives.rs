@@ -381,15 +381,21 @@ impl Drive {
 
     /// Brings the block devices in line with the namespaces that there are.
     fn look(&self) {
-        let mut resized = Vec::new();
+        // Those that poll groups have to look at: channels that are idle are not polled.
+        let mut changed = Vec::new();
         {
             let mut state = self.lock();
             let handle = state.handle.clone();
             let there = handle.map(|handle| handle.namespaces()).unwrap_or_default();
             for (nsid, registered) in &mut state.namespaces {
                 match there.get(nsid) {
-                    Some(namespace) => resized.extend(registered.renew(namespace)),
-                    None => drop(registered.device.set(None)),
+                    Some(namespace) if registered.renew(namespace) => {
+                        changed.push(Arc::clone(&registered.bdev));
+                    }
+                    None if registered.device.set(None) => {
+                        changed.push(Arc::clone(&registered.bdev));
+                    }
+                    _ => {}
                 }
             }
             for (nsid, namespace) in &there {
@@ -400,8 +406,8 @@ impl Drive {
                 }
             }
         }
-        for bdev in resized {
-            self.tell_of_size(&bdev);
+        for bdev in changed {
+            self.tell_of_change(&bdev);
         }
     }
 
@@ -429,7 +435,7 @@ impl Drive {
         }
     }
 
-    fn tell_of_size(&self, bdev: &Arc<Bdev>) {
+    fn tell_of_change(&self, bdev: &Arc<Bdev>) {
         for subsystem in self.plane.target().subsystems() {
             for namespace in subsystem.config().namespaces.values() {
                 if Arc::ptr_eq(&namespace.bdev, bdev) {
@@ -502,28 +508,24 @@ impl Drive {
 }
 
 impl Registered {
-    /// The namespace is there (again). Its block device, if it has another size now.
-    fn renew(&mut self, namespace: &Arc<NvmeNamespace>) -> Option<Arc<Bdev>> {
+    /// The namespace is there (again). Whether it came, went or has another size now.
+    fn renew(&mut self, namespace: &Arc<NvmeNamespace>) -> bool {
         if let Some(why) = self.device.differs(namespace) {
-            self.device.set(None);
             self.problem = why;
-            return None;
+            return self.device.set(None);
         }
         self.problem = "";
         self.lba_formats = lba_formats(namespace);
-        self.device.set(Some(namespace));
+        let came = self.device.set(Some(namespace));
         let block_count = namespace.geometry().block_count;
         if block_count == self.bdev.geometry().block_count {
-            return None;
+            return came;
         }
         self.device.set_block_count(block_count);
-        match self.bdev.resize(block_count) {
-            Ok(()) => Some(Arc::clone(&self.bdev)),
-            Err(error) => {
-                tracing::error!(bdev = self.bdev.name(), %error, "the new size is not taken");
-                None
-            }
+        if let Err(error) = self.bdev.resize(block_count) {
+            tracing::error!(bdev = self.bdev.name(), %error, "the new size is not taken");
         }
+        true
     }
 
     fn message(&self, nsid: u32) -> NvmeDriveNamespace {

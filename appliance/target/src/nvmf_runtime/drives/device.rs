@@ -279,6 +279,10 @@ impl Channel for DriveChannel {
         Some(self.epoll.0.as_fd())
     }
 
+    fn is_quiet(&self) -> bool {
+        self.is_current() && self.inner.as_ref().is_none_or(|inner| inner.is_quiet())
+    }
+
     fn abort(&mut self, tag: u64) -> bool {
         let inner = self.inner.as_mut();
         inner.is_some_and(|inner| inner.abort(tag))

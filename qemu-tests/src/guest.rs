@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -30,9 +30,40 @@ pub struct GuestBuilder {
     /// Name, which the guest sees as serial number, and the socket of an NBD server.
     disks: Vec<(String, PathBuf)>,
     programs: Option<PathBuf>,
+    arguments: Vec<String>,
+    machine: &'static str,
+    kernel: String,
+    forwards: String,
 }
 
 impl GuestBuilder {
+    /// Gives it an emulated Intel IOMMU that the kernel uses for devices only when told to.
+    #[must_use]
+    pub fn iommu(mut self) -> Self {
+        self.machine = "q35,kernel-irqchip=split";
+        self.kernel.push_str(" intel_iommu=on iommu=pt");
+        // Before every device that it is to translate for.
+        let iommu = ["-device", "intel-iommu,intremap=on,caching-mode=on"];
+        self.arguments.splice(0..0, iommu.map(str::to_owned));
+        self
+    }
+
+    /// Adds arguments of QEMU: words between spaces.
+    #[must_use]
+    pub fn qemu(mut self, arguments: &str) -> Self {
+        let words = arguments.split_whitespace().map(str::to_owned);
+        self.arguments.extend(words);
+        self
+    }
+
+    /// Has connections to a port of the host's 127.0.0.1 reach a port of the guest.
+    #[must_use]
+    pub fn forward(mut self, host: u16, guest: u16) -> Self {
+        let forward = format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}");
+        self.forwards.push_str(&forward);
+        self
+    }
+
     /// Memory of the guest in MiB; 1024 by default.
     #[must_use]
     pub fn memory_mib(mut self, mib: u32) -> Self {
@@ -110,14 +141,19 @@ impl GuestBuilder {
         let accel = std::env::var("ADIT_QEMU_ACCEL").unwrap_or("tcg,thread=multi".to_owned());
         let path = |name: &str| folder.join(name).display().to_string();
         let mut arguments: Vec<String> = "-nodefaults -no-user-config -display none -no-reboot \
-            -machine q35 -cpu max -device virtio-rng-pci \
-            -netdev user,id=net,ipv6=off -device virtio-net-pci,netdev=net,romfile= \
-            -device virtio-serial-pci -device virtserialport,chardev=agent,name=adit.agent \
-            -device virtio-9p-pci,fsdev=root,mount_tag=root \
-            -device virtio-9p-pci,fsdev=share,mount_tag=share"
+            -cpu max"
             .split_whitespace()
             .map(str::to_owned)
             .collect();
+        arguments.extend(["-machine".to_owned(), self.machine.to_owned()]);
+        arguments.extend(self.arguments.iter().cloned());
+        let network = format!("user,id=net,ipv6=off{}", self.forwards);
+        arguments.extend(["-netdev".to_owned(), network]);
+        let devices = "-device virtio-rng-pci -device virtio-net-pci,netdev=net,romfile= \
+            -device virtio-serial-pci -device virtserialport,chardev=agent,name=adit.agent \
+            -device virtio-9p-pci,fsdev=root,mount_tag=root \
+            -device virtio-9p-pci,fsdev=share,mount_tag=share";
+        arguments.extend(devices.split_whitespace().map(str::to_owned));
         let pairs = [
             ("-accel", accel),
             ("-smp", self.cpus.to_string()),
@@ -127,8 +163,12 @@ impl GuestBuilder {
             // A panic ends QEMU. Mitigations would only slow the emulation down.
             (
                 "-append",
-                "console=ttyS0 panic=-1 loglevel=4 mitigations=off".to_owned(),
+                format!(
+                    "console=ttyS0 panic=-1 loglevel=4 mitigations=off{}",
+                    self.kernel
+                ),
             ),
+            ("-qmp", format!("unix:{},server=on,wait=off", path("qmp"))),
             ("-serial", format!("file:{}", path("serial.log"))),
             (
                 "-chardev",
@@ -230,6 +270,10 @@ impl Guest {
             cpus: 2,
             disks: Vec::new(),
             programs: None,
+            arguments: Vec::new(),
+            machine: "q35",
+            kernel: String::new(),
+            forwards: String::new(),
         }
     }
 
@@ -310,6 +354,46 @@ impl Guest {
         // The guest's clock may run behind under emulation.
         self.join(job, deadline * 2 + patience(30))
             .map(|output| output.stdout)
+    }
+
+    /// Sends a command to QEMU's monitor (QMP): `{"execute":"system_reset"}`. Its answer.
+    ///
+    /// # Errors
+    ///
+    /// When the monitor does not answer, or with an error.
+    pub fn monitor(&mut self, command: &str) -> Result<String, HarnessError> {
+        let failed = |source| HarnessError::Agent { source };
+        let socket = self.share.with_file_name("qmp");
+        let mut stream = UnixStream::connect(socket).map_err(failed)?;
+        let limit = Some(patience(RUN_DEADLINE_SECONDS));
+        stream.set_read_timeout(limit).map_err(failed)?;
+        let mut lines = BufReader::new(stream.try_clone().map_err(failed)?).lines();
+        for command in [r#"{"execute":"qmp_capabilities"}"#, command] {
+            stream.write_all(command.as_bytes()).map_err(failed)?;
+            let answer = loop {
+                let line = lines.next().unwrap_or(Err(ErrorKind::UnexpectedEof.into()));
+                let line = line.map_err(failed)?;
+                // Greeting and events come in between.
+                if line.starts_with(r#"{"return""#) || line.starts_with(r#"{"error""#) {
+                    break line;
+                }
+            };
+            if answer.starts_with(r#"{"error""#) {
+                let command = command.to_owned();
+                return Err(HarnessError::Answer { command, answer });
+            }
+            if !command.contains("qmp_capabilities") {
+                return Ok(answer);
+            }
+        }
+        unreachable!("the second command has been answered")
+    }
+
+    /// What QEMU itself has written, traces among it.
+    pub fn qemu_log(&self) -> String {
+        let log = self.share.with_file_name("qemu.log");
+        let bytes = fs::read(log).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// The host's end of the folder that the guest sees as `/share`.

@@ -234,7 +234,7 @@ impl BdevChannel {
     /// See [`Channel::poll`].
     #[inline]
     pub fn poll(&mut self, now: Instant, done: &mut Vec<Completion>) -> usize {
-        if self.in_flight == 0 {
+        if self.in_flight == 0 && self.leaf.is_quiet() {
             return 0;
         }
         self.poll_busy(now, done)
@@ -263,6 +263,13 @@ impl BdevChannel {
     #[must_use]
     pub fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         self.leaf.wake_fd()
+    }
+
+    /// See [`Channel::is_quiet`].
+    #[must_use]
+    #[inline]
+    pub fn is_quiet(&self) -> bool {
+        self.leaf.is_quiet()
     }
 
     /// See [`Channel::lends`].

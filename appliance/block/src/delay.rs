@@ -239,6 +239,10 @@ impl Channel for DelayChannel {
         self.inner.wake_fd()
     }
 
+    fn is_quiet(&self) -> bool {
+        self.inner.is_quiet()
+    }
+
     fn lends(&self) -> bool {
         self.inner.lends()
     }

@@ -251,6 +251,12 @@ pub trait Channel {
         None
     }
 
+    /// Whether `poll` has nothing to do while no I/O is in flight. A channel whose descriptor may still
+    /// become readable by itself, or whose device has come or gone, says no: poll it all the same.
+    fn is_quiet(&self) -> bool {
+        true
+    }
+
     /// Whether a read with `Payload::None` is answered with the device's own memory.
     fn lends(&self) -> bool {
         false

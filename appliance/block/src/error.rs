@@ -451,6 +451,10 @@ impl Channel for ErrorChannel {
         self.inner.wake_fd()
     }
 
+    fn is_quiet(&self) -> bool {
+        self.inner.is_quiet()
+    }
+
     /// Never: lent memory is the device's own and cannot be damaged for one reader.
     fn lends(&self) -> bool {
         false

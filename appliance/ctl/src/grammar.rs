@@ -396,6 +396,11 @@ pub(crate) enum BdevVerb {
         #[command(flatten)]
         expected: Expected,
     },
+    /// Reset the controller of a drive; I/O waits meanwhile
+    Reset {
+        /// Its name
+        name: String,
+    },
     /// Show its counters and latencies
     Stat {
         /// Its name
@@ -473,6 +478,20 @@ pub(crate) enum BdevKind {
         read_only: bool,
         #[command(flatten)]
         options: BdevOptions,
+    },
+    /// A drive, driven past the kernel; its namespaces become NAMEn1, NAMEn2 and so on
+    #[command(group = clap::ArgGroup::new("drive").required(true).args(["address", "serial"]))]
+    Nvme {
+        /// Its name
+        name: String,
+        /// PCI address, as in 0000:01:00.0
+        address: Option<String>,
+        /// Serial number; the drive is looked for among those that vfio-pci has
+        #[arg(long)]
+        serial: Option<String>,
+        /// I/O queue pairs to ask for [default: enough for all reactors]
+        #[arg(long)]
+        io_queues: Option<u32>,
     },
     /// A layer that fails or corrupts I/O on purpose
     Error {

@@ -197,6 +197,12 @@ impl IobufPool {
         lock(&self.central).regions.clone()
     }
 
+    /// How many regions it has: whether it grew. Takes the pool's short lock, allocates nothing.
+    #[must_use]
+    pub fn region_count(&self) -> usize {
+        lock(&self.central).regions.len()
+    }
+
     /// Sentences about what could not be had as asked, one per region concerned.
     #[must_use]
     pub fn notices(&self) -> Vec<String> {

@@ -10,6 +10,7 @@ use block::{Channel, ChannelContext, Completion, Io, IoError, Op, Submit};
 use dma::{IobufPool, Payload, Region, RegionOptions};
 use nvme_spec::{Cid, Cqe, DsmRange, Lba, Sqe, Status};
 
+use crate::device::Interrupts;
 use crate::namespace::{NamespaceFacts, Users};
 use crate::orphans;
 use crate::ring::Ring;
@@ -19,6 +20,8 @@ use crate::transfer;
 /// CIDs hold a slot in these bits, and above them how often the slot was used.
 const SLOT_BITS: u32 = 12;
 const SLOT_MASK: u16 = (1 << SLOT_BITS) - 1;
+/// Polls without a completion after which no interrupt is expected any more. A power of two.
+const IDLE_POLLS: u32 = 64;
 /// DEAC of Write Zeroes.
 const DEAC: u32 = 1 << 25;
 
@@ -63,8 +66,10 @@ pub(crate) struct NvmeChannel {
     next_check: Option<Instant>,
     reach: Reach,
     bounce: Bounce,
-    /// Completions came since the interrupt was cleared last.
+    /// Completions came whose interrupt may still come.
     interrupt_due: bool,
+    /// Polls without a completion since the last one.
+    idle_polls: u32,
 }
 
 /// Memory that the device can reach.
@@ -72,6 +77,8 @@ struct Reach {
     ranges: Vec<(usize, usize)>,
     pool: Option<Arc<IobufPool>>,
     last: usize,
+    /// Regions of the pool that were tried. One that cannot be mapped is not tried again.
+    tried: usize,
 }
 
 impl Reach {
@@ -96,13 +103,18 @@ impl Reach {
         let Some(pool) = &self.pool else {
             return false;
         };
+        if pool.region_count() == self.tried {
+            return false;
+        }
         let known = self.ranges.len();
-        for region in pool.regions() {
-            let range = (region.addr(), region.addr() + region.len());
-            if !self.ranges.contains(&range) && shared.device.mapper.map(&region).is_ok() {
-                self.ranges.push(range);
+        let regions = pool.regions();
+        for region in &regions[self.tried..] {
+            if shared.device.mapper.map(region).is_ok() {
+                self.ranges
+                    .push((region.addr(), region.addr() + region.len()));
             }
         }
+        self.tried = regions.len();
         self.ranges.len() > known
     }
 }
@@ -165,6 +177,7 @@ impl NvmeChannel {
             ranges: Vec::new(),
             pool: ctx.pool.clone(),
             last: 0,
+            tried: 0,
         };
         reach.map_new(shared);
         let queue_depth = ctx.queue_depth as usize;
@@ -189,6 +202,7 @@ impl NvmeChannel {
                 ..Bounce::default()
             },
             interrupt_due: true,
+            idle_polls: 0,
         })
     }
 
@@ -200,12 +214,12 @@ impl NvmeChannel {
         self.slots.len() - self.free.len()
     }
 
-    fn vector(&self) -> u16 {
-        let interrupts = self.shared.device.interrupts.as_ref();
-        vector(
-            interrupts.map_or(0, |interrupts| interrupts.count()),
-            self.queue().qid.0,
-        )
+    /// The interrupts of the function with the vector of this queue, if it has one.
+    fn interrupt(&self) -> Option<(&dyn Interrupts, u16)> {
+        let interrupts = self.shared.device.interrupts.as_deref();
+        let interrupts = interrupts.filter(|_| self.shared.options.interrupts)?;
+        let vector = vector(interrupts.count(), self.queue().qid.0)?;
+        Some((interrupts, vector))
     }
 
     /// What can be said of an I/O without the device.
@@ -358,10 +372,27 @@ impl NvmeChannel {
                 break;
             };
             self.interrupt_due = true;
+            self.idle_polls = 0;
             self.end(&cqe, done);
         }
         if let Some(ring) = &mut self.ring {
             ring.ring_cq(&*self.shared.device.registers);
+        }
+    }
+
+    /// Makes the eventfd unreadable, so that the thread can sleep. The interrupt of a completion that
+    /// polling found can come a little later: it is looked for some more times, ever more rarely.
+    fn quiet_interrupt(&mut self, done: &mut Vec<Completion>) {
+        self.idle_polls += 1;
+        self.interrupt_due = self.idle_polls < IDLE_POLLS;
+        if let Some((interrupts, vector)) = self.interrupt() {
+            if self.idle_polls.is_power_of_two() {
+                interrupts.clear(vector);
+                // What came between the last look and the clearing.
+                self.reap(done);
+            }
+        } else {
+            self.interrupt_due = false;
         }
     }
 
@@ -558,12 +589,7 @@ impl Channel for NvmeChannel {
                 self.next_check = None;
             }
             if done.len() == before && self.interrupt_due {
-                self.interrupt_due = false;
-                if let Some(interrupts) = &self.shared.device.interrupts {
-                    interrupts.clear(self.vector());
-                    // What came between the last look and the clearing.
-                    self.reap(done);
-                }
+                self.quiet_interrupt(done);
             }
         }
         done.len() - before
@@ -574,9 +600,12 @@ impl Channel for NvmeChannel {
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
-        let interrupts = self.shared.device.interrupts.as_ref();
-        let interrupts = interrupts.filter(|_| self.shared.options.interrupts);
-        interrupts.and_then(|interrupts| interrupts.fd(self.vector()))
+        let (interrupts, vector) = self.interrupt()?;
+        interrupts.fd(vector)
+    }
+
+    fn is_quiet(&self) -> bool {
+        !self.interrupt_due
     }
 
     fn abort(&mut self, tag: u64) -> bool {
@@ -652,12 +681,10 @@ fn claim(shared: &Shared) -> Result<(usize, u32, Ring), String> {
     ))
 }
 
-/// The vector of a queue: vector 0 is the admin queue's, the others are shared out.
-pub(crate) fn vector(count: u16, qid: u16) -> u16 {
-    match count {
-        0 | 1 => 0,
-        count => (qid - 1) % (count - 1) + 1,
-    }
+/// The vector of a queue; vector 0 is the admin queue's. None is shared: who clears an eventfd must
+/// be the only one to sleep on it. Queues beyond the vectors are polled only.
+pub(crate) fn vector(count: u16, qid: u16) -> Option<u16> {
+    (qid < count).then_some(qid)
 }
 
 /// Whether sending the command again may help.

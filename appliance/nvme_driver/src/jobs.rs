@@ -98,7 +98,7 @@ impl Controller {
                 ring.clear();
                 let interrupts = self.shared.device.interrupts.as_ref();
                 let interrupts = interrupts.filter(|_| self.shared.options.interrupts);
-                let vector = interrupts.map(|all| vector(all.count(), qid.0));
+                let vector = interrupts.and_then(|all| vector(all.count(), qid.0));
                 let address = layout.address(layout.cq(qid.0));
                 let entries = layout.entries();
                 AdminRequest::new(Sqe::create_io_cq(CID, qid, entries, address, vector))

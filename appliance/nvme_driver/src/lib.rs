@@ -49,6 +49,6 @@ pub use admin::{ADMIN_DATA_MAX, AdminData, AdminId, AdminReply, AdminRequest};
 pub use controller::{Controller, Event};
 pub use device::{Device, DeviceError, DmaMapper, Interrupts, PciFunction, Registers};
 pub use error::NvmeError;
-pub use namespace::NvmeNamespace;
+pub use namespace::{LbaFormatInfo, NvmeNamespace};
 pub use options::ControllerOptions;
 pub use shared::{ControllerState, ControllerStats, ResetReason};

@@ -44,6 +44,35 @@ impl Users {
     }
 }
 
+/// One LBA format that a namespace can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LbaFormatInfo {
+    /// Its index, as Format NVM takes it.
+    pub index: u8,
+    /// Bytes of a logical block; 0 where the drive offers none a host can use.
+    pub data_bytes: u32,
+    /// Bytes of its metadata.
+    pub metadata_bytes: u16,
+    /// RP: 0 is the best, 3 the worst.
+    pub relative_performance: u8,
+    /// The namespace has it.
+    pub in_use: bool,
+}
+
+fn lba_formats(namespace: &IdentifyNamespace) -> Vec<LbaFormatInfo> {
+    let count = usize::from(namespace.nlbaf) + 1;
+    let formats = namespace.lbaf.iter().take(count).enumerate();
+    formats
+        .map(|(index, format)| LbaFormatInfo {
+            index: index as u8,
+            data_bytes: 1u32.checked_shl(format.lbads.into()).unwrap_or(0),
+            metadata_bytes: format.ms.get(),
+            relative_performance: format.rp & 0b11,
+            in_use: index == namespace.format_index(),
+        })
+        .collect()
+}
+
 /// A namespace of a controller. Found again by [`NvmeNamespace::serial`] and NSID.
 pub struct NvmeNamespace {
     shared: Arc<Shared>,
@@ -52,6 +81,7 @@ pub struct NvmeNamespace {
     model: String,
     nguid: [u8; 16],
     eui64: [u8; 8],
+    lba_formats: Vec<LbaFormatInfo>,
     facts: Mutex<NamespaceFacts>,
     users: Arc<Users>,
 }
@@ -70,6 +100,7 @@ impl NvmeNamespace {
             model: text(&controller.mn),
             nguid: namespace.nguid,
             eui64: namespace.eui64,
+            lba_formats: lba_formats(namespace),
             facts: Mutex::new(facts),
             users: Arc::default(),
         })
@@ -99,10 +130,22 @@ impl NvmeNamespace {
         self.eui64
     }
 
+    /// The LBA formats that it can have.
+    #[must_use]
+    pub fn lba_formats(&self) -> &[LbaFormatInfo] {
+        &self.lba_formats
+    }
+
     /// Whether it was detached, deleted, reformatted, or its drive is gone.
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.users.gone.load(SeqCst)
+    }
+
+    /// How many channels are open.
+    #[must_use]
+    pub fn open_channels(&self) -> u32 {
+        self.users.channels.load(SeqCst)
     }
 
     pub(crate) fn facts(&self) -> NamespaceFacts {

@@ -144,6 +144,8 @@ impl GroupSubsystem {
                 Some(next) if Arc::ptr_eq(&next.bdev, &namespace.config.borrow().bdev) => {
                     namespace.config.replace(Arc::clone(next));
                     namespace.refresh();
+                    // Its device may have come or gone: the channel looks when it is polled.
+                    group.mark_active(namespace);
                 }
                 _ => {
                     namespace.retire(part);
@@ -390,6 +392,12 @@ impl GroupNamespace {
         if ended > 0 {
             self.settle();
         }
+    }
+
+    /// Whether its channel need not be polled while nothing is in flight.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let channel = self.channel.borrow();
+        channel.as_ref().is_none_or(BdevChannel::is_quiet)
     }
 
     /// `None` once the channel is closed.

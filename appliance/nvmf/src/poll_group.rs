@@ -415,7 +415,7 @@ impl Core {
             namespace.poll_channel(now, &mut completions);
         }
         active.retain(|namespace| {
-            let stays = namespace.in_flight.get() > 0;
+            let stays = namespace.in_flight.get() > 0 || !namespace.is_quiet();
             namespace.is_listed_active.set(stays);
             stays
         });

@@ -522,6 +522,9 @@ impl Control {
         let was_pending = inner.pending.remove(&edit.key);
         let Some(new) = &edit.new else {
             if was_pending.is_some() {
+                if let Key::Bdev(name) = &edit.key {
+                    self.runtime.forget_bdev(name);
+                }
                 return Ok(None);
             }
             return match self.runtime.apply(edit, None) {

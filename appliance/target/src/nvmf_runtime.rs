@@ -4,6 +4,7 @@ mod apply;
 mod copies;
 mod describe;
 mod devices;
+mod drives;
 mod observe;
 mod pools;
 
@@ -16,7 +17,10 @@ use api::v1::{self, BdevSpec, PoolSpec};
 use block::Claim;
 use fabric_wire::Nqn;
 use nvmf::{Subsystem, Ticket};
+use tokio::sync::mpsc;
 
+use self::drives::Drives;
+pub use self::drives::LostDrive;
 use self::pools::{Handle, Pools};
 use crate::data_plane::DataPlane;
 use crate::model::{Edit, Key};
@@ -30,11 +34,16 @@ const HOST_DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
 /// The time that pools have to close, however long the hosts' I/O took.
 const POOLS_CLOSE_MIN: Duration = Duration::from_secs(2);
 
+/// The time that drives have to shut down: what RTD3E of most drives says.
+const DRIVES_STOP_MIN: Duration = Duration::from_secs(12);
+
 /// Drives a [`DataPlane`] as the control plane says.
 pub struct NvmfRuntime {
     plane: Arc<DataPlane>,
     connections_max: u32,
     pools: Pools,
+    drives: Arc<Drives>,
+    lost_drives: Mutex<Option<mpsc::UnboundedReceiver<LostDrive>>>,
     reservations: Option<Arc<Reservations>>,
     state: Mutex<State>,
 }
@@ -61,8 +70,11 @@ impl NvmfRuntime {
             connects_refused: 0,
             host_deadline: HOST_DEADLINE_DEFAULT,
         };
+        let (lost, lost_drives) = mpsc::unbounded_channel();
         Self {
             pools: Pools::new(Arc::clone(&plane), pools),
+            drives: Drives::new(Arc::clone(&plane), lost),
+            lost_drives: Mutex::new(Some(lost_drives)),
             plane,
             connections_max,
             reservations: None,
@@ -78,6 +90,13 @@ impl NvmfRuntime {
             .set_reservation_store(Arc::clone(&reservations) as _);
         self.reservations = Some(reservations);
         self
+    }
+
+    /// Where drives are told of that were in place and are not any more. Given once. At most one for
+    /// each time that a drive was put in place, so it is bounded by the calls of the control plane.
+    pub fn take_lost_drives(&self) -> Option<mpsc::UnboundedReceiver<LostDrive>> {
+        let mut lost = self.lost_drives.lock();
+        lost.as_mut().map_or(None, |lost| lost.take())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -141,11 +160,26 @@ fn refused(error: &dyn std::error::Error) -> RuntimeError {
 
 impl Runtime for NvmfRuntime {
     fn prepare(&self, spec: &BdevSpec, is_new: bool) -> Preparing {
-        devices::prepare(spec, is_new, self.plane.registry())
+        match drives::of(spec) {
+            Some(nvme) => self.drives.prepare(nvme),
+            None => devices::prepare(spec, is_new, self.plane.registry()),
+        }
     }
 
     fn apply(&self, edit: &Edit, prepared: Option<Prepared>) -> Result<Settled, RuntimeError> {
         self.apply_edit(edit, prepared)
+    }
+
+    fn forget_bdev(&self, name: &str) {
+        match self.drives.remove(name) {
+            // It shuts down by itself.
+            Ok(settled) => drop(tokio::spawn(settled)),
+            Err(error) => tracing::error!(bdev = name, %error, "the drive is not let go of"),
+        }
+    }
+
+    fn reset_bdev(&self, name: &str) -> bool {
+        self.drives.get(name).is_some_and(|drive| drive.reset())
     }
 
     fn prepare_pool(&self, spec: &PoolSpec, attach: Attach) -> Preparing {
@@ -245,7 +279,7 @@ impl Runtime for NvmfRuntime {
 
     fn drain(&self, deadline: Duration) -> Settled {
         let (closed, plane) = (self.plane.target().shut_down(), Arc::clone(&self.plane));
-        let pools = self.pools.clone();
+        let (pools, drives) = (self.pools.clone(), Arc::clone(&self.drives));
         Box::pin(async move {
             let until = tokio::time::Instant::now() + deadline;
             if tokio::time::timeout_at(until, closed).await.is_err() {
@@ -265,6 +299,13 @@ impl Runtime for NvmfRuntime {
             let flushed = tokio::task::spawn_blocking(move || devices::flush_all(&plane)).await;
             if let Err(error) = flushed {
                 tracing::error!(%error, "drain: flushing the block devices failed");
+            }
+            let until = until.max(tokio::time::Instant::now() + DRIVES_STOP_MIN);
+            if tokio::time::timeout_at(until, drives.shut_down_all())
+                .await
+                .is_err()
+            {
+                tracing::warn!("drain: not every drive has shut down in time");
             }
         })
     }

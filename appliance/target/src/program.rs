@@ -23,8 +23,8 @@ use crate::data_plane::{Cores, DataPlane, DataPlaneError, DataPlaneOptions};
 use crate::events::now_unix_ms;
 use crate::logging::{Log, LogError};
 use crate::lvol_driver::LvolDriver;
-use crate::model::{self, Model, RecordError};
-use crate::nvmf_runtime::NvmfRuntime;
+use crate::model::{self, Key, Model, RecordError};
+use crate::nvmf_runtime::{LostDrive, NvmfRuntime};
 use crate::pool::PoolEvent;
 use crate::reservations::{self, Reservations};
 use crate::serve::{Bound, ServeError, bind};
@@ -185,6 +185,9 @@ async fn serve(
     let mut others = JoinSet::new();
     let retrying = control.clone();
     others.spawn(async move { retrying.run().await });
+    if let Some(lost) = runtime.take_lost_drives() {
+        others.spawn(take_lost_drives(control.clone(), lost));
+    }
     others.spawn(tell_target_events(control.clone(), runtime));
     others.spawn(tell_pool_events(control.clone(), pool_events));
     others.spawn(saving);
@@ -291,6 +294,14 @@ async fn tell_target_events(control: Control, runtime: Arc<NvmfRuntime>) {
             }
         }
         wake.0.notified().await;
+    }
+}
+
+/// A drive that went away is pending, and tried again.
+async fn take_lost_drives(control: Control, mut lost: mpsc::UnboundedReceiver<LostDrive>) {
+    while let Some(LostDrive { name, reason }) = lost.recv().await {
+        tracing::error!(bdev = name, reason, "the drive is not in place any more");
+        control.lost(Key::Bdev(name), reason);
     }
 }
 

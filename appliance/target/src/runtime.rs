@@ -76,6 +76,15 @@ pub trait Runtime: Send + Sync + 'static {
     /// Pending or refused; nothing has changed then.
     fn apply(&self, edit: &Edit, prepared: Option<Prepared>) -> Result<Settled, RuntimeError>;
 
+    /// A block device that is pending is not wanted any more. Lets go of what is left of it: a drive
+    /// that was pulled out leaves devices behind that wait for it.
+    fn forget_bdev(&self, _name: &str) {}
+
+    /// Resets the controller of a drive. False when there is none of this name in place.
+    fn reset_bdev(&self, _name: &str) -> bool {
+        false
+    }
+
     /// As [`Runtime::prepare`], for a pool: makes it, or finds it on its device, and holds the device.
     fn prepare_pool(&self, spec: &PoolSpec, attach: Attach) -> Preparing;
 

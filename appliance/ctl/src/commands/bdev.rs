@@ -5,7 +5,8 @@ use api::v1::bdev_service_client::BdevServiceClient;
 use api::v1::{
     Bdev, BdevSpec, BdevStats, CreateBdevRequest, DelayBdev, DeleteBdevRequest, ErrorBdev,
     FileBdev, GetBdevRequest, IoStats, ListBdevStatsRequest, ListBdevsRequest, MallocBdev,
-    NullBdev, QosLimits, ResizeBdevRequest, UpdateBdevRequest, bdev_spec::Kind,
+    NullBdev, NvmeBdev, NvmeDrive, QosLimits, ResetBdevRequest, ResizeBdevRequest,
+    UpdateBdevRequest, bdev_spec::Kind,
 };
 use prost_types::FieldMask;
 use tonic::transport::Channel;
@@ -40,6 +41,10 @@ pub(crate) async fn run(context: &Context, verb: BdevVerb) -> Result<(), Failure
                 expected_generation,
             };
             client.resize_bdev(request).await?.into_inner()
+        }
+        BdevVerb::Reset { name } => {
+            let request = ResetBdevRequest { name };
+            client.reset_bdev(request).await?.into_inner()
         }
         BdevVerb::Qos {
             name,
@@ -197,6 +202,19 @@ fn spec(kind: BdevKind) -> BdevSpec {
             });
             make(name, Some(options), kind)
         }
+        BdevKind::Nvme {
+            name,
+            address,
+            serial,
+            io_queues,
+        } => {
+            let kind = Kind::Nvme(NvmeBdev {
+                pci_address: address.unwrap_or_default(),
+                serial_number: serial.unwrap_or_default(),
+                io_queues,
+            });
+            make(name, None, kind)
+        }
         BdevKind::Error { name, base, rules } => make(
             name,
             None,
@@ -294,6 +312,7 @@ fn kind_name(spec: &BdevSpec) -> &'static str {
         Some(Kind::File(_)) => "file",
         Some(Kind::Error(_)) => "error",
         Some(Kind::Delay(_)) => "delay",
+        Some(Kind::Nvme(_)) => "nvme",
         None => "?",
     }
 }
@@ -302,11 +321,15 @@ fn list(bdevs: &[Bdev]) -> String {
     let mut table = Table::new(&["NAME", "KIND", "SIZE", "BLOCK", "USED BY", "STATE"]);
     for bdev in bdevs {
         let spec = bdev.spec.clone().unwrap_or_default();
+        // A drive is no block device itself.
+        let has_size = bdev.block_size > 0 || bdev.nvme.is_none();
+        let size = bdev.num_blocks.saturating_mul(bdev.block_size.into());
+        let shown = |text: String| if has_size { text } else { String::new() };
         table.row([
             spec.name.clone(),
             kind_name(&spec).to_owned(),
-            format_bytes(bdev.num_blocks.saturating_mul(bdev.block_size.into())),
-            bdev.block_size.to_string(),
+            shown(format_bytes(size)),
+            shown(bdev.block_size.to_string()),
             bdev.claimed_by.join(", "),
             state(bdev.status.as_ref()),
         ]);
@@ -316,6 +339,9 @@ fn list(bdevs: &[Bdev]) -> String {
 
 fn show(bdev: &Bdev) -> String {
     let spec = bdev.spec.clone().unwrap_or_default();
+    if let (Some(Kind::Nvme(nvme)), 0) = (&spec.kind, bdev.block_size) {
+        return show_drive(bdev, &spec, nvme);
+    }
     let mut below = String::new();
     let mut path = String::new();
     let mut rules = String::new();
@@ -377,6 +403,96 @@ fn show(bdev: &Bdev) -> String {
         ("state", state(bdev.status.as_ref())),
         ("note", bdev.notice.clone()),
     ])
+}
+
+/// A drive: itself, its health, and a table of its namespaces.
+fn show_drive(bdev: &Bdev, spec: &BdevSpec, nvme: &NvmeBdev) -> String {
+    let drive = bdev.nvme.clone().unwrap_or_default();
+    let wanted = match (nvme.pci_address.as_str(), nvme.serial_number.as_str()) {
+        ("", serial) => format!("the drive with serial number {serial}"),
+        (address, _) => format!("the drive at {address}"),
+    };
+    let mut lines = vec![
+        ("name", spec.name.clone()),
+        ("kind", format!("nvme ({wanted})")),
+        ("pci address", drive.pci_address.clone()),
+        ("model", drive.model_number.clone()),
+        ("serial", drive.serial_number.clone()),
+        ("firmware", drive.firmware_revision.clone()),
+        ("controller", drive.state.clone()),
+    ];
+    if bdev.nvme.is_some() {
+        lines.push(("iommu group", drive.iommu_group.to_string()));
+        lines.push(("resets", resets(&drive)));
+    }
+    if let Some(health) = &drive.health {
+        let warning = match health.critical_warning {
+            0 => "none".to_owned(),
+            bits => format!("{bits:#04x}"),
+        };
+        lines.extend([
+            ("critical warning", warning),
+            ("temperature", format!("{} C", health.temperature_celsius)),
+            ("percentage used", format!("{} %", health.percentage_used)),
+            ("spare", format!("{} %", health.available_spare_percent)),
+            ("unsafe shutdowns", health.unsafe_shutdowns.to_string()),
+            ("power cycles", health.power_cycles.to_string()),
+            ("media errors", health.media_errors.to_string()),
+        ]);
+    }
+    lines.extend([
+        ("generation", bdev.generation.to_string()),
+        ("state", state(bdev.status.as_ref())),
+        ("note", bdev.notice.clone()),
+    ]);
+    let mut text = properties(&lines);
+    if !drive.namespaces.is_empty() {
+        text.push_str(&namespaces(&drive));
+    }
+    text
+}
+
+fn resets(drive: &NvmeDrive) -> String {
+    let why = match drive.last_reset_reason.as_str() {
+        "" => String::new(),
+        reason => format!(", the last: {reason}"),
+    };
+    format!(
+        "{}{why}; {} commands late, {} aborts, {} I/Os sent again, {} copied",
+        drive.resets, drive.timeouts, drive.aborts, drive.retries, drive.bounced
+    )
+}
+
+fn namespaces(drive: &NvmeDrive) -> String {
+    let mut table = Table::new(&["NSID", "BDEV", "SIZE", "BLOCK", "LBA FORMATS", "STATE"]);
+    for namespace in &drive.namespaces {
+        let formats: Vec<String> = namespace
+            .lba_formats
+            .iter()
+            .map(|format| {
+                let mark = if format.in_use { "*" } else { "" };
+                let (data, metadata) = (format.data_size, format.metadata_size);
+                format!("{}:{data}+{metadata}{mark}", format.index)
+            })
+            .collect();
+        let size = namespace
+            .num_blocks
+            .saturating_mul(namespace.block_size.into());
+        let state = match namespace.problem.as_str() {
+            "" if namespace.removed => "removed",
+            "" => "ready",
+            problem => problem,
+        };
+        table.row([
+            namespace.nsid.to_string(),
+            namespace.bdev_name.clone(),
+            format_bytes(size),
+            namespace.block_size.to_string(),
+            formats.join(" "),
+            state.to_owned(),
+        ]);
+    }
+    table.to_string()
 }
 
 fn limits(qos: Option<&QosLimits>) -> String {

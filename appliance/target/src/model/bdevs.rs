@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use api::v1::{BdevSpec, ErrorRule, ErrorType, IoType, QosLimits, bdev_spec::Kind};
+use api::v1::{BdevSpec, ErrorRule, ErrorType, IoType, NvmeBdev, QosLimits, bdev_spec::Kind};
 
 use super::pools::split_volume;
 use super::validate::{Check, mask_error};
-use super::{Key, Object, Stored, Transaction};
+use super::{Key, Model, Object, Stored, Transaction};
 use crate::error::ControlError;
 
 /// Kinds that can be created.
-pub(crate) const KINDS: [&str; 5] = ["malloc", "null", "file", "error", "delay"];
+pub(crate) const KINDS: [&str; 6] = ["malloc", "null", "file", "nvme", "error", "delay"];
 
 /// Layers on one device. A tower of them is a mistake.
 const LAYERS_MAX: usize = 8;
@@ -23,6 +23,38 @@ pub(crate) fn base_of(spec: &BdevSpec) -> Option<&str> {
         Some(Kind::Error(layer)) => Some(&layer.base_bdev),
         Some(Kind::Delay(layer)) => Some(&layer.base_bdev),
         _ => None,
+    }
+}
+
+/// The drive and the NSID in the name of a drive's namespace, `DRIVEn1`.
+pub(crate) fn split_drive_namespace(name: &str) -> Option<(&str, u32)> {
+    let (drive, digits) = name.rsplit_once('n')?;
+    let is_number = !digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
+    let nsid = digits.parse().ok().filter(|_| is_number)?;
+    (!drive.is_empty()).then_some((drive, nsid))
+}
+
+fn is_drive(spec: &BdevSpec) -> bool {
+    matches!(spec.kind, Some(Kind::Nvme(_)))
+}
+
+impl Model {
+    /// The drive that a namespace of this name is on.
+    #[must_use]
+    pub fn drive_of(&self, name: &str) -> Option<&Arc<Stored<BdevSpec>>> {
+        let (drive, _) = split_drive_namespace(name)?;
+        let found = self.bdevs.get(drive)?;
+        (is_drive(&found.spec) && !self.bdevs.contains_key(name)).then_some(found)
+    }
+
+    /// Who uses namespaces of a drive, with the namespace.
+    pub fn users_of_drive(&self, drive: &str) -> impl Iterator<Item = (&str, &Key)> {
+        let of_drive =
+            move |name: &str| split_drive_namespace(name).is_some_and(|(of, _)| of == drive);
+        self.bdev_users
+            .iter()
+            .filter(move |(name, _)| of_drive(name))
+            .flat_map(|(name, users)| users.iter().map(|user| (name.as_str(), user)))
     }
 }
 
@@ -70,11 +102,35 @@ impl Transaction<'_> {
             let what = format!("bdev {:?}", spec.name);
             return Err(ControlError::field(what, "bdev.name", problem));
         }
+        self.check_drive_names(&spec)?;
         if let Some(base) = base_of(&spec) {
             self.free_bdev(base)?;
             self.check_depth(base)?;
         }
         Ok(self.put_bdev(key, spec))
+    }
+
+    /// Refuses a drive whose namespaces would have names that are taken, and the other way round.
+    fn check_drive_names(&self, spec: &BdevSpec) -> Result<(), ControlError> {
+        let refuse = |problem: String| {
+            let what = format!("bdev {:?}", spec.name);
+            Err(ControlError::field(what, "bdev.name", problem))
+        };
+        if let Some(drive) = self.model.drive_of(&spec.name) {
+            let drive = &drive.spec.name;
+            return refuse(format!(
+                "is a name of namespaces: there is a drive {drive:?}"
+            ));
+        }
+        let is_of = |name: &&String| {
+            split_drive_namespace(name).is_some_and(|(drive, _)| drive == spec.name)
+        };
+        match self.model.bdevs.keys().find(is_of) {
+            Some(taken) if is_drive(spec) => {
+                refuse(format!("would hide the block device {taken:?}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Changes limits, rules or latencies.
@@ -98,6 +154,7 @@ impl Transaction<'_> {
                 "delay.avg_write_latency_us",
                 "delay.p99_write_latency_us",
             ],
+            Some(Kind::Nvme(_)) => &[],
             _ => &["qos"],
         };
         let what = || format!("bdev {:?}", there.spec.name);
@@ -136,6 +193,12 @@ impl Transaction<'_> {
                     return Err(ControlError::field(what, "size_bytes", problem));
                 }
                 file.size_bytes = Some(size_bytes);
+            }
+            Some(Kind::Nvme(_)) => {
+                return Err(ControlError::Precondition {
+                    subject: new.name,
+                    problem: "a drive has the namespaces that it has".to_owned(),
+                });
             }
             _ => {
                 return Err(ControlError::Precondition {
@@ -179,7 +242,11 @@ impl Transaction<'_> {
             Err(error) => return Err(error),
         };
         Self::expect_generation(&key, expected, there.generation)?;
-        self.free_bdev(&there.spec.name)?;
+        if is_drive(&there.spec) {
+            self.free_drive(&there.spec.name)?;
+        } else {
+            self.free_bdev(&there.spec.name)?;
+        }
         self.put(key, None);
         Ok(())
     }
@@ -191,8 +258,38 @@ impl Transaction<'_> {
         }
     }
 
+    /// Refuses while something uses a namespace of the drive.
+    fn free_drive(&self, name: &str) -> Result<(), ControlError> {
+        let users = self.model.users_of_drive(name);
+        let mut users: Vec<_> = users
+            .map(|(namespace, key)| format!("{} {} ({namespace})", key.kind(), key.name()))
+            .collect();
+        users.sort();
+        if users.is_empty() {
+            return Ok(());
+        }
+        Err(ControlError::InUse {
+            kind: "bdev",
+            name: name.to_owned(),
+            users,
+        })
+    }
+
     /// Refuses unless the device is there, or the pool of that volume is, and nothing uses it.
     pub(super) fn free_bdev(&self, name: &str) -> Result<(), ControlError> {
+        if self
+            .model
+            .bdevs
+            .get(name)
+            .is_some_and(|there| is_drive(&there.spec))
+        {
+            return Err(ControlError::Precondition {
+                subject: name.to_owned(),
+                problem: format!(
+                    "{name} is a drive; its namespaces are block devices: name {name}n1"
+                ),
+            });
+        }
         if self.model.key_of_bdev(name).is_none() {
             return Err(Self::not_found(&Key::Bdev(name.to_owned())));
         }
@@ -357,7 +454,33 @@ fn check_kind(spec: &mut BdevSpec, check: &mut Check) {
                 check.that(value <= LATENCY_US_MAX, field, "must be at most an hour");
             }
         }
+        Some(Kind::Nvme(nvme)) => check_drive(nvme, check),
         None => check.wrong("kind", format!("one of {} must be set", KINDS.join(", "))),
+    }
+}
+
+fn check_drive(nvme: &mut NvmeBdev, check: &mut Check) {
+    let (address, serial) = (&mut nvme.pci_address, &nvme.serial_number);
+    check.that(
+        address.is_empty() != serial.is_empty(),
+        "nvme",
+        "must have a pci_address or a serial_number, not both",
+    );
+    if !address.is_empty() {
+        match address.parse::<machine::PciAddress>() {
+            Ok(right) => *address = right.to_string(),
+            Err(_) => check.wrong("nvme.pci_address", "must be as in 0000:01:00.0"),
+        }
+    }
+    let is_right = serial.len() <= 20 && serial.bytes().all(|b| (b' '..=b'~').contains(&b));
+    check.that(
+        is_right && serial.trim() == serial,
+        "nvme.serial_number",
+        "must be at most 20 printable characters, without spaces around",
+    );
+    if let Some(queues) = nvme.io_queues {
+        let is_right = (1..=1024).contains(&queues);
+        check.that(is_right, "nvme.io_queues", "must be 1 to 1024");
     }
 }
 
@@ -431,6 +554,12 @@ fn check_rule(index: usize, rule: &mut ErrorRule, check: &mut Check) {
 }
 
 fn check_qos(spec: &mut BdevSpec, check: &mut Check) {
+    let has_limits = spec.qos.is_some_and(|qos| qos != QosLimits::default());
+    check.that(
+        !is_drive(spec) || !has_limits,
+        "qos",
+        "a drive has no limits",
+    );
     let Some(qos) = &mut spec.qos else { return };
     check.number("qos.burst_ms", &mut qos.burst_ms, 1, 0..=10_000);
     // No limit at all is the same as none given: one form for both.

@@ -8,6 +8,7 @@ use api::v1::{
     SubsystemSpec, bdev_spec::Kind,
 };
 
+use super::bdevs::split_drive_namespace;
 use super::bdevs::{base_of, size_of};
 use super::pools::split_volume;
 use super::subsystems::normalise_address;
@@ -402,14 +403,21 @@ fn rests_on_volume(spec: &BdevSpec, document: &Document) -> bool {
 /// Devices in an order in which each comes after the one it lies on.
 fn bases_first(bdevs: &[BdevSpec]) -> Result<Vec<&BdevSpec>, ControlError> {
     let names: BTreeSet<_> = bdevs.iter().map(|spec| spec.name.as_str()).collect();
+    // A layer on a namespace comes after the drive.
+    let answers = |base: &'_ str| {
+        let drive = split_drive_namespace(base).map(|(drive, _)| drive.to_owned());
+        let drive = drive.filter(|drive| !names.contains(base) && names.contains(drive.as_str()));
+        drive.unwrap_or_else(|| base.to_owned())
+    };
     let mut placed = BTreeSet::new();
     let mut order = Vec::with_capacity(bdevs.len());
     let mut left: Vec<_> = bdevs.iter().collect();
     while !left.is_empty() {
         let before = left.len();
         left.retain(|spec| {
-            let waits =
-                base_of(spec).is_some_and(|base| names.contains(base) && !placed.contains(base));
+            let waits = base_of(spec).map(answers).is_some_and(|base| {
+                names.contains(base.as_str()) && !placed.contains(base.as_str())
+            });
             if !waits {
                 placed.insert(spec.name.as_str());
                 order.push(*spec);

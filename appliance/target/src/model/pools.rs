@@ -62,12 +62,15 @@ fn is_pool_name(name: &str) -> bool {
 }
 
 impl Model {
-    /// The object that answers for a block device of this name: the device itself, or the pool of the
-    /// volume. `None` when there is neither.
+    /// The object that answers for a block device of this name: the device itself, the drive of
+    /// the namespace, or the pool of the volume. `None` when there is neither.
     #[must_use]
     pub fn key_of_bdev(&self, name: &str) -> Option<Key> {
         if self.bdevs.contains_key(name) {
             return Some(Key::Bdev(name.to_owned()));
+        }
+        if let Some(drive) = self.drive_of(name) {
+            return Some(Key::Bdev(drive.spec.name.clone()));
         }
         let (pool, _) = split_volume(name)?;
         let is_there = self.pools.contains_key(pool);

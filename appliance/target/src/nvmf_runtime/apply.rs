@@ -20,7 +20,7 @@ use nvmf::{
 use nvmf_tcp::{TcpOptions, TcpTransport};
 
 use super::devices::{self, Opened};
-use super::{NvmfRuntime, chain, refused, settle, settle_one};
+use super::{NvmfRuntime, chain, drives, refused, settle, settle_one};
 use crate::model::{Edit, Key, Object};
 use crate::runtime::{Prepared, RuntimeError, Settled, at_once};
 
@@ -129,6 +129,10 @@ impl NvmfRuntime {
     // Block devices.
 
     fn add_bdev(&self, spec: &BdevSpec, prepared: Option<Prepared>) -> Applied {
+        if drives::of(spec).is_some() {
+            self.drives.put(spec, prepared)?;
+            return Ok(at_once());
+        }
         let opened = match base_of(spec) {
             Some(base_name) => {
                 let base = self.base(base_name)?;
@@ -173,6 +177,10 @@ impl NvmfRuntime {
     }
 
     fn change_bdev(&self, old: &BdevSpec, new: &BdevSpec, prepared: Option<Prepared>) -> Applied {
+        if drives::of(new).is_some() {
+            // Nothing of a drive can be changed.
+            return Ok(at_once());
+        }
         let Ok(bdev) = self.plane.registry().get(&new.name) else {
             // It never came to be in place: this is its first time.
             return self.add_bdev(new, prepared);
@@ -216,6 +224,9 @@ impl NvmfRuntime {
     }
 
     fn remove_bdev(&self, name: &str) -> Applied {
+        if self.drives.get(name).is_some() {
+            return self.drives.remove(name);
+        }
         let registry = self.plane.registry();
         if registry.get(name).is_ok() {
             registry.delete(name).map_err(|error| refused(&error))?;
@@ -493,7 +504,7 @@ fn size_of_spec(spec: &BdevSpec) -> Option<u64> {
         Kind::Malloc(spec) => Some(spec.size_bytes),
         Kind::Null(spec) => Some(spec.size_bytes),
         Kind::File(spec) => spec.size_bytes,
-        Kind::Error(_) | Kind::Delay(_) => None,
+        Kind::Error(_) | Kind::Delay(_) | Kind::Nvme(_) => None,
     }
 }
 

@@ -46,6 +46,10 @@ impl NvmfRuntime {
             .as_ref()
             .map(|spec| spec.name.as_str())
             .unwrap_or_default();
+        if let Some(drive) = self.drives.get(name) {
+            drive.fill(bdev);
+            return;
+        }
         let Ok(found) = self.plane.registry().get(name) else {
             return;
         };
@@ -68,6 +72,7 @@ impl NvmfRuntime {
             "malloc" | "null" => format!("{kind} disk"),
             "file" => "file (io_uring)".to_owned(),
             "volume" => "volume of a pool".to_owned(),
+            "nvme" => "namespace of a drive".to_owned(),
             layer => format!("{layer} layer"),
         };
         bdev.notice = self.lock().notices.get(name).cloned().unwrap_or_default();

@@ -83,6 +83,9 @@ fn open(kind: &Kind, is_new: bool) -> Result<Prepared, RuntimeError> {
                 "a layer is made over its device".into(),
             ));
         }
+        Kind::Nvme(_) => {
+            return Err(RuntimeError::Refused("a drive is opened otherwise".into()));
+        }
     };
     Ok(Box::new(Opened { device, notice }))
 }

@@ -6,7 +6,7 @@ use api::v1::bdev_service_server::BdevService;
 use api::v1::{
     Bdev, CreateBdevRequest, DeleteBdevRequest, DeleteBdevResponse, GetBdevRequest,
     ListBdevStatsRequest, ListBdevStatsResponse, ListBdevsRequest, ListBdevsResponse,
-    ResizeBdevRequest, UpdateBdevRequest,
+    ResetBdevRequest, ResizeBdevRequest, UpdateBdevRequest,
 };
 use tonic::{Request, Response};
 
@@ -37,11 +37,11 @@ impl BdevService for Services {
     async fn get_bdev(&self, request: Request<GetBdevRequest>) -> Answer<Bdev> {
         let name = request.into_inner().name;
         let found = self.describe(|describe| {
-            describe
-                .view
-                .model
-                .find_bdev(&name)
+            let model = describe.view.model;
+            let found = model.find_bdev(&name);
+            found
                 .map(|stored| describe.bdev(stored))
+                .or_else(|| describe.namespace_of_drive(&name))
         });
         Ok(Response::new(found.ok_or_else(|| not_found(name))?))
     }
@@ -104,6 +104,24 @@ impl BdevService for Services {
         done()
     }
 
+    async fn reset_bdev(&self, request: Request<ResetBdevRequest>) -> Answer<Bdev> {
+        let name = request.into_inner().name;
+        self.control.check_serving()?;
+        let found = self.describe(|describe| {
+            let found = describe.view.model.find_bdev(&name);
+            found.map(|stored| (stored.spec.name.clone(), describe.bdev(stored)))
+        });
+        let (name, bdev) = found.ok_or_else(|| not_found(name))?;
+        if !self.control.runtime().reset_bdev(&name) {
+            let error = ControlError::Precondition {
+                subject: name,
+                problem: "only a drive that is in place can be reset".to_owned(),
+            };
+            return Err(error.into());
+        }
+        Ok(Response::new(bdev))
+    }
+
     async fn list_bdev_stats(
         &self,
         request: Request<ListBdevStatsRequest>,
@@ -118,7 +136,11 @@ impl BdevService for Services {
         let names: Vec<String> = self.describe(|describe| {
             let model = describe.view.model;
             if name.is_empty() {
-                return Ok(model.bdevs().keys().cloned().collect());
+                let mut names: Vec<String> = model.bdevs().keys().cloned().collect();
+                let drives = model.bdevs().values();
+                names.extend(drives.flat_map(|stored| describe.namespaces_of_drive(stored)));
+                names.sort();
+                return Ok(names);
             }
             match model.find_bdev(&name) {
                 Some(found) => Ok(vec![found.spec.name.clone()]),

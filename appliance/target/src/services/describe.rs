@@ -65,6 +65,36 @@ impl Describe<'_> {
         bdev
     }
 
+    /// The block devices of a drive's namespaces.
+    pub(super) fn namespaces_of_drive(&self, stored: &Stored<BdevSpec>) -> Vec<String> {
+        if !matches!(stored.spec.kind, Some(v1::bdev_spec::Kind::Nvme(_))) {
+            return Vec::new();
+        }
+        let drive = self.bdev(stored).nvme.unwrap_or_default();
+        let names = drive.namespaces.into_iter().map(|n| n.bdev_name);
+        names.filter(|name| !name.is_empty()).collect()
+    }
+
+    /// A namespace of a drive, as a block device of its own.
+    pub(super) fn namespace_of_drive(&self, name: &str) -> Option<v1::Bdev> {
+        let drive = self.view.model.drive_of(name)?;
+        let of_drive = self.bdev(drive);
+        let found = of_drive.nvme.iter().flat_map(|nvme| &nvme.namespaces);
+        let found = found.into_iter().find(|found| found.bdev_name == name)?;
+        let stored = Stored {
+            spec: BdevSpec {
+                name: name.to_owned(),
+                uuid: Some(found.uuid.clone()),
+                qos: None,
+                kind: drive.spec.kind.clone(),
+            },
+            generation: drive.generation,
+        };
+        let mut bdev = self.bdev(&stored);
+        bdev.status = of_drive.status;
+        Some(bdev)
+    }
+
     pub(super) fn subsystem(&self, entry: &SubsystemEntry) -> v1::Subsystem {
         let nqn = &entry.subsystem.spec.nqn;
         let mut subsystem = v1::Subsystem {

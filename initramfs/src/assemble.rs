@@ -290,7 +290,7 @@ impl Assembly {
         description: &Description,
         programs: &[String],
     ) -> Result<String, InitramfsError> {
-        let mut text = String::new();
+        let mut table = Vec::new();
         for service in &description.service {
             let mut service = service.clone();
             let unless = service.remove("unless");
@@ -298,13 +298,12 @@ impl Assembly {
             let is_replaced = unless.is_some_and(|name| programs.iter().any(|each| each == name));
             let program = service.get("program").and_then(toml::Value::as_str);
             let path = program.unwrap_or_default().trim_start_matches('/');
-            if is_replaced || self.tree.get(path).is_none() {
-                continue;
+            if !is_replaced && self.tree.get(path).is_some() {
+                table.push(toml::Value::Table(service));
             }
-            let table = toml::to_string(&service).map_err(|error| wrong(&error))?;
-            let _ = write!(text, "[[service]]\n{table}\n");
         }
-        Ok(text)
+        let all = toml::Table::from_iter([("service".to_owned(), toml::Value::Array(table))]);
+        toml::to_string(&all).map_err(|error| wrong(&error))
     }
 }
 

@@ -43,25 +43,25 @@ impl std::str::FromStr for Profile {
 /// The description.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Description {
+pub(crate) struct Description {
     /// Programs of the project.
-    pub program: Vec<Program>,
+    pub(crate) program: Vec<Program>,
     /// Files of Debian packages, each with the libraries that it needs.
-    pub debian: Vec<Debian>,
+    pub(crate) debian: Vec<Debian>,
     /// Libraries that are looked for by name at run time.
-    pub library: Vec<Library>,
+    pub(crate) library: Vec<Library>,
     /// Files of `image/`.
-    pub file: Vec<File>,
+    pub(crate) file: Vec<File>,
     /// Symbolic links.
-    pub link: Vec<Link>,
+    pub(crate) link: Vec<Link>,
     /// Folders beside those that files are in.
-    pub folder: Vec<Folder>,
+    pub(crate) folder: Vec<Folder>,
     /// Modules that are loaded, in this order.
-    pub module: Vec<Module>,
+    pub(crate) module: Vec<Module>,
     /// What process 1 keeps running, in the words of its table of services.
-    pub service: Vec<toml::Table>,
+    pub(crate) service: Vec<toml::Table>,
     /// The configuration that every node begins with: sysctls and the like.
-    pub config: toml::Table,
+    pub(crate) config: toml::Table,
 }
 
 /// Whether something belongs to a profile: to all, where none is named.
@@ -88,93 +88,93 @@ of_profile!(Program, Debian, Library, File, Link, Folder, Module);
 /// A program of the project.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Program {
+pub(crate) struct Program {
     /// Its name in cargo's folder.
-    pub name: String,
+    pub(crate) name: String,
     /// Its path in the image.
-    pub path: String,
+    pub(crate) path: String,
     /// True: an image without it is whole.
     #[serde(default)]
-    pub optional: bool,
+    pub(crate) optional: bool,
     /// The only profile that has it.
-    pub profile: Option<Profile>,
+    pub(crate) profile: Option<Profile>,
 }
 
 /// A file of a Debian package.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Debian {
+pub(crate) struct Debian {
     /// Its path, there and here.
-    pub path: String,
+    pub(crate) path: String,
     /// The only profile that has it.
-    pub profile: Option<Profile>,
+    pub(crate) profile: Option<Profile>,
 }
 
 /// A library by its name.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Library {
+pub(crate) struct Library {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// The only profile that has it.
-    pub profile: Option<Profile>,
+    pub(crate) profile: Option<Profile>,
 }
 
 /// A file of the project.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct File {
+pub(crate) struct File {
     /// Its path in the image.
-    pub path: String,
+    pub(crate) path: String,
     /// Its path in `image/files`.
-    pub source: String,
+    pub(crate) source: String,
     /// Permission bits, as text: "0600".
-    pub mode: Option<String>,
+    pub(crate) mode: Option<String>,
     /// The only profile that has it.
-    pub profile: Option<Profile>,
+    pub(crate) profile: Option<Profile>,
 }
 
 /// A symbolic link.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Link {
+pub(crate) struct Link {
     /// Its paths.
-    pub paths: Vec<String>,
+    pub(crate) paths: Vec<String>,
     /// What it points to.
-    pub to: String,
+    pub(crate) to: String,
     /// The only profile that has it.
-    pub profile: Option<Profile>,
+    pub(crate) profile: Option<Profile>,
 }
 
 /// A folder.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Folder {
+pub(crate) struct Folder {
     /// Its path.
-    pub path: String,
+    pub(crate) path: String,
     /// Permission bits, as text: "0700".
-    pub mode: Option<String>,
+    pub(crate) mode: Option<String>,
     /// The only profile that has it.
-    pub profile: Option<Profile>,
+    pub(crate) profile: Option<Profile>,
 }
 
 /// A kernel module.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Module {
+pub(crate) struct Module {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// True: a machine may do without what it drives.
     #[serde(default)]
-    pub optional: bool,
+    pub(crate) optional: bool,
     /// True: it is loaded where there is a device that asks for it.
     #[serde(default)]
-    pub device: bool,
+    pub(crate) device: bool,
     /// True: it is in the image and not loaded by the list. A configuration may ask for it.
     #[serde(default)]
-    pub unlisted: bool,
+    pub(crate) unlisted: bool,
     /// The only profile that has it.
-    pub profile: Option<Profile>,
+    pub(crate) profile: Option<Profile>,
 }
 
 impl Description {
@@ -184,7 +184,7 @@ impl Description {
     /// # Errors
     ///
     /// When it cannot be read, or is wrong.
-    pub fn read(folder: &Path, profile: Profile) -> Result<Self, InitramfsError> {
+    pub(crate) fn read(folder: &Path, profile: Profile) -> Result<Self, InitramfsError> {
         let path = folder.join("tree.toml");
         let text = fs::read_to_string(&path).map_err(InitramfsError::file("read", &path))?;
         let wrong = |detail: String| InitramfsError::Description {

@@ -14,13 +14,13 @@ const PROGRAM_HEADER_BYTES: usize = 56;
 
 /// What the dynamic loader would look for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Needs {
+pub(crate) struct Needs {
     /// The loader itself, by its path.
-    pub loader: Option<String>,
+    pub(crate) loader: Option<String>,
     /// Libraries, by their names.
-    pub libraries: Vec<String>,
+    pub(crate) libraries: Vec<String>,
     /// Folders to look in first.
-    pub folders: Vec<String>,
+    pub(crate) folders: Vec<String>,
 }
 
 /// Reads what an ELF file needs; `None` for a file that is none, such as a script.
@@ -28,7 +28,7 @@ pub struct Needs {
 /// # Errors
 ///
 /// When it is an ELF file of another kind, or damaged; `name` is for the message.
-pub fn needs(name: &str, bytes: &[u8]) -> Result<Option<Needs>, InitramfsError> {
+pub(crate) fn needs(name: &str, bytes: &[u8]) -> Result<Option<Needs>, InitramfsError> {
     if !bytes.starts_with(b"\x7fELF") {
         return Ok(None);
     }

@@ -3,20 +3,26 @@
 mod engine;
 mod external;
 mod failure;
+mod limits;
+mod space;
 mod watch;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::v1::PoolSpec;
 use block::{Bdev, Registry};
 use dma::IobufPool;
-use lvol::format::Found;
+use lvol::format::{Found, Superblock};
 use lvol::{CreateOptions, Host, LvolError, PoolOptions, PoolWorker};
 use tokio::sync::{mpsc, oneshot, watch as tokio_watch};
+use uuid::Uuid;
 
 use self::engine::LvolPool;
 use self::external::NodeDevices;
+use self::space::SpaceLevel;
+pub(crate) use self::space::{CRITICAL_PERCENT_DEFAULT, WARNING_PERCENT_DEFAULT};
 use self::watch::Watch;
 use crate::error::{ControlError, chain};
 use crate::pool::{Attach, Engine, Opening, PoolDriver, PoolEvent, Work};
@@ -89,17 +95,25 @@ impl PoolDriver for LvolDriver {
         })
     }
 
-    fn open(&self, base: Arc<Bdev>, name: &str, attach: Attach) -> Opening {
+    fn open(&self, base: Arc<Bdev>, spec: &PoolSpec, attach: Attach) -> Opening {
+        let name = spec.name.as_str();
+        let change = match &attach {
+            Attach::Create { change, .. } => space::labels_of(change),
+            Attach::Open => Vec::new(),
+        };
+        let level = Arc::new(SpaceLevel::default());
         let block_size = base.geometry().block_size;
         let (tell, told) = oneshot::channel();
         let (alive, ended) = tokio_watch::channel(());
         let plan = Plan {
             base,
             name: name.to_owned(),
+            uuid: spec.uuid.as_deref().and_then(|uuid| uuid.parse().ok()),
             attach,
             options: self.options(),
         };
         let events = self.events.clone();
+        let told_level = Arc::clone(&level);
         let make = move |bell: &Arc<Bell>| {
             let (pool, worker) = match plan.open(bell) {
                 Ok(open) => open,
@@ -115,7 +129,7 @@ impl PoolDriver for LvolDriver {
             }
             let mut running = Running {
                 worker,
-                watch: Watch::new(plan.name, pool, events),
+                watch: Watch::new(plan.name, pool, events, told_level),
                 _alive: alive,
             };
             Some(move |now| running.step(now))
@@ -133,12 +147,28 @@ impl PoolDriver for LvolDriver {
                 Ok(Err(reason)) => return refused(reason),
                 Err(_) => return refused("the pool's thread has ended, see the log".to_owned()),
             };
-            let info = match pool.info().await {
+            let settled = async {
+                let info = pool.info().await?;
+                if info.name != name {
+                    // It was known by its UUID. Its name is what the node's namespaces are kept under.
+                    tracing::warn!(pool = name, was = info.name, "the pool gets its name");
+                    pool.rename_pool(&name).await?;
+                }
+                if !change.is_empty() {
+                    pool.set_labels(change).await?;
+                }
+                Ok(info)
+            };
+            let info = match settled.await {
                 Ok(info) => info,
-                Err(error) => return refused(chain(&error)),
+                Err(error) => {
+                    let error: LvolError = error;
+                    drop(pool.close());
+                    return refused(chain(&error));
+                }
             };
             let sizes = (block_size, info.cluster_size);
-            let engine = LvolPool::new(name, pool, sizes, registry, ended);
+            let engine = LvolPool::new(name, pool, sizes, registry, level, ended);
             Ok(Arc::new(engine) as Arc<dyn Engine>)
         })
     }
@@ -148,6 +178,8 @@ impl PoolDriver for LvolDriver {
 struct Plan {
     base: Arc<Bdev>,
     name: String,
+    /// The pool may have another name then.
+    uuid: Option<Uuid>,
     attach: Attach,
     options: PoolOptions,
 }
@@ -158,6 +190,7 @@ impl Plan {
             Attach::Create {
                 cluster_size,
                 force,
+                ..
             } => self.create(bell, cluster_size, force),
             Attach::Open => {
                 self.check_is_ours(bell)?;
@@ -182,12 +215,24 @@ impl Plan {
         PoolWorker::create(&self.base, &create, options, host, bell.waker())
     }
 
+    fn is_ours(&self, superblock: &Superblock) -> bool {
+        match self.uuid {
+            Some(uuid) => uuid.as_bytes() == &superblock.pool_uuid,
+            None => superblock.name == self.name,
+        }
+    }
+
     /// The device may hold another pool by now, or something that was made over this one.
     fn check_is_ours(&self, bell: &Arc<Bell>) -> Result<(), String> {
         let found = PoolWorker::probe(&self.base, &self.options, host(bell), &bell.waker());
         let device = self.base.name();
         match found.map_err(|error| chain(&error))? {
-            Found::Pool(superblock) if superblock.name == self.name => Ok(()),
+            Found::Pool(superblock) if self.is_ours(&superblock) => Ok(()),
+            Found::Pool(superblock) if superblock.name == self.name => Err(format!(
+                "block device {device} holds another pool {:?}, with UUID {}",
+                superblock.name,
+                Uuid::from_bytes(superblock.pool_uuid)
+            )),
             Found::Pool(superblock) => Err(format!(
                 "block device {device} holds the pool {:?}, not {:?}",
                 superblock.name, self.name

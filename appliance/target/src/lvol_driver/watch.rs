@@ -1,19 +1,17 @@
 //! Looks after a pool and tells what its owner should know.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::v1::EventType;
 use lvol::{PoolInfo, Promise};
 use tokio::sync::mpsc;
 
+use super::space::{SpaceLevel, used_percent};
 use crate::pool::PoolEvent;
 
 /// Time between two looks while the pool is at work. One at rest does not change.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Shares of the clusters in use at which an event tells of it, percent.
-const USED_PERCENT: [u64; 4] = [80, 90, 95, 100];
-/// The share must fall so far below to be told of again, percent.
-const FALL_PERCENT: u64 = 2;
 
 /// Looks at a pool between the steps of its worker.
 #[derive(Debug)]
@@ -24,20 +22,24 @@ pub(super) struct Watch {
     asked: Option<Promise<PoolInfo>>,
     /// Not before; at once when `None`.
     look_at: Option<Instant>,
-    /// How many of [`USED_PERCENT`] are passed.
-    passed: usize,
+    level: Arc<SpaceLevel>,
     has_told_fault: bool,
 }
 
 impl Watch {
-    pub(super) fn new(name: String, pool: lvol::Pool, events: mpsc::Sender<PoolEvent>) -> Watch {
+    pub(super) fn new(
+        name: String,
+        pool: lvol::Pool,
+        events: mpsc::Sender<PoolEvent>,
+        level: Arc<SpaceLevel>,
+    ) -> Watch {
         Watch {
             name,
             pool,
             events,
             asked: None,
             look_at: None,
-            passed: 0,
+            level,
             has_told_fault: false,
         }
     }
@@ -68,12 +70,14 @@ impl Watch {
             self.has_told_fault = true;
             self.tell(EventType::Fault, format!("the pool has stopped: {fault}"));
         }
-        let used = used_percent(info);
-        let now_passed = passed(used, self.passed);
-        if now_passed != self.passed {
-            self.passed = now_passed;
-            let free = info.free_clusters * info.cluster_size;
-            let text = format!("{used} % of the pool is in use; {free} bytes are free");
+        if let Some(level) = self.level.change(info) {
+            let level = level.as_str_name().trim_start_matches("POOL_SPACE_LEVEL_");
+            let (level, used) = (level.to_ascii_lowercase(), used_percent(info));
+            let free = info.free_clusters.saturating_sub(info.reserved_clusters);
+            let free = free * info.cluster_size;
+            let text = format!(
+                "{level}: {used} % of the pool is in use or set aside; {free} bytes are free"
+            );
             self.tell(EventType::Space, text);
         }
     }
@@ -92,39 +96,5 @@ impl Watch {
                 "an event of the pool was lost: too many wait"
             );
         }
-    }
-}
-
-/// What of the pool cannot be taken any more, rounded down: 100 means all.
-fn used_percent(info: &PoolInfo) -> u64 {
-    let free = info.free_clusters.min(info.clusters);
-    let used = u128::from(info.clusters - free) * 100;
-    (used / u128::from(info.clusters.max(1))) as u64
-}
-
-/// How many thresholds are passed, after `before` were.
-fn passed(used: u64, before: usize) -> usize {
-    let above = |percent: u64| USED_PERCENT.iter().filter(|at| **at <= percent).count();
-    if above(used) >= before {
-        return above(used);
-    }
-    above(used + FALL_PERCENT).min(before)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_threshold_is_told_once_and_again_after_a_fall() {
-        assert_eq!(passed(79, 0), 0);
-        assert_eq!(passed(80, 0), 1);
-        assert_eq!(passed(97, 1), 3);
-        assert_eq!(passed(100, 3), 4);
-        // Not far enough below.
-        assert_eq!(passed(99, 4), 4);
-        assert_eq!(passed(78, 1), 1);
-        assert_eq!(passed(77, 1), 0);
-        assert_eq!(passed(10, 4), 0);
     }
 }

@@ -6,6 +6,7 @@ mod controller;
 mod copies;
 mod describe;
 mod host;
+mod labels;
 mod listener;
 mod namespace;
 mod node;

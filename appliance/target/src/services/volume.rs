@@ -1,5 +1,6 @@
 //! Volumes and their snapshots.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use api::fields::Difference;
@@ -11,16 +12,17 @@ use api::v1::{
     DeleteVolumeRequest, DeleteVolumeResponse, DiffSnapshotsRequest, DiffSnapshotsResponse,
     EventType, ExportVolumeRequest, GetSnapshotRequest, GetVolumeRequest, ImportVolumeRequest,
     InflateVolumeRequest, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
-    ListVolumesResponse, Operation, RenameVolumeRequest, ResizeVolumeRequest,
+    ListVolumesResponse, Operation, QosLimits, RenameVolumeRequest, ResizeVolumeRequest,
     RollbackVolumeRequest, ShareVolumeRequest, ShareVolumeResponse, UpdateVolumeRequest, Volume,
 };
 use tonic::{Request, Response};
 
+use super::labels::{changes, differing, owners};
 use super::page::{SIZE_DEFAULT, SIZE_MAX};
-use super::{Answer, Services, required};
+use super::{Answer, Services, paths, required};
 use crate::error::ControlError;
-use crate::model::{Key, check_volume_name, split_volume};
-use crate::pool::{Pool, VolumeQuery};
+use crate::model::{Key, check_volume_name, normal_limits, split_volume};
+use crate::pool::{Pool, VolumeChange, VolumeQuery, VolumeSettings};
 
 /// Snapshots of one call.
 const SNAPSHOTS_MAX: usize = 256;
@@ -187,9 +189,18 @@ impl Services {
                 "must not be 0",
             ));
         }
+        let labels = owners(
+            &format!("volume {:?}", spec.name),
+            "volume.labels",
+            &spec.labels,
+        )?;
+        let qos = normal_limits(&spec.name, "volume", spec.qos)?;
         let is_there = pool.volume(rest).await?.is_some();
-        let is_new =
-            !is_there && is_made(pool.create_volume(rest, spec.size_bytes, spec.thick).await)?;
+        let made = || {
+            let settings = VolumeSettings { labels, qos };
+            pool.create_volume(rest, spec.size_bytes, spec.thick, settings)
+        };
+        let is_new = !is_there && is_made(made().await)?;
         let there = self
             .find_volume("volume", &spec.name, "volume.name")
             .await?;
@@ -201,6 +212,14 @@ impl Services {
             &mut differences,
         );
         difference("thick", there.thick, spec.thick, &mut differences);
+        differing(&there.labels, &spec.labels, &mut differences);
+        if spec.qos.is_some() {
+            let limits = |qos| Volume {
+                qos,
+                ..Volume::default()
+            };
+            differences.extend(api::fields::differences(&limits(there.qos), &limits(qos)));
+        }
         if !differences.is_empty() {
             return Err(exists("volume", &spec.name, differences));
         }
@@ -215,14 +234,19 @@ impl Services {
             snapshot,
             name,
             bdev,
+            labels,
         } = request;
+        let settings = VolumeSettings {
+            labels: owners(&format!("volume {name:?}"), "labels", &labels)?,
+            qos: None,
+        };
         if snapshot.is_empty() == bdev.is_empty() {
             let problem = "say one of snapshot and bdev: what the volume is to show";
             let what = format!("volume {name:?}");
             return Err(ControlError::field(what, "snapshot", problem));
         }
         if snapshot.is_empty() {
-            return self.make_clone_of_bdev(bdev, name).await;
+            return self.make_clone_of_bdev(bdev, name, labels, settings).await;
         }
         let (pool, of) = check_volume_name(&snapshot, true, "snapshot")?;
         let (pool_of_clone, rest) = check_volume_name(&name, false, "name")?;
@@ -239,10 +263,11 @@ impl Services {
             return Err(not_found("snapshot", &snapshot));
         }
         let is_there = pool.volume(rest).await?.is_some();
-        let is_new = !is_there && is_made(pool.clone_volume(of, rest).await)?;
+        let is_new = !is_there && is_made(pool.clone_volume(of, rest, settings).await)?;
         let there = self.find_volume("volume", &name, "name").await?;
         let mut differences = Vec::new();
         difference("snapshot", &there.parent, &snapshot, &mut differences);
+        differing(&there.labels, &labels, &mut differences);
         if !differences.is_empty() {
             return Err(exists("volume", &name, differences));
         }
@@ -252,14 +277,21 @@ impl Services {
         Ok(there)
     }
 
-    async fn make_clone_of_bdev(self, bdev: String, name: String) -> Result<Volume, ControlError> {
+    async fn make_clone_of_bdev(
+        self,
+        bdev: String,
+        name: String,
+        labels: HashMap<String, String>,
+        settings: VolumeSettings,
+    ) -> Result<Volume, ControlError> {
         let (pool, rest) = check_volume_name(&name, false, "name")?;
         let pool = self.pool_to_change(pool)?;
         let is_there = pool.volume(rest).await?.is_some();
-        let is_new = !is_there && is_made(pool.clone_bdev(&bdev, rest).await)?;
+        let is_new = !is_there && is_made(pool.clone_bdev(&bdev, rest, settings).await)?;
         let there = self.find_volume("volume", &name, "name").await?;
         let mut differences = Vec::new();
         difference("bdev", &there.parent, &bdev, &mut differences);
+        differing(&there.labels, &labels, &mut differences);
         if !differences.is_empty() {
             return Err(exists("volume", &name, differences));
         }
@@ -299,23 +331,60 @@ impl Services {
     }
 
     async fn update(self, request: UpdateVolumeRequest) -> Result<Volume, ControlError> {
-        let name = request.name;
+        let UpdateVolumeRequest {
+            name,
+            labels,
+            remove_labels,
+            read_only,
+            qos,
+            update_mask,
+        } = request;
         let is_snapshot = name.contains('@');
         let kind = if is_snapshot { "snapshot" } else { "volume" };
         let (pool, rest) = check_volume_name(&name, is_snapshot, "name")?;
         let pool = self.pool_to_change(pool)?;
-        if pool.volume(rest).await?.is_none() {
+        let Some(there) = pool.volume(rest).await? else {
             return Err(not_found(kind, &name));
-        }
-        let gone = request.remove_labels.into_iter().map(|key| (key, None));
-        let set = request
-            .labels
-            .into_iter()
-            .map(|(key, value)| (key, Some(value)));
-        let labels = gone.chain(set).collect();
-        pool.change_volume(rest, labels, request.read_only).await?;
+        };
+        let what = format!("{kind} {name:?}");
+        let limits = match (qos, paths(update_mask)) {
+            (None, paths) if paths.is_empty() => None,
+            (qos, paths) => Some(new_limits(&there, qos, &paths)?),
+        };
+        let change = VolumeChange {
+            labels: changes(&what, labels, remove_labels)?,
+            read_only,
+            qos: limits,
+        };
+        pool.change_volume(rest, change).await?;
         self.tell(EventType::Updated, kind, &name);
         self.find_volume(kind, &name, "name").await
+    }
+
+    /// Changes limits of a volume as those of its block device.
+    pub(super) async fn limit_volume(
+        self,
+        name: String,
+        qos: Option<QosLimits>,
+        paths: Vec<String>,
+    ) -> Result<Volume, ControlError> {
+        let request = UpdateVolumeRequest {
+            name,
+            qos,
+            update_mask: Some(prost_types::FieldMask { paths }),
+            ..UpdateVolumeRequest::default()
+        };
+        self.update(request).await
+    }
+
+    /// A volume or a snapshot that is a block device; `None` when its pool has none of this name.
+    pub(super) async fn volume_of_bdev(&self, name: &str) -> Result<Option<Volume>, ControlError> {
+        let key = self.control.read(|view| view.model.key_of_bdev(name));
+        let (Some(Key::Pool(pool)), Some((_, rest))) = (key, split_volume(name)) else {
+            return Ok(None);
+        };
+        let found = self.open_pool(&pool)?.volume(rest).await?;
+        Ok(found.map(|volume| self.with_users(volume)))
     }
 
     async fn change_name(self, request: RenameVolumeRequest) -> Result<Volume, ControlError> {
@@ -414,7 +483,12 @@ impl Services {
         self.find_volume("volume", &name, "name").await
     }
 
-    async fn take_snapshots(self, names: Vec<String>) -> Result<Vec<Volume>, ControlError> {
+    async fn take_snapshots(
+        self,
+        names: Vec<String>,
+        labels: HashMap<String, String>,
+    ) -> Result<Vec<Volume>, ControlError> {
+        let new_labels = owners("the snapshots", "labels", &labels)?;
         let (pool_name, pairs) = snapshot_names(&names)?;
         let pool = self.pool_to_change(&pool_name)?;
         let mut there = Vec::new();
@@ -430,7 +504,7 @@ impl Services {
             }
         }
         if there.is_empty() {
-            pool.create_snapshots(&pairs).await?;
+            pool.create_snapshots(&pairs, new_labels).await?;
             for name in &names {
                 self.tell(EventType::Created, "snapshot", name);
             }
@@ -445,7 +519,13 @@ impl Services {
         }
         let mut snapshots = Vec::with_capacity(names.len());
         for name in &names {
-            snapshots.push(self.find_volume("snapshot", name, "names").await?);
+            let snapshot = self.find_volume("snapshot", name, "names").await?;
+            let mut differences = Vec::new();
+            differing(&snapshot.labels, &labels, &mut differences);
+            if !differences.is_empty() {
+                return Err(exists("snapshot", name, differences));
+            }
+            snapshots.push(snapshot);
         }
         Ok(snapshots)
     }
@@ -454,6 +534,27 @@ impl Services {
         self.control
             .tell(event_type, kind, name.to_owned(), String::new());
     }
+}
+
+/// The limits of a volume after a change.
+fn new_limits(
+    there: &Volume,
+    qos: Option<QosLimits>,
+    paths: &[String],
+) -> Result<QosLimits, ControlError> {
+    let what = || format!("volume {:?}", there.name);
+    if there.snapshot {
+        let problem = "a snapshot has no limits; set those of a volume";
+        return Err(ControlError::field(what(), "qos", problem));
+    }
+    let asked = Volume {
+        qos,
+        ..Volume::default()
+    };
+    let new = api::fields::update(there, &asked, paths, &["qos"]);
+    let new = new.map_err(|error| ControlError::field(what(), "update_mask", error.to_string()))?;
+    let limits = normal_limits(&there.name, "the request", new.qos)?;
+    Ok(limits.unwrap_or_default())
 }
 
 /// The pool of snapshots to be taken, and pairs of volume and snapshot.
@@ -508,7 +609,10 @@ impl VolumeService for Services {
         let (volumes, next_page_token, total_size) = self
             .page_of_volumes(
                 pools,
-                VolumeQuery::default(),
+                VolumeQuery {
+                    labels: request.labels.into_iter().collect(),
+                    ..VolumeQuery::default()
+                },
                 request.page_size,
                 &request.page_token,
             )
@@ -655,7 +759,8 @@ impl SnapshotService for Services {
         &self,
         request: Request<CreateSnapshotsRequest>,
     ) -> Answer<CreateSnapshotsResponse> {
-        let work = self.clone().take_snapshots(request.into_inner().names);
+        let CreateSnapshotsRequest { names, labels } = request.into_inner();
+        let work = self.clone().take_snapshots(names, labels);
         let snapshots = self.complete(work).await?;
         Ok(Response::new(CreateSnapshotsResponse { snapshots }))
     }
@@ -679,6 +784,7 @@ impl SnapshotService for Services {
         let query = VolumeQuery {
             snapshots: true,
             prefix,
+            labels: request.labels.into_iter().collect(),
             ..VolumeQuery::default()
         };
         let pools = self.open_pools(pool)?;

@@ -32,6 +32,9 @@ use crate::runtime::RuntimeError;
 /// How often a device is asked that says neither when it will be ready nor by what.
 const ASK_INTERVAL: Duration = Duration::from_micros(50);
 
+/// Pieces of maps that a pool keeps in memory, when nobody says; each is 1 to 15 KiB.
+pub const MAP_CACHE_PIECES_DEFAULT: usize = 16_384;
+
 /// Opens pools, each with a thread of its own.
 #[derive(Debug)]
 pub struct LvolDriver {
@@ -41,6 +44,8 @@ pub struct LvolDriver {
     events: mpsc::Sender<PoolEvent>,
     /// Where volumes find devices to lie on.
     registry: Arc<Registry>,
+    /// Pieces of maps that each pool keeps in memory.
+    map_cache_pieces: usize,
 }
 
 impl LvolDriver {
@@ -56,12 +61,21 @@ impl LvolDriver {
             buffers,
             events,
             registry,
+            map_cache_pieces: MAP_CACHE_PIECES_DEFAULT,
         }
+    }
+
+    /// Has each pool keep so many pieces of maps in memory that nobody uses.
+    #[must_use]
+    pub fn with_map_cache(mut self, pieces: usize) -> LvolDriver {
+        self.map_cache_pieces = pieces;
+        self
     }
 
     fn options(&self) -> PoolOptions {
         PoolOptions {
             externals: Arc::new(NodeDevices(Arc::clone(&self.registry))),
+            cached_pieces: self.map_cache_pieces,
             ..PoolOptions::new(Arc::clone(&self.buffers))
         }
     }

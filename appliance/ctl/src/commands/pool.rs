@@ -294,6 +294,16 @@ fn level_name(level: PoolSpaceLevel) -> String {
     short(level.as_str_name(), "POOL_SPACE_LEVEL_")
 }
 
+fn map_cache(pool: &Pool) -> String {
+    if pool.map_cache_pieces_max == 0 {
+        return String::new();
+    }
+    format!(
+        "{} pieces in memory, {} stay when unused",
+        pool.map_cache_pieces, pool.map_cache_pieces_max
+    )
+}
+
 fn space(pool: &Pool) -> String {
     if pool.space_level() == PoolSpaceLevel::Unspecified {
         return String::new();
@@ -325,6 +335,7 @@ fn show(pool: &Pool) -> String {
         ("volumes", pool.volumes.to_string()),
         ("snapshots", pool.snapshots.to_string()),
         ("operations", pool.operations.to_string()),
+        ("map cache", map_cache(pool)),
         ("labels", show_labels(&pool.labels)),
         ("generation", pool.generation.to_string()),
         ("state", pool_state(pool)),

@@ -83,6 +83,8 @@ impl PoolWorker {
             snapshots,
             layers: self.layers.len() as u64,
             labels: self.labels(),
+            cached_pieces: self.pieces.len() as u64,
+            cached_pieces_max: self.options.cached_pieces as u64,
             fault: self.fault.clone(),
         }
     }

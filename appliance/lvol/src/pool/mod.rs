@@ -80,6 +80,10 @@ pub struct PoolInfo {
     pub layers: u64,
     /// What its owner says of it.
     pub labels: Vec<(String, String)>,
+    /// Pieces of maps in memory, those in use included.
+    pub cached_pieces: u64,
+    /// How many of them stay that nobody uses.
+    pub cached_pieces_max: u64,
     /// Why the pool has stopped, if it has.
     pub fault: Option<String>,
 }

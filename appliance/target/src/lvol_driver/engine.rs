@@ -195,6 +195,8 @@ impl Reader {
             space_level: self.level.now(info).into(),
             warning_percent: thresholds.warning,
             critical_percent: thresholds.critical,
+            map_cache_pieces: info.cached_pieces,
+            map_cache_pieces_max: info.cached_pieces_max,
             ..v1::Pool::default()
         }
     }

@@ -171,7 +171,7 @@ async fn what_is_on_the_device_decides() {
         force: true,
         change: PoolChange::default(),
     };
-    let error = open(&driver, &ram(1), force).await.unwrap_err();
+    let error = open(&driver, &ram(1), force.clone()).await.unwrap_err();
     assert!(error.contains("too small"), "{error}");
     let pool = open(&driver, &base, force).await.unwrap();
     pool.close(true).await.unwrap();

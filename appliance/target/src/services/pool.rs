@@ -244,6 +244,7 @@ impl Services {
         } = request;
         let what = format!("pool {name:?}");
         let pool = self.pool_to_change(&name)?;
+        let _gate = self.limits_gate.lock().await;
         let there = pool.reading().await?;
         let change = pool_change(&what, &there, (warning_percent, critical_percent))?;
         let change = PoolChange {

@@ -12,12 +12,13 @@ use api::v1::{
     DeleteVolumeRequest, DeleteVolumeResponse, DiffSnapshotsRequest, DiffSnapshotsResponse,
     EventType, ExportVolumeRequest, GetSnapshotRequest, GetVolumeRequest, ImportVolumeRequest,
     InflateVolumeRequest, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
-    ListVolumesResponse, Operation, QosLimits, RenameVolumeRequest, ResizeVolumeRequest,
+    ListVolumesResponse, Operation, RenameVolumeRequest, ResizeVolumeRequest,
     RollbackVolumeRequest, ShareVolumeRequest, ShareVolumeResponse, UpdateVolumeRequest, Volume,
 };
 use tonic::{Request, Response};
 
 use super::labels::{changes, differing, owners};
+use super::limits::new_limits;
 use super::page::{SIZE_DEFAULT, SIZE_MAX};
 use super::{Answer, Services, paths, required};
 use crate::error::ControlError;
@@ -88,7 +89,7 @@ impl Services {
         Ok(open.collect())
     }
 
-    fn with_users(&self, mut volume: Volume) -> Volume {
+    pub(super) fn with_users(&self, mut volume: Volume) -> Volume {
         volume.status.get_or_insert_with(super::ready);
         volume.claimed_by = self
             .control
@@ -330,7 +331,7 @@ impl Services {
         self.find_volume("volume", &name, "name").await
     }
 
-    async fn update(self, request: UpdateVolumeRequest) -> Result<Volume, ControlError> {
+    pub(super) async fn update(self, request: UpdateVolumeRequest) -> Result<Volume, ControlError> {
         let UpdateVolumeRequest {
             name,
             labels,
@@ -343,13 +344,20 @@ impl Services {
         let kind = if is_snapshot { "snapshot" } else { "volume" };
         let (pool, rest) = check_volume_name(&name, is_snapshot, "name")?;
         let pool = self.pool_to_change(pool)?;
+        let paths = paths(update_mask);
+        let changes_limits = qos.is_some() || !paths.is_empty();
+        // Labels need no turn: they share commits.
+        let _gate = match changes_limits {
+            true => Some(self.limits_gate.lock().await),
+            false => None,
+        };
         let Some(there) = pool.volume(rest).await? else {
             return Err(not_found(kind, &name));
         };
         let what = format!("{kind} {name:?}");
-        let limits = match (qos, paths(update_mask)) {
-            (None, paths) if paths.is_empty() => None,
-            (qos, paths) => Some(new_limits(&there, qos, &paths)?),
+        let limits = match changes_limits {
+            true => Some(new_limits(&there, qos, &paths)?),
+            false => None,
         };
         let change = VolumeChange {
             labels: changes(&what, labels, remove_labels)?,
@@ -359,32 +367,6 @@ impl Services {
         pool.change_volume(rest, change).await?;
         self.tell(EventType::Updated, kind, &name);
         self.find_volume(kind, &name, "name").await
-    }
-
-    /// Changes limits of a volume as those of its block device.
-    pub(super) async fn limit_volume(
-        self,
-        name: String,
-        qos: Option<QosLimits>,
-        paths: Vec<String>,
-    ) -> Result<Volume, ControlError> {
-        let request = UpdateVolumeRequest {
-            name,
-            qos,
-            update_mask: Some(prost_types::FieldMask { paths }),
-            ..UpdateVolumeRequest::default()
-        };
-        self.update(request).await
-    }
-
-    /// A volume or a snapshot that is a block device; `None` when its pool has none of this name.
-    pub(super) async fn volume_of_bdev(&self, name: &str) -> Result<Option<Volume>, ControlError> {
-        let key = self.control.read(|view| view.model.key_of_bdev(name));
-        let (Some(Key::Pool(pool)), Some((_, rest))) = (key, split_volume(name)) else {
-            return Ok(None);
-        };
-        let found = self.open_pool(&pool)?.volume(rest).await?;
-        Ok(found.map(|volume| self.with_users(volume)))
     }
 
     async fn change_name(self, request: RenameVolumeRequest) -> Result<Volume, ControlError> {
@@ -534,27 +516,6 @@ impl Services {
         self.control
             .tell(event_type, kind, name.to_owned(), String::new());
     }
-}
-
-/// The limits of a volume after a change.
-fn new_limits(
-    there: &Volume,
-    qos: Option<QosLimits>,
-    paths: &[String],
-) -> Result<QosLimits, ControlError> {
-    let what = || format!("volume {:?}", there.name);
-    if there.snapshot {
-        let problem = "a snapshot has no limits; set those of a volume";
-        return Err(ControlError::field(what(), "qos", problem));
-    }
-    let asked = Volume {
-        qos,
-        ..Volume::default()
-    };
-    let new = api::fields::update(there, &asked, paths, &["qos"]);
-    let new = new.map_err(|error| ControlError::field(what(), "update_mask", error.to_string()))?;
-    let limits = normal_limits(&there.name, "the request", new.qos)?;
-    Ok(limits.unwrap_or_default())
 }
 
 /// The pool of snapshots to be taken, and pairs of volume and snapshot.

@@ -268,11 +268,11 @@ struct Running {
 impl Running {
     fn step(&mut self, now: Instant) -> Next {
         let next = self.worker.step(now);
-        self.watch.look(now);
+        let look_at = self.watch.look(now, next == lvol::Next::Now);
         match next {
             lvol::Next::Now => Next::Now,
-            lvol::Next::At(deadline) => Next::At(deadline),
-            lvol::Next::Idle => Next::Idle,
+            lvol::Next::At(deadline) => Next::At(look_at.map_or(deadline, |at| at.min(deadline))),
+            lvol::Next::Idle => look_at.map_or(Next::Idle, Next::At),
             lvol::Next::End => Next::End,
         }
     }

@@ -22,6 +22,8 @@ pub(super) struct Watch {
     asked: Option<Promise<PoolInfo>>,
     /// Not before; at once when `None`.
     look_at: Option<Instant>,
+    /// The pool has worked since the last look.
+    is_due: bool,
     level: Arc<SpaceLevel>,
     has_told_fault: bool,
 }
@@ -39,13 +41,16 @@ impl Watch {
             events,
             asked: None,
             look_at: None,
+            is_due: false,
             level,
             has_told_fault: false,
         }
     }
 
-    /// Call it after each step.
-    pub(super) fn look(&mut self, now: Instant) {
+    /// Call it after each step; `worked`: the step did something. Answers when it wants the next step, though
+    /// there may be nothing to do: so that what the last work has changed is told.
+    pub(super) fn look(&mut self, now: Instant, worked: bool) -> Option<Instant> {
+        self.is_due |= worked;
         if let Some(asked) = &self.asked {
             if let Some(answer) = asked.try_take() {
                 self.asked = None;
@@ -53,11 +58,17 @@ impl Watch {
                     self.judge(&info);
                 }
             }
-            return;
+        } else {
+            self.ask(now);
         }
+        self.look_at.filter(|_| self.is_due)
+    }
+
+    fn ask(&mut self, now: Instant) {
         let has_stopped = self.pool.has_stopped() && !self.has_told_fault;
         if has_stopped || self.look_at.is_none_or(|at| at <= now) {
             self.look_at = Some(now + LOOK_INTERVAL);
+            self.is_due = false;
             // Wakes this thread for the step that answers.
             self.asked = Some(self.pool.info());
         }

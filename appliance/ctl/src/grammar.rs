@@ -472,6 +472,13 @@ pub(crate) enum NamespaceVerb {
         #[arg(long)]
         write_protect: bool,
     },
+    /// Show one, with the hosts that are registered with it and who holds a reservation
+    Show {
+        /// NQN of the subsystem
+        nqn: String,
+        /// Namespace ID
+        nsid: u32,
+    },
     /// List namespaces
     List {
         /// Only of this subsystem

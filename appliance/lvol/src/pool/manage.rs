@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::external::ExternalInfo;
 use super::promise::Resolver;
+use super::properties::new_labels;
 use super::worker::{Entry, PoolWorker, Waiter};
 use super::{PoolInfo, VolumeShared, check_name};
 use crate::LvolError;
@@ -82,6 +83,8 @@ impl PoolWorker {
             snapshots,
             layers: self.layers.len() as u64,
             labels: self.labels(),
+            cached_pieces: self.pieces.len() as u64,
+            cached_pieces_max: self.options.cached_pieces as u64,
             fault: self.fault.clone(),
         }
     }
@@ -212,18 +215,22 @@ impl PoolWorker {
         &mut self,
         names: &[(String, String)],
         created_unix_s: u64,
+        labels: &[(String, String)],
         resolver: Resolver<()>,
     ) {
-        if let Err(error) = self.check_snapshots(names) {
-            return resolver.resolve(Err(error));
-        }
+        let checked = self.check_snapshots(names);
+        let first = names.first().map_or("", |(volume, _)| volume);
+        let labels = match checked.and_then(|()| new_labels(first, labels)) {
+            Ok(labels) => labels,
+            Err(error) => return resolver.resolve(Err(error)),
+        };
         // All move under one lock and become visible by one number: a write that a host sends after
         // another has ended, on whichever of the volumes, is not in the snapshot when the other is not.
         let shared = Arc::clone(&self.shared);
         let moving = shared.moving.lock();
         let mut unsettled = Vec::with_capacity(2 * names.len());
         for (volume, snapshot) in names {
-            unsettled.extend(self.move_to_new_layer(volume, snapshot, created_unix_s));
+            unsettled.extend(self.move_to_new_layer(volume, snapshot, created_unix_s, &labels));
         }
         self.shared.chains.fetch_add(1, Ordering::SeqCst);
         drop(moving);
@@ -273,6 +280,7 @@ impl PoolWorker {
         volume: &str,
         snapshot: &str,
         created_unix_s: u64,
+        labels: &[(String, String)],
     ) -> Vec<Arc<VolumeShared>> {
         let Some(entry) = self.names.get(volume) else {
             return Vec::new();
@@ -287,7 +295,7 @@ impl PoolWorker {
             thick: false,
             read_only: true,
             created_unix_s,
-            labels: Vec::new(),
+            labels: labels.to_vec(),
             ..record.clone()
         };
         record.layer = self.new_layer(Parent::Layer(old));

@@ -547,6 +547,42 @@ fn a_deletion_of_a_large_volume_is_done_in_small_steps() {
 }
 
 #[test]
+fn labels_come_with_volumes_snapshots_and_clones() {
+    let mut rig = Rig::create(32, 2);
+    let label = |value: &str| vec![("tier".to_owned(), value.to_owned())];
+    let new = |name: &str, labels| lvol::NewVolume {
+        name: name.to_owned(),
+        size_bytes: MIB,
+        labels,
+        ..lvol::NewVolume::default()
+    };
+    let promise = rig.pool.create_volume(new("v", label("1")));
+    rig.wait(promise).unwrap();
+    let pairs = [("v".to_owned(), "s".to_owned())];
+    let promise = rig.pool.create_labelled_snapshots(&pairs, 0, &label("2"));
+    rig.wait(promise).unwrap();
+    let promise = rig.pool.clone_snapshot("v@s", new("c", label("3")));
+    rig.wait(promise).unwrap();
+    for (name, value) in [("v", "1"), ("v@s", "2"), ("c", "3")] {
+        let promise = rig.pool.volume(name);
+        assert_eq!(rig.wait(promise).unwrap().record.labels, label(value));
+    }
+    // The rules hold from the beginning, and nothing is made that breaks them.
+    let wrong = vec![("a b".to_owned(), String::new())];
+    let promise = rig.pool.create_volume(new("w", wrong.clone()));
+    rig.wait(promise).unwrap_err();
+    let promise = rig.pool.clone_snapshot("v@s", new("w", wrong.clone()));
+    rig.wait(promise).unwrap_err();
+    let pairs = [("v".to_owned(), "t".to_owned())];
+    let promise = rig.pool.create_labelled_snapshots(&pairs, 0, &wrong);
+    rig.wait(promise).unwrap_err();
+    for name in ["w", "v@t"] {
+        let promise = rig.pool.volume(name);
+        rig.wait(promise).unwrap_err();
+    }
+}
+
+#[test]
 fn labels_and_read_only_stay_over_a_restart_and_a_rename() {
     let mut rig = Rig::create(32, 2);
     rig.create_volume("v", MIB);

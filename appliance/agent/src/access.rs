@@ -1,6 +1,6 @@
 //! The one table that says which method which role may call. What is not in it is denied.
 
-use crate::role::Role;
+use pki::Role;
 
 /// Who answers a method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +151,13 @@ const TABLE: &[Entry] = &[
     aditd(
         "adit.v1.PoolService",
         &["GetPool", "ListPools", "CheckPool"],
-        &["CreatePool", "ImportPool", "GrowPool", "ExportPool", "ScrubPool"],
+        &[
+            "CreatePool",
+            "ImportPool",
+            "GrowPool",
+            "ExportPool",
+            "ScrubPool",
+        ],
         &["DeletePool", "RepairPool"],
     ),
     aditd(
@@ -299,7 +305,9 @@ mod tests {
 
     #[test]
     fn methods_that_only_read_are_open_to_readers_and_no_other_is() {
-        let reads = ["Get", "List", "Read", "Watch", "Check", "Plan", "Wait", "Diff", "Server"];
+        let reads = [
+            "Get", "List", "Read", "Watch", "Check", "Plan", "Wait", "Diff", "Server",
+        ];
         // A bundle holds more than a reader may see; a signing request is a step of configuring.
         let more = ["GetSupportBundle", "GetSigningRequest"];
         for path in methods() {

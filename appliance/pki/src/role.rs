@@ -66,7 +66,14 @@ mod tests {
         for role in Role::ALL {
             assert_eq!(Role::of_organization(&role.organization()), Some(role));
         }
-        for wrong in ["", "adit:", "admin", "adit:Admin", "adit:admin ", "adit:root"] {
+        for wrong in [
+            "",
+            "adit:",
+            "admin",
+            "adit:Admin",
+            "adit:admin ",
+            "adit:root",
+        ] {
             assert_eq!(Role::of_organization(wrong), None, "{wrong:?}");
         }
     }

@@ -224,7 +224,7 @@ const TABLE: &[Entry] = &[
         &["CreateSnapshots", "DeleteSnapshot"],
         &[],
     ),
-    for_tools("grpc.health.v1.Health", &["Check", "Watch", "List"]),
+    for_tools("grpc.health.v1.Health", &["Check", "Watch"]),
     for_tools(
         "grpc.reflection.v1.ServerReflection",
         &["ServerReflectionInfo"],

@@ -168,3 +168,12 @@ impl ClientCertVerifier for Verifier {
         self.chain.supported_verify_schemes()
     }
 }
+
+/// Whether a text can be the authority of clients.
+///
+/// # Errors
+/// When it cannot.
+pub fn verify_authority(ca_pem: &str, clock: Arc<dyn Clock>) -> Result<(), AgentError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    verifier(ca_pem, provider, clock).map(drop)
+}

@@ -7,7 +7,7 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 
-use crate::{Client, PkiError, Role, certificate_der};
+use crate::{PkiError, Role, certificate_der};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -284,6 +284,7 @@ fn node_params(names: &[String], validity: Validity) -> Result<CertificateParams
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Client;
 
     fn now() -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(1_790_000_000)

@@ -1,0 +1,22 @@
+//! The management interface.
+
+/// What the management interface does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkStatus {
+    /// Its name; empty while there is none.
+    pub interface: String,
+    /// `dhcp`, `static` or `none`.
+    pub mode: String,
+    /// Addresses with prefix length.
+    pub addresses: Vec<String>,
+    /// Default gateways.
+    pub gateways: Vec<String>,
+    /// Name servers.
+    pub dns: Vec<String>,
+    /// Time servers that DHCP brought.
+    pub time_servers: Vec<String>,
+    /// What it does or waits for.
+    pub state: String,
+    /// When the lease ends, ms since 1970; 0 without one.
+    pub lease_end_unix_ms: u64,
+}

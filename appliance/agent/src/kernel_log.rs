@@ -7,12 +7,14 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use api::v1::LogEntry;
-use tokio::io::unix::AsyncFd;
 
 use crate::clock::unix_ms;
 
 /// Longest record of the kernel, in bytes (`CONSOLE_EXT_LOG_MAX`).
 const RECORD_BYTES_MAX: usize = 8192;
+
+/// How often the end of the log is looked at by one that follows.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A record of `/dev/kmsg`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +51,7 @@ pub fn parse(bytes: &[u8]) -> Option<Record> {
 /// A reader of the kernel's log, from the oldest record on.
 #[derive(Debug)]
 pub struct KernelLog {
-    file: AsyncFd<std::fs::File>,
+    file: std::fs::File,
     next_sequence: Option<u64>,
     started: SystemTime,
 }
@@ -66,7 +68,7 @@ impl KernelLog {
             .open(root.join("dev/kmsg"))?;
         let uptime = uptime(root).unwrap_or_default();
         Ok(KernelLog {
-            file: AsyncFd::new(file)?,
+            file,
             next_sequence: None,
             started: now.checked_sub(uptime).unwrap_or(SystemTime::UNIX_EPOCH),
         })
@@ -79,7 +81,7 @@ impl KernelLog {
     pub async fn next(&mut self, follow: bool) -> std::io::Result<Option<LogEntry>> {
         let mut bytes = [0; RECORD_BYTES_MAX];
         loop {
-            let read = self.file.get_ref().read(&mut bytes);
+            let read = self.file.read(&mut bytes);
             match read {
                 Ok(count) => {
                     if let Some(record) = parse(&bytes[..count]) {
@@ -93,7 +95,7 @@ impl KernelLog {
                     if !follow {
                         return Ok(None);
                     }
-                    self.file.readable().await?.clear_ready();
+                    tokio::time::sleep(FOLLOW_INTERVAL).await;
                 }
                 Err(error) => return Err(error),
             }

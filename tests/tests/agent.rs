@@ -21,19 +21,20 @@ impl Agent {
     fn start(socket: &Path) -> Agent {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("ttyS0"), "").unwrap();
-        let mut process = KilledChild::spawn(&program("adit-agent").display().to_string(), |command| {
-            command
-                .args(["--listen", "127.0.0.1:0", "--state-dir"])
-                .arg(folder.path().join("state"))
-                .arg("--init")
-                .arg(folder.path().join("init.sock"))
-                .arg("--aditd")
-                .arg(socket)
-                .arg("--console")
-                .arg(folder.path().join("ttyS0"))
-                .stdout(Stdio::piped());
-        })
-        .unwrap();
+        let mut process =
+            KilledChild::spawn(&program("adit-agent").display().to_string(), |command| {
+                command
+                    .args(["--listen", "127.0.0.1:0", "--state-dir"])
+                    .arg(folder.path().join("state"))
+                    .arg("--init")
+                    .arg(folder.path().join("init.sock"))
+                    .arg("--aditd")
+                    .arg(socket)
+                    .arg("--console")
+                    .arg(folder.path().join("ttyS0"))
+                    .stdout(Stdio::piped());
+            })
+            .unwrap();
         let mut line = String::new();
         let stdout = process.stdout().unwrap();
         BufReader::new(stdout).read_line(&mut line).unwrap();
@@ -51,7 +52,9 @@ impl Agent {
         until("the code on the console", || {
             let screen = std::fs::read_to_string(self.folder.path().join("ttyS0")).unwrap();
             assert!(!screen.contains('\x1b'), "a serial line is dumb");
-            let line = screen.lines().find(|line| line.trim_start().starts_with("code "))?;
+            let line = screen
+                .lines()
+                .find(|line| line.trim_start().starts_with("code "))?;
             line.split_whitespace().nth(1).map(str::to_owned)
         })
     }
@@ -94,9 +97,20 @@ impl Agent {
         let ca = std::fs::read_to_string(self.folder.path().join("pki/ca.pem")).unwrap();
         let document = format!("hostname = \"stor-1\"\n[agent.api]\nca = '''{ca}'''\n");
         std::fs::write(self.folder.path().join("node.toml"), document).unwrap();
-        let apply = ["node", "config", "apply", "-f", "node.toml", "--sign-with", "pki"];
+        let apply = [
+            "node",
+            "config",
+            "apply",
+            "-f",
+            "node.toml",
+            "--sign-with",
+            "pki",
+        ];
         self.ctl(&[&apply[..], &["--dry-run"]].concat());
-        assert!(self.ctl(&["node", "system"]).contains("maintenance"), "a dry run changes nothing");
+        assert!(
+            self.ctl(&["node", "system"]).contains("maintenance"),
+            "a dry run changes nothing"
+        );
         self.ctl(&apply);
     }
 }
@@ -105,7 +119,15 @@ impl Agent {
 fn a_node_is_configured_by_the_code_and_then_only_certificates_open_it() {
     let adit = Adit::builder().start().unwrap();
     let agent = Agent::start(&adit.socket());
-    let mut wrong = vec!["context", "add", "evil", "--endpoint", &agent.endpoint, "--code", "X"];
+    let mut wrong = vec![
+        "context",
+        "add",
+        "evil",
+        "--endpoint",
+        &agent.endpoint,
+        "--code",
+        "X",
+    ];
     let other = "ab".repeat(32);
     wrong.extend(["--fingerprint", &other]);
     agent.ctl(&wrong);
@@ -114,22 +136,39 @@ fn a_node_is_configured_by_the_code_and_then_only_certificates_open_it() {
 
     agent.configure();
     let system = agent.ctl(&["--context", "n1", "node", "system"]);
-    assert!(system.contains("configured") && system.contains("stor-1"), "{system}");
+    assert!(
+        system.contains("configured") && system.contains("stor-1"),
+        "{system}"
+    );
     let document = agent.ctl(&["--context", "n1", "node", "config", "get"]);
     assert!(document.contains("hostname = \"stor-1\""), "{document}");
 
     // Another client of the site may do less; who has no certificate, nothing.
     agent.ctl(&["pki", "issue", "pki", "bob", "--role", "reader"]);
     let mut bob = vec!["context", "add", "bob", "--endpoint", &agent.endpoint];
-    bob.extend(["--ca", "pki/ca.pem", "--cert", "pki/bob.pem", "--key", "pki/bob.key"]);
+    bob.extend([
+        "--ca",
+        "pki/ca.pem",
+        "--cert",
+        "pki/bob.pem",
+        "--key",
+        "pki/bob.key",
+    ]);
     bob.extend(["--server-name", "stor-1"]);
     agent.ctl(&bob);
     agent.ctl(&["--context", "bob", "bdev", "list"]);
     let create = ["bdev", "create", "malloc", "m0", "--size", "8MiB"];
     let denied = agent.ctl_fails(&[&["--context", "bob"], &create[..]].concat());
-    assert!(denied.contains("PermissionDenied") && denied.contains("operator"), "{denied}");
+    assert!(
+        denied.contains("PermissionDenied") && denied.contains("operator"),
+        "{denied}"
+    );
     agent.ctl(&[&["--context", "n1"], &create[..]].concat());
-    assert!(agent.ctl(&["--context", "bob", "bdev", "list"]).contains("m0"));
+    assert!(
+        agent
+            .ctl(&["--context", "bob", "bdev", "list"])
+            .contains("m0")
+    );
     let mut nobody = vec!["context", "add", "nobody", "--endpoint", &agent.endpoint];
     nobody.extend(["--ca", "pki/ca.pem", "--server-name", "stor-1"]);
     agent.ctl(&nobody);
@@ -144,18 +183,31 @@ fn a_node_without_a_site_makes_its_own_authority() {
     let wrong = "[agent.network]\nmode = \"static\"\nmtu = 1\n";
     std::fs::write(agent.folder.path().join("wrong.toml"), wrong).unwrap();
     let text = agent.ctl_fails(&["node", "config", "apply", "-f", "wrong.toml"]);
-    assert!(text.contains("agent.network.addresses") && text.contains("agent.network.mtu"), "{text}");
-    std::fs::write(agent.folder.path().join("node.toml"), "hostname = \"lone\"\n").unwrap();
+    assert!(
+        text.contains("agent.network.addresses") && text.contains("agent.network.mtu"),
+        "{text}"
+    );
+    std::fs::write(
+        agent.folder.path().join("node.toml"),
+        "hostname = \"lone\"\n",
+    )
+    .unwrap();
     agent.ctl(&["node", "config", "apply", "-f", "node.toml"]);
     // The context has the certificate that the node signed.
     assert!(agent.ctl(&["node", "system"]).contains("configured"));
     agent.ctl(&["bdev", "list"]);
     let contexts = agent.folder.path().join("contexts.toml");
-    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(contexts).unwrap().permissions());
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(contexts).unwrap().permissions(),
+    );
     assert_eq!(mode & 0o777, 0o600);
     let bundle = agent.folder.path().join("b.tar.zst");
     agent.ctl(&["node", "bundle", "-f", "b.tar.zst"]);
-    assert_eq!(std::fs::read(bundle).unwrap()[..4], [0x28, 0xb5, 0x2f, 0xfd], "zstd's magic number");
+    assert_eq!(
+        std::fs::read(bundle).unwrap()[..4],
+        [0x28, 0xb5, 0x2f, 0xfd],
+        "zstd's magic number"
+    );
 }
 
 #[test]
@@ -179,13 +231,18 @@ fn calls_end_with_a_sentence_while_aditd_is_away_and_go_on_when_it_is_back() {
     adit.kill_9();
     let ended = watch.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert!(text.contains("Unavailable") && text.contains("aditd"), "{text}");
+    assert!(
+        text.contains("Unavailable") && text.contains("aditd"),
+        "{text}"
+    );
 
     let away = agent.ctl_fails(&["bdev", "list"]);
     assert!(away.contains("aditd does not answer"), "{away}");
     assert!(agent.ctl(&["node", "system"]).contains("does not answer"));
     assert!(agent.process.ended().is_none(), "the agent lives on");
     adit.start().unwrap();
-    until("calls to get through again", || agent.run(&["bdev", "list"]).status.success().then_some(()));
+    until("calls to get through again", || {
+        agent.run(&["bdev", "list"]).status.success().then_some(())
+    });
     assert!(agent.ctl(&["bdev", "list"]).contains("m1"));
 }

@@ -69,7 +69,12 @@ pub fn write<W: Write>(
         "files": manifest,
     });
     let text = format!("{manifest:#}\n");
-    append(&mut archive, &format!("{folder}/manifest.json"), unix_s, text.as_bytes())?;
+    append(
+        &mut archive,
+        &format!("{folder}/manifest.json"),
+        unix_s,
+        text.as_bytes(),
+    )?;
     archive.into_inner()?.finish()
 }
 
@@ -136,7 +141,10 @@ mod tests {
     fn a_bundle_unpacks_and_its_manifest_tells_what_is_in_it() {
         let parts = vec![
             Part::new("facts.json", Ok("{}")),
-            Part::new("logs/aditd.log", Err::<String, _>("init does not answer".to_owned())),
+            Part::new(
+                "logs/aditd.log",
+                Err::<String, _>("init does not answer".to_owned()),
+            ),
         ];
         let bytes = write(Vec::new(), "node", 1_790_000_000, parts).unwrap();
         let mut archive = tar::Archive::new(zstd::stream::read::Decoder::new(&bytes[..]).unwrap());
@@ -149,7 +157,8 @@ mod tests {
             files.insert(name, text);
         }
         assert_eq!(files["node/facts.json"], "{}");
-        let manifest: serde_json::Value = serde_json::from_str(&files["node/manifest.json"]).unwrap();
+        let manifest: serde_json::Value =
+            serde_json::from_str(&files["node/manifest.json"]).unwrap();
         assert_eq!(manifest["files"][0]["sha256"], pki::sha256_hex(b"{}"));
         assert_eq!(manifest["files"][1]["missing"], "init does not answer");
     }

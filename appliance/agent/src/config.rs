@@ -303,16 +303,25 @@ fn check_network(network: &NetworkConfig, violations: &mut Vec<Violation>) {
         violations.push(Violation::new(&format!("agent.network.{field}"), problem));
     };
     if network.interface.is_some() && network.mac.is_some() {
-        wrong("mac", "name the interface by interface or by mac, not by both");
+        wrong(
+            "mac",
+            "name the interface by interface or by mac, not by both",
+        );
     }
     if let Some(name) = &network.interface
         && (name.is_empty() || name.len() > 15 || name.contains(['/', ' ']))
     {
-        wrong("interface", "it must be a name of 1 to 15 bytes, as in eth0");
+        wrong(
+            "interface",
+            "it must be a name of 1 to 15 bytes, as in eth0",
+        );
     }
     let is_static = network.mode == Some(NetworkMode::Static);
     if is_static && network.addresses.is_empty() {
-        wrong("addresses", "mode static needs at least one, as in 192.0.2.10/24");
+        wrong(
+            "addresses",
+            "mode static needs at least one, as in 192.0.2.10/24",
+        );
     }
     if !is_static && !network.addresses.is_empty() {
         wrong("addresses", "they are for mode = \"static\"");
@@ -330,7 +339,11 @@ fn check_network(network: &NetworkConfig, violations: &mut Vec<Violation>) {
     if network.mtu.is_some_and(|mtu| !(1280..=9216).contains(&mtu)) {
         wrong("mtu", "it must be 1280 to 9216 bytes");
     }
-    within("agent.network.addresses", network.addresses.len(), violations);
+    within(
+        "agent.network.addresses",
+        network.addresses.len(),
+        violations,
+    );
     within("agent.network.dns", network.dns.len(), violations);
 }
 
@@ -345,7 +358,10 @@ fn gateway(
     let is_link_local = matches!(gateway, IpAddr::V6(address) if address.is_unicast_link_local());
     let reaches = |cidr: &Cidr| is_in(cidr, gateway);
     if !is_link_local && !network.addresses.iter().any(reaches) {
-        wrong(field, "none of the addresses is in its network, so it cannot be reached");
+        wrong(
+            field,
+            "none of the addresses is in its network, so it cannot be reached",
+        );
     }
     if network.addresses.iter().any(|cidr| cidr.address == gateway) {
         wrong(field, "it is the node's own address");
@@ -369,10 +385,14 @@ fn is_in(cidr: &Cidr, address: IpAddr) -> bool {
 fn check_time(time: &TimeConfig, violations: &mut Vec<Violation>) {
     for server in &time.servers {
         let is_address = server.parse::<IpAddr>().is_ok() || server.parse::<SocketAddr>().is_ok();
-        let host = server.rsplit_once(':').map_or(server.as_str(), |(host, _)| host);
+        let host = server
+            .rsplit_once(':')
+            .map_or(server.as_str(), |(host, _)| host);
         let is_name = !host.is_empty()
             && host.len() <= 253
-            && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b));
+            && host
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b));
         if !is_address && !is_name {
             let problem = format!("{server:?} is no address and no name of a host");
             violations.push(Violation::new("agent.time.servers", problem));
@@ -398,7 +418,9 @@ pub fn resolve(server: &str) -> Vec<SocketAddr> {
         Some(_) => server.to_socket_addrs(),
         None => (server, NTP).to_socket_addrs(),
     };
-    found.map(|addresses| addresses.take(LIST_MAX).collect()).unwrap_or_default()
+    found
+        .map(|addresses| addresses.take(LIST_MAX).collect())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -57,7 +57,11 @@ impl Screen {
             [] => line("no address yet".to_owned()),
             all => all.iter().take(LIST_MAX).for_each(|each| {
                 let host = each.split('/').next().unwrap_or(each);
-                let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+                let host = if host.contains(':') {
+                    format!("[{host}]")
+                } else {
+                    host.to_owned()
+                };
                 line(format!("reached at {host}:{}", self.port));
             }),
         }
@@ -75,13 +79,19 @@ impl Screen {
             }
             line(format!("{title}:"));
             let more = items.len().saturating_sub(LIST_MAX);
-            items.into_iter().take(LIST_MAX).for_each(|item| line(format!("  {item}")));
+            items
+                .into_iter()
+                .take(LIST_MAX)
+                .for_each(|item| line(format!("  {item}")));
             if more > 0 {
                 line(format!("  and {more} more"));
             }
         };
         let pairs = |pairs: &[(String, String)]| -> Vec<String> {
-            pairs.iter().map(|(name, state)| format!("{name:14} {state}")).collect()
+            pairs
+                .iter()
+                .map(|(name, state)| format!("{name:14} {state}"))
+                .collect()
         };
         list("services", pairs(&self.services));
         list("pools", pairs(&self.pools));
@@ -138,8 +148,12 @@ fn draw(console: &Path, text: &str) {
 
 /// `tty0` to `tty63` understand escape codes; of a serial line nobody knows.
 fn is_virtual_terminal(console: &Path) -> bool {
-    let name = console.file_name().and_then(|name| name.to_str()).unwrap_or("");
-    name.strip_prefix("tty").is_some_and(|number| number.parse::<u8>().is_ok())
+    let name = console
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or("");
+    name.strip_prefix("tty")
+        .is_some_and(|number| number.parse::<u8>().is_ok())
 }
 
 async fn look(node: &Node, port: u16) -> Screen {
@@ -166,7 +180,11 @@ async fn look(node: &Node, port: u16) -> Screen {
 fn service(service: InitService) -> (String, String) {
     // The sentence of a service that runs counts its seconds: that would be a new screen each time.
     let is_well = matches!(service.state.as_str(), "running" | "ready" | "done");
-    let state = if is_well || service.text.is_empty() { service.state } else { service.text };
+    let state = if is_well || service.text.is_empty() {
+        service.state
+    } else {
+        service.text
+    };
     (service.name, state)
 }
 
@@ -180,7 +198,11 @@ async fn pools(node: &Node) -> Vec<(String, String)> {
     pools
         .map(|pool| {
             let status = pool.status.unwrap_or_default();
-            let state = if status.reason.is_empty() { "ready".to_owned() } else { status.reason };
+            let state = if status.reason.is_empty() {
+                "ready".to_owned()
+            } else {
+                status.reason
+            };
             (pool.spec.unwrap_or_default().name, state)
         })
         .collect()
@@ -222,7 +244,9 @@ mod tests {
     fn a_configured_node_shows_no_code_and_lists_are_bounded() {
         let mut screen = screen();
         screen.code = None;
-        screen.alerts = (0..20).map(|n| format!("alert {n} {}", "x".repeat(100))).collect();
+        screen.alerts = (0..20)
+            .map(|n| format!("alert {n} {}", "x".repeat(100)))
+            .collect();
         let text = screen.text();
         assert!(!text.contains("code"), "{text}");
         assert!(text.contains("and 15 more"));

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{HeaderMap, Request, Response};
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic::Status;
 use tower_service::Service;
 
 use crate::access::{self, Rule, Server};
@@ -90,7 +90,8 @@ async fn authorize(
     }
     if current.is_configured {
         let client = peer.client.as_ref();
-        let client = client.ok_or_else(|| Status::unauthenticated(CodeError::Closed.to_string()))?;
+        let client =
+            client.ok_or_else(|| Status::unauthenticated(CodeError::Closed.to_string()))?;
         by_certificate(node, path, rule, client)?;
     } else {
         by_code(node, path, rule, code).await?;
@@ -98,15 +99,13 @@ async fn authorize(
     Ok(rule)
 }
 
-fn by_certificate(
-    node: &Node,
-    path: &str,
-    rule: Rule,
-    client: &pki::Client,
-) -> Result<(), Status> {
+fn by_certificate(node: &Node, path: &str, rule: Rule, client: &pki::Client) -> Result<(), Status> {
     // TLS has checked this when the connection was made, which may be long ago.
     if node.clock.is_trusted() && node.clock.now() > client.not_after {
-        let text = format!("the certificate of {:?} has expired; get another one", client.name);
+        let text = format!(
+            "the certificate of {:?} has expired; get another one",
+            client.name
+        );
         return Err(Status::unauthenticated(text));
     }
     if client.role < rule.role {
@@ -122,12 +121,7 @@ fn by_certificate(
     Ok(())
 }
 
-async fn by_code(
-    node: &Node,
-    path: &str,
-    rule: Rule,
-    code: Option<String>,
-) -> Result<(), Status> {
+async fn by_code(node: &Node, path: &str, rule: Rule, code: Option<String>) -> Result<(), Status> {
     let code = code.ok_or_else(|| {
         Status::unauthenticated(
             "this node is in maintenance mode: give the code that its console shows",

@@ -108,7 +108,10 @@ impl HttpBody for Carried {
         match Pin::new(&mut self.inner).poll_frame(context) {
             Poll::Ready(Some(Err(error))) => {
                 self.has_failed = true;
-                let status = away(&self.path, &format!("the call broke off: {}", error.message()));
+                let status = away(
+                    &self.path,
+                    &format!("the call broke off: {}", error.message()),
+                );
                 let mut trailers = HeaderMap::new();
                 // A status that is no header is none: the client sees a stream without trailers.
                 let _ = status.add_header(&mut trailers);

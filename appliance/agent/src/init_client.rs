@@ -249,7 +249,9 @@ impl InitClient {
         match serde_json::from_str(&answer) {
             Ok(Answer::Error { text }) => Err(AgentError::Refused(text)),
             Ok(answer) => Ok(answer),
-            Err(error) => Err(failed(format!("gave an answer that is not understood: {error}"))),
+            Err(error) => Err(failed(format!(
+                "gave an answer that is not understood: {error}"
+            ))),
         }
     }
 

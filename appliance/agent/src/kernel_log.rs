@@ -39,7 +39,9 @@ pub fn parse(bytes: &[u8]) -> Option<Record> {
     let sequence = fields.next()?.parse().ok()?;
     let microseconds = fields.next()?.parse().ok()?;
     let line = rest.lines().next().unwrap_or_default();
-    let printable = line.chars().map(|c| if c.is_control() && c != '\t' { '?' } else { c });
+    let printable = line
+        .chars()
+        .map(|c| if c.is_control() && c != '\t' { '?' } else { c });
     Some(Record {
         sequence,
         since_start: Duration::from_micros(microseconds),
@@ -138,7 +140,10 @@ mod tests {
         assert_eq!(record.since_start, Duration::from_micros(5_140_900));
         assert_eq!(record.text, "NET: Registered protocol family 10");
         let with_facility = parse(b"30,1,2,-,caller=T1;a\x1bb").unwrap();
-        assert_eq!((with_facility.priority, with_facility.text.as_str()), (6, "a?b"));
+        assert_eq!(
+            (with_facility.priority, with_facility.text.as_str()),
+            (6, "a?b")
+        );
     }
 
     #[test]

@@ -82,7 +82,8 @@ impl Place {
             return None;
         }
         let own = all.by_address.entry(address).or_default();
-        if own.connections >= limits.per_address || own.handshakes >= limits.handshakes_per_address {
+        if own.connections >= limits.per_address || own.handshakes >= limits.handshakes_per_address
+        {
             return None;
         }
         own.connections += 1;
@@ -153,7 +154,10 @@ impl AsyncWrite for Peer {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -222,8 +226,14 @@ async fn handshake(stream: TcpStream, mut place: Place, node: &Node) -> std::io:
     // An answer is small and somebody waits for it.
     stream.set_nodelay(true)?;
     let current = node.current();
-    let stream = TlsAcceptor::from(current.tls.clone()).accept(stream).await?;
-    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let stream = TlsAcceptor::from(current.tls.clone())
+        .accept(stream)
+        .await?;
+    let certificate = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(<[_]>::first);
     let client = certificate
         .map(|der| pki::Client::read(der))
         .transpose()

@@ -148,11 +148,16 @@ impl Node {
         let (stored, mut alerts) = match store.current() {
             Ok(stored) => (stored, Vec::new()),
             Err(error) => {
-                let alert = format!("the configuration that is kept cannot be used: {}", chain(&error));
+                let alert = format!(
+                    "the configuration that is kept cannot be used: {}",
+                    chain(&error)
+                );
                 (store.previous().unwrap_or(None), vec![alert])
             }
         };
-        let document = stored.as_ref().map_or("", |stored| stored.document.as_str());
+        let document = stored
+            .as_ref()
+            .map_or("", |stored| stored.document.as_str());
         let effective = effective(&init, document, &mut alerts).await;
         let name = server_name(&init).await;
         let first = first(&store, stored, effective, &name, &clock, alerts)?;
@@ -233,7 +238,11 @@ impl Node {
     ///
     /// # Errors
     /// When something is wrong with it; then nothing has changed.
-    pub async fn configure(&self, wanted: &Wanted, dry_run: bool) -> Result<Outcome, ConfigureError> {
+    pub async fn configure(
+        &self,
+        wanted: &Wanted,
+        dry_run: bool,
+    ) -> Result<Outcome, ConfigureError> {
         let _one = self.change.lock().await;
         let current = self.current();
         let actual = pki::sha256_hex(current.document.as_bytes());
@@ -317,7 +326,10 @@ impl Node {
                     if problem.source == "agent" {
                         violations.push(Violation::new(&problem.key, problem.text));
                     } else {
-                        notes.push(format!("{} from {}: {}", problem.key, problem.source, problem.text));
+                        notes.push(format!(
+                            "{} from {}: {}",
+                            problem.key, problem.source, problem.text
+                        ));
                     }
                 }
                 notes.extend(answer.later);
@@ -340,11 +352,18 @@ impl Node {
             Some(key) => key.clone(),
             None => note(self.store.node_key(), "", violations)?,
         };
-        let given = wanted.certificate_pem.clone().or(config.api.certificate.clone());
+        let given = wanted
+            .certificate_pem
+            .clone()
+            .or(config.api.certificate.clone());
         if let Some(ca_pem) = &config.api.ca {
             let certificate_pem = match given {
                 Some(pem) => pem,
-                None => note(own_certificate(&self.store, name, config, &self.clock), "", violations)?,
+                None => note(
+                    own_certificate(&self.store, name, config, &self.clock),
+                    "",
+                    violations,
+                )?,
             };
             let pair = Identity::new(certificate_pem.clone(), key_pem.clone());
             note(pair, "agent.api.certificate", violations)?;
@@ -374,7 +393,10 @@ impl Node {
         key_pem: String,
     ) -> Result<(Generation, Option<String>), AgentError> {
         let now = self.clock.now();
-        let before = self.store.current()?.filter(|each| each.ca_key_pem.is_some());
+        let before = self
+            .store
+            .current()?
+            .filter(|each| each.ca_key_pem.is_some());
         let (authority, ca_key_pem) = match (&before, &wanted.admin_request_pem) {
             (Some(before), _) => {
                 let key = before.ca_key_pem.clone().unwrap_or_default();
@@ -382,7 +404,8 @@ impl Node {
             }
             (None, Some(_)) => {
                 let validity = pki::Validity::days(now, OWN_CERTIFICATE_DAYS);
-                let (authority, issued) = pki::Authority::make(&format!("{name} authority"), validity)?;
+                let (authority, issued) =
+                    pki::Authority::make(&format!("{name} authority"), validity)?;
                 (authority, issued.key_pem)
             }
             (None, None) => {
@@ -442,8 +465,15 @@ async fn effective(init: &InitClient, document: &str, alerts: &mut Vec<String>) 
             Ok(answer) => {
                 text = answer.document;
                 alerts.extend(answer.problems.iter().map(|problem| {
-                    let key = if problem.key.is_empty() { "configuration" } else { &problem.key };
-                    format!("{key} from {} is not used: {}", problem.source, problem.text)
+                    let key = if problem.key.is_empty() {
+                        "configuration"
+                    } else {
+                        &problem.key
+                    };
+                    format!(
+                        "{key} from {} is not used: {}",
+                        problem.source, problem.text
+                    )
                 }));
                 effective.sources = answer
                     .values
@@ -457,7 +487,8 @@ async fn effective(init: &InitClient, document: &str, alerts: &mut Vec<String>) 
     }
     match config::parse(&text) {
         Ok(table) => {
-            effective.wants_maintenance = table.get("maintenance").and_then(toml::Value::as_bool) == Some(true);
+            effective.wants_maintenance =
+                table.get("maintenance").and_then(toml::Value::as_bool) == Some(true);
             (effective.config, effective.violations) = config::read(&table);
             alerts.extend(effective.violations.iter().map(ToString::to_string));
         }
@@ -475,7 +506,9 @@ fn first(
     clock: &Arc<dyn Clock>,
     mut alerts: Vec<String>,
 ) -> Result<Current, AgentError> {
-    let document = stored.as_ref().map_or(String::new(), |stored| stored.document.clone());
+    let document = stored
+        .as_ref()
+        .map_or(String::new(), |stored| stored.document.clone());
     let (config, sources) = (effective.config, effective.sources);
     let configured = configured(store, stored, &config, name, clock);
     let found = match configured {
@@ -524,7 +557,10 @@ fn configured(
         (None, Some(ca_pem)) => {
             let (certificate, key) = match (&config.api.certificate, &config.api.key) {
                 (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
-                _ => (own_certificate(store, name, config, clock)?, store.node_key()?),
+                _ => (
+                    own_certificate(store, name, config, clock)?,
+                    store.node_key()?,
+                ),
             };
             (certificate, key, ca_pem.clone())
         }
@@ -559,7 +595,13 @@ fn own_certificate(
 fn names(name: &str, config: &AgentConfig) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     names.extend(config.api.names.iter().cloned());
-    names.extend(config.network.addresses.iter().map(|cidr| cidr.address.to_string()));
+    names.extend(
+        config
+            .network
+            .addresses
+            .iter()
+            .map(|cidr| cidr.address.to_string()),
+    );
     names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
     names.retain(|name| name.is_ascii());
     names.dedup();
@@ -572,7 +614,9 @@ fn server_name_of(document: &toml::Table) -> Option<String> {
 
 async fn server_name(init: &InitClient) -> String {
     let said = if init.is_there() {
-        init.identity().await.map(|identity: InitIdentity| identity.hostname)
+        init.identity()
+            .await
+            .map(|identity: InitIdentity| identity.hostname)
     } else {
         Ok(String::new())
     };

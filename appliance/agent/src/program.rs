@@ -36,7 +36,11 @@ pub struct Flags {
     #[arg(long, default_value = "[::]:50051", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
     /// Where configuration, certificates and keys are kept
-    #[arg(long, default_value = "/run/adit/state/agent", value_name = "DIRECTORY")]
+    #[arg(
+        long,
+        default_value = "/run/adit/state/agent",
+        value_name = "DIRECTORY"
+    )]
     pub state_dir: PathBuf,
     /// Control socket of adit-init
     #[arg(long, default_value = "/run/adit/init.sock", value_name = "SOCKET")]
@@ -104,6 +108,7 @@ async fn serve(flags: Flags) -> Result<(), AgentError> {
         tokio::spawn(crate::time::keep(node.clone()));
         tokio::spawn(crate::network::keep(node.clone()));
     }
+    tokio::spawn(crate::network::watch_addresses(node.clone()));
     announce(&node, address);
     let routes = Services::new(node.clone())
         .routes()
@@ -139,7 +144,11 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, AgentError> {
 /// The line that says that the agent is ready, for who started it.
 fn announce(node: &Node, address: SocketAddr) {
     let current = node.current();
-    let mode = if current.is_configured { "configured" } else { "maintenance" };
+    let mode = if current.is_configured {
+        "configured"
+    } else {
+        "maintenance"
+    };
     // Nobody may be reading; then there is nobody to tell.
     let _ = writeln!(
         std::io::stdout(),
@@ -156,7 +165,10 @@ async fn report_health(node: Arc<Node>) {
             text: "serving".to_owned(),
         };
         if let Err(error) = node.init.call(&request).await {
-            tracing::warn!(error = chain(&error), "init did not take the report of health");
+            tracing::warn!(
+                error = chain(&error),
+                "init did not take the report of health"
+            );
         }
         tokio::time::sleep(HEALTH_INTERVAL).await;
     }

@@ -191,9 +191,14 @@ fn entries(folder: &Path) -> impl Iterator<Item = String> {
 fn read(path: &Path) -> std::io::Result<String> {
     use std::io::Read as _;
     let mut text = String::new();
-    let read = File::open(path)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+    let read = File::open(path)?
+        .take(FILE_BYTES_MAX)
+        .read_to_string(&mut text)?;
     if read as u64 == FILE_BYTES_MAX {
-        return Err(std::io::Error::new(ErrorKind::InvalidData, "longer than 1 MiB"));
+        return Err(std::io::Error::new(
+            ErrorKind::InvalidData,
+            "longer than 1 MiB",
+        ));
     }
     Ok(text)
 }
@@ -288,7 +293,10 @@ mod tests {
         assert_eq!(store.node_key().unwrap(), key);
         store.commit(&generation("1")).unwrap();
         for file in ["node-key.pem", "config/current/key.pem"] {
-            let mode = fs::metadata(folder.path().join(file)).unwrap().permissions().mode();
+            let mode = fs::metadata(folder.path().join(file))
+                .unwrap()
+                .permissions()
+                .mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
         }
         assert!(!format!("{:?}", generation("1")).contains("key"));

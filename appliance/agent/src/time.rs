@@ -66,7 +66,11 @@ pub async fn synchronise(node: &Node) -> Result<(String, i64), AgentError> {
                 if offset_ms.abs() >= STEP_MIN_MS {
                     let now = SystemTime::now();
                     let by = Duration::from_millis(offset_ms.unsigned_abs());
-                    let target = if offset_ms > 0 { now.checked_add(by) } else { now.checked_sub(by) };
+                    let target = if offset_ms > 0 {
+                        now.checked_add(by)
+                    } else {
+                        now.checked_sub(by)
+                    };
                     step_to(target.unwrap_or(now))?;
                 }
                 return Ok((format!("server {server}"), offset_ms));
@@ -175,12 +179,18 @@ fn to_ntp(time: SystemTime) -> u64 {
 
 /// Milliseconds since 1970. Seconds below 2^31 are of the era that begins in 2036.
 fn from_ntp(bytes: &[u8]) -> i128 {
-    let value = bytes.iter().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+    let value = bytes
+        .iter()
+        .fold(0u64, |value, byte| value << 8 | u64::from(*byte));
     if value == 0 {
         return 0;
     }
     let (seconds, fraction) = (value >> 32, value & 0xffff_ffff);
-    let seconds = if seconds < 1 << 31 { seconds + (1 << 32) } else { seconds };
+    let seconds = if seconds < 1 << 31 {
+        seconds + (1 << 32)
+    } else {
+        seconds
+    };
     let unix_s = i128::from(seconds) - i128::from(NTP_TO_UNIX_S);
     unix_s * 1000 + i128::from((fraction * 1000) >> 32)
 }
@@ -226,7 +236,10 @@ mod tests {
         for (index, value) in [(0, 0xe4), (0, 0x23), (1, 0), (1, 16), (31, good[31] ^ 1)] {
             let mut wrong = good;
             wrong[index] = value;
-            assert!(offset_ms(&request, &wrong, at(5), at(6)).is_err(), "{index}");
+            assert!(
+                offset_ms(&request, &wrong, at(5), at(6)).is_err(),
+                "{index}"
+            );
         }
     }
 

@@ -67,8 +67,8 @@ pub fn server_config(
     client_ca_pem: Option<&str>,
     clock: Arc<dyn Clock>,
 ) -> Result<Arc<ServerConfig>, AgentError> {
-    let wrong = |what: &'static str| move |error: &dyn std::fmt::Display| {
-        AgentError::Tls(format!("{what}: {error}"))
+    let wrong = |what: &'static str| {
+        move |error: &dyn std::fmt::Display| AgentError::Tls(format!("{what}: {error}"))
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let chain = certificates(&identity.certificate_pem)?;
@@ -130,16 +130,22 @@ impl ClientCertVerifier for Verifier {
     ) -> Result<ClientCertVerified, rustls::Error> {
         let client = pki::Client::read(end_entity).map_err(|error| {
             tracing::warn!(%error, "a client was refused");
-            rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure)
+            rustls::Error::InvalidCertificate(
+                rustls::CertificateError::ApplicationVerificationFailure,
+            )
         })?;
         let mut now = self.clock.now();
         if !self.clock.is_trusted() {
             now = now.max(client.not_before);
         }
-        let since = now.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since = now
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         self.chain
             .verify_client_cert(end_entity, intermediates, UnixTime::since_unix_epoch(since))
-            .inspect_err(|error| tracing::warn!(client = client.name, %error, "a client was refused"))
+            .inspect_err(
+                |error| tracing::warn!(client = client.name, %error, "a client was refused"),
+            )
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {

@@ -120,7 +120,9 @@ impl Wipe {
             let flags = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             let range = (i64::try_from(self.done), i64::try_from(length));
             let (Ok(offset), Ok(length)) = range else {
-                return Err(failed(std::io::Error::other("the drive is larger than 2^63 bytes")));
+                return Err(failed(std::io::Error::other(
+                    "the drive is larger than 2^63 bytes",
+                )));
             };
             fallocate(self.file.as_fd(), flags, offset, length)
                 .map_err(|errno| failed(errno.into()))?;
@@ -158,16 +160,24 @@ fn check(facts: &Facts, drive: &str, serial: &str) -> Result<u64, WipeError> {
         .map(|nvme| nvme.serial.trim())
         .collect();
     let own = serials.first();
-    let own = own.ok_or_else(|| unfit("it shows no serial number to type back; only NVMe drives do"))?;
+    let own =
+        own.ok_or_else(|| unfit("it shows no serial number to type back; only NVMe drives do"))?;
     if serial.trim() != *own || own.is_empty() {
         return Err(WipeError::Serial {
             drive: drive.to_owned(),
         });
     }
     let is_of = |name: &Option<String>| name.as_deref() == Some(drive);
-    let parts = facts.block.iter().filter(|each| each.name == drive || is_of(&each.partition_of));
+    let parts = facts
+        .block
+        .iter()
+        .filter(|each| each.name == drive || is_of(&each.partition_of));
     let users: Vec<String> = parts
-        .flat_map(|part| part.holders.iter().map(move |user| format!("{} by {user:?}", part.name)))
+        .flat_map(|part| {
+            part.holders
+                .iter()
+                .map(move |user| format!("{} by {user:?}", part.name))
+        })
         .collect();
     if !users.is_empty() {
         return Err(WipeError::InUse {
@@ -175,7 +185,10 @@ fn check(facts: &Facts, drive: &str, serial: &str) -> Result<u64, WipeError> {
             users: users.join(", "),
         });
     }
-    device.bytes.filter(|bytes| *bytes > 0).ok_or_else(|| unfit("it shows no size"))
+    device
+        .bytes
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| unfit("it shows no size"))
 }
 
 #[cfg(test)]
@@ -222,10 +235,20 @@ mod tests {
     fn only_an_unused_disk_with_its_serial_is_wiped() {
         let mut facts = facts();
         assert_eq!(check(&facts, "nvme0n1", " S1").unwrap(), 1 << 20);
-        let no = |facts: &Facts, drive: &str, serial: &str| check(facts, drive, serial).unwrap_err();
-        assert!(matches!(no(&facts, "nvme0n1", "S2"), WipeError::Serial { .. }));
-        assert!(matches!(no(&facts, "nvme0n1", ""), WipeError::Serial { .. }));
-        assert!(matches!(no(&facts, "nvme0n1p1", "S1"), WipeError::Unfit { .. }));
+        let no =
+            |facts: &Facts, drive: &str, serial: &str| check(facts, drive, serial).unwrap_err();
+        assert!(matches!(
+            no(&facts, "nvme0n1", "S2"),
+            WipeError::Serial { .. }
+        ));
+        assert!(matches!(
+            no(&facts, "nvme0n1", ""),
+            WipeError::Serial { .. }
+        ));
+        assert!(matches!(
+            no(&facts, "nvme0n1p1", "S1"),
+            WipeError::Unfit { .. }
+        ));
         assert!(matches!(no(&facts, "sda", ""), WipeError::Unfit { .. }));
         assert!(matches!(no(&facts, "../x", "S1"), WipeError::NotFound(_)));
         facts.block[1].holders.push(Holder::Mount("/srv".into()));

@@ -72,7 +72,9 @@ impl Running {
     async fn configure(&self, site: &Site) {
         let (request, name) = self.node.signing_request().unwrap();
         let names = [name, "localhost".to_owned()];
-        let signed = site.authority.sign_node(&request, &names, Validity::days(now(), 3650));
+        let signed = site
+            .authority
+            .sign_node(&request, &names, Validity::days(now(), 3650));
         let wanted = Wanted {
             document: format!("[agent.api]\nca = '''{}'''\n", site.ca_pem),
             certificate_pem: Some(signed.unwrap()),
@@ -81,7 +83,11 @@ impl Running {
         self.node.configure(&wanted, false).await.unwrap();
     }
 
-    async fn connect(&self, site: &Site, client: Option<&Issued>) -> Result<Channel, tonic::transport::Error> {
+    async fn connect(
+        &self,
+        site: &Site,
+        client: Option<&Issued>,
+    ) -> Result<Channel, tonic::transport::Error> {
         let mut tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&site.ca_pem))
             .domain_name("localhost");
@@ -89,7 +95,12 @@ impl Running {
             tls = tls.identity(Identity::from_pem(&client.certificate_pem, &client.key_pem));
         }
         let uri = format!("https://127.0.0.1:{}", self.port);
-        Channel::from_shared(uri).unwrap().tls_config(tls).unwrap().connect().await
+        Channel::from_shared(uri)
+            .unwrap()
+            .tls_config(tls)
+            .unwrap()
+            .connect()
+            .await
     }
 }
 
@@ -136,7 +147,10 @@ impl Decoder for Raw {
 /// Calls a method with an empty message and reads its first answer.
 async fn call(channel: &Channel, path: &str) -> Result<(), Status> {
     let mut client = tonic::client::Grpc::new(channel.clone());
-    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    client
+        .ready()
+        .await
+        .map_err(|error| Status::unavailable(error.to_string()))?;
     let path: http::uri::PathAndQuery = path.parse().unwrap();
     let request = Request::new(tokio_stream::once(Vec::new()));
     let answer = client.streaming(request, path, Raw).await?;
@@ -153,7 +167,10 @@ async fn every_role_calls_what_it_may_and_nothing_else() {
     let site = site();
     running.configure(&site).await;
     for role in Role::ALL {
-        let client = site.authority.issue_client("c", role, Validity::days(now(), 1)).unwrap();
+        let client = site
+            .authority
+            .issue_client("c", role, Validity::days(now(), 1))
+            .unwrap();
         let channel = running.connect(&site, Some(&client)).await.unwrap();
         for path in access::methods() {
             let answer = call(&channel, &path).await;
@@ -163,7 +180,10 @@ async fn every_role_calls_what_it_may_and_nothing_else() {
                 // It got as far as aditd, which is not there.
                 let status = answer.unwrap_err();
                 assert_eq!(status.code(), Code::Unavailable, "{path}");
-                assert!(status.message().contains("aditd does not answer"), "{status}");
+                assert!(
+                    status.message().contains("aditd does not answer"),
+                    "{status}"
+                );
             }
         }
         for path in ["/adit.v1.NodeService/Nothing", "/adit.v2.X/Y", "/x"] {
@@ -194,15 +214,23 @@ async fn the_code_opens_what_configures_and_nothing_else() {
             let mut request = Request::new(tokio_stream::once(Vec::new()));
             let value = format!("Code {code}").parse().unwrap();
             request.metadata_mut().insert("authorization", value);
-            client.streaming(request, path.parse().unwrap(), Raw).await.map(drop)
+            client
+                .streaming(request, path.parse().unwrap(), Raw)
+                .await
+                .map(drop)
         }
     };
     with_code(system, code.to_lowercase()).await.unwrap();
-    for path in ["/adit.v1.SystemService/PowerOff", "/adit.v1.NodeService/GetNode"] {
+    for path in [
+        "/adit.v1.SystemService/PowerOff",
+        "/adit.v1.NodeService/GetNode",
+    ] {
         let denied = with_code(path, code.clone()).await.unwrap_err();
         assert_eq!(denied.code(), Code::PermissionDenied, "{path}: {denied}");
     }
-    let wrong = with_code(system, "0000-0000-0000".to_owned()).await.unwrap_err();
+    let wrong = with_code(system, "0000-0000-0000".to_owned())
+        .await
+        .unwrap_err();
     assert_eq!(wrong.code(), Code::Unauthenticated);
     // Once a configuration is there, neither the code nor the connection is worth anything.
     running.configure(&site()).await;
@@ -217,13 +245,29 @@ async fn wrong_certificates_do_not_come_in() {
     running.configure(&site).await;
     let system = "/adit.v1.SystemService/GetSystem";
     let day = Validity::days(now(), 1);
-    let issue = |site: &Site, validity| site.authority.issue_client("c", Role::Admin, validity).unwrap();
+    let issue = |site: &Site, validity| {
+        site.authority
+            .issue_client("c", Role::Admin, validity)
+            .unwrap()
+    };
     let good = issue(&site, day);
     let channel = running.connect(&site, Some(&good)).await.unwrap();
     call(&channel, system).await.unwrap();
 
-    let expired = issue(&site, Validity { not_after: now() - Duration::from_secs(1), ..day });
-    let early = issue(&site, Validity { not_before: now() + Duration::from_secs(60), ..day });
+    let expired = issue(
+        &site,
+        Validity {
+            not_after: now() - Duration::from_secs(1),
+            ..day
+        },
+    );
+    let early = issue(
+        &site,
+        Validity {
+            not_before: now() + Duration::from_secs(60),
+            ..day
+        },
+    );
     let strange = issue(&other, day);
     for (what, client) in [
         ("none", None),
@@ -257,7 +301,9 @@ async fn half_open_connections_are_bounded_and_do_not_keep_others_out() {
     running.configure(&site).await;
     let mut open = Vec::new();
     for _ in 0..100 {
-        let mut stream = TcpStream::connect(("127.0.0.1", running.port)).await.unwrap();
+        let mut stream = TcpStream::connect(("127.0.0.1", running.port))
+            .await
+            .unwrap();
         // The first bytes of a TLS record, and then nothing. It may be closed already.
         let _ = stream.write_all(&[0x16, 3, 1]).await;
         open.push(stream);
@@ -272,17 +318,26 @@ async fn half_open_connections_are_bounded_and_do_not_keep_others_out() {
     // From another address there is room.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
-    let mut other = socket.connect(([127, 0, 0, 1], running.port).into()).await.unwrap();
+    let mut other = socket
+        .connect(([127, 0, 0, 1], running.port).into())
+        .await
+        .unwrap();
     other.write_all(&[0x16, 3, 1]).await.unwrap();
     let mut byte = [0];
     let read = tokio::time::timeout(Duration::from_millis(500), other.read(&mut byte)).await;
     assert!(read.is_err(), "it is kept");
     drop(open);
-    let client = site.authority.issue_client("c", Role::Reader, Validity::days(now(), 1)).unwrap();
+    let client = site
+        .authority
+        .issue_client("c", Role::Reader, Validity::days(now(), 1))
+        .unwrap();
     let mut tries = 0;
     while running.connect(&site, Some(&client)).await.is_err() {
         tries += 1;
-        assert!(tries < 1000, "the places of closed connections are free again");
+        assert!(
+            tries < 1000,
+            "the places of closed connections are free again"
+        );
         tokio::task::yield_now().await;
     }
 }

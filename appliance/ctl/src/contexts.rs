@@ -83,7 +83,9 @@ impl Contexts {
             return Ok(None);
         };
         let entry = self.contexts.get(name).ok_or_else(|| {
-            Failure::Usage(format!("there is no context {name:?}; see `aditctl context list`"))
+            Failure::Usage(format!(
+                "there is no context {name:?}; see `aditctl context list`"
+            ))
         })?;
         Ok(Some((name.to_owned(), entry)))
     }
@@ -104,15 +106,27 @@ pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), Failure> {
         path: path.display().to_string(),
         source,
     };
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+    if let Some(folder) = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+    {
         let mut builder = std::fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(folder).map_err(failed)?;
+        builder
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(failed)?;
     }
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let _ = std::fs::remove_file(&new);
     let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(&new).map_err(failed)?;
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)
+        .map_err(failed)?;
     file.write_all(text.as_bytes()).map_err(failed)?;
     file.sync_all().map_err(failed)?;
     std::fs::rename(&new, path).map_err(failed)

@@ -9,9 +9,7 @@ use std::path::PathBuf;
 use api::quantity::parse_bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub(crate) use self::nodes::{
-    ConfigVerb, ContextVerb, MachineVerb, NodeVerb, PkiVerb, TimeVerb,
-};
+pub(crate) use self::nodes::{ConfigVerb, ContextVerb, MachineVerb, NodeVerb, PkiVerb, TimeVerb};
 pub(crate) use self::pools::{OperationVerb, PoolVerb, SnapshotVerb, VolumeVerb};
 use self::values::{ana_state, bytes_u32, microseconds, milliseconds, milliseconds_u32, rule};
 

@@ -88,8 +88,13 @@ impl tower_service::Service<http::Uri> for Pinned {
     fn call(&mut self, uri: http::Uri) -> Self::Future {
         let connector = TlsConnector::from(self.config.clone());
         Box::pin(async move {
-            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            let stream = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(50051))).await?;
+            let host = uri
+                .host()
+                .unwrap_or_default()
+                .trim_matches(['[', ']'])
+                .to_owned();
+            let stream =
+                TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(50051))).await?;
             stream.set_nodelay(true)?;
             let name = ServerName::try_from(host).map_err(std::io::Error::other)?;
             Ok(TokioIo::new(connector.connect(name, stream).await?))
@@ -143,7 +148,9 @@ impl ServerCertVerifier for Verifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -155,7 +162,10 @@ mod tests {
     fn a_fingerprint_is_read_as_the_console_writes_it() {
         let digits = "ab".repeat(32);
         assert_eq!(canonical(&["AB"; 32].join(":")).unwrap(), digits);
-        assert_eq!(canonical(&format!("{}\n {}", &digits[..32], &digits[32..])).unwrap(), digits);
+        assert_eq!(
+            canonical(&format!("{}\n {}", &digits[..32], &digits[32..])).unwrap(),
+            digits
+        );
         for wrong in ["", "ab:cd", &"g".repeat(64), &"a".repeat(63)] {
             assert!(canonical(wrong).is_err(), "{wrong}");
         }

@@ -2,8 +2,8 @@
 
 use api::v1::node_config_service_server::NodeConfigService;
 use api::v1::{
-    ApplyNodeConfigRequest, ApplyNodeConfigResponse, GetNodeConfigRequest, GetSigningRequestRequest,
-    NodeConfig, SigningRequest,
+    ApplyNodeConfigRequest, ApplyNodeConfigResponse, GetNodeConfigRequest,
+    GetSigningRequestRequest, NodeConfig, SigningRequest,
 };
 use tonic::{Request, Response};
 

@@ -94,7 +94,11 @@ impl SystemService for Services {
             state: service.state,
             reason: service.text,
             pid: service.pid.and_then(|pid| pid.try_into().ok()).unwrap_or(0),
-            restarts: service.starts.saturating_sub(1).try_into().unwrap_or(u32::MAX),
+            restarts: service
+                .starts
+                .saturating_sub(1)
+                .try_into()
+                .unwrap_or(u32::MAX),
         });
         Ok(Response::new(ListServicesResponse {
             services: services.collect(),
@@ -164,7 +168,11 @@ impl SystemService for Services {
             }
         });
         let stream = ReceiverStream::new(receiver);
-        let stream = stream.map(|data| Ok(Chunk { data: data.to_vec() }));
+        let stream = stream.map(|data| {
+            Ok(Chunk {
+                data: data.to_vec(),
+            })
+        });
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -387,13 +395,16 @@ fn entries(
     batch: Vec<init_client::InitLine>,
     lost: u64,
 ) -> impl Iterator<Item = LogEntry> {
-    batch.into_iter().enumerate().map(move |(index, line)| LogEntry {
-        time_unix_ms: line.unix_ms.try_into().unwrap_or(0),
-        source: service.to_owned(),
-        line: line.text,
-        priority: 6,
-        lost: if index == 0 { lost } else { 0 },
-    })
+    batch
+        .into_iter()
+        .enumerate()
+        .map(move |(index, line)| LogEntry {
+            time_unix_ms: line.unix_ms.try_into().unwrap_or(0),
+            source: service.to_owned(),
+            line: line.text,
+            priority: 6,
+            lost: if index == 0 { lost } else { 0 },
+        })
 }
 
 async fn kernel_lines(
@@ -436,28 +447,48 @@ async fn parts(node: &Node) -> Vec<Part> {
     let mut parts = Vec::new();
     let system = api::json::to_json(&system(node).await);
     parts.push(Part::new("system.json", text(Ok(format!("{system:#}")))));
-    let facts = facts(node).await.map_err(|status| status.message().to_owned());
-    let facts = facts.and_then(|facts| serde_json::to_string_pretty(&facts).map_err(|e| e.to_string()));
+    let facts = facts(node)
+        .await
+        .map_err(|status| status.message().to_owned());
+    let facts =
+        facts.and_then(|facts| serde_json::to_string_pretty(&facts).map_err(|e| e.to_string()));
     parts.push(Part::new("facts.json", facts));
-    parts.push(Part::new("config.toml", text(Ok(node.current().document.clone()))));
-    parts.push(Part::new("config-sources.txt", text(Ok(node.current().sources.join("\n")))));
+    parts.push(Part::new(
+        "config.toml",
+        text(Ok(node.current().document.clone())),
+    ));
+    parts.push(Part::new(
+        "config-sources.txt",
+        text(Ok(node.current().sources.join("\n"))),
+    ));
     let previous = node.document(true).map_err(|error| chain(&error));
     parts.push(Part::new("config-previous.toml", previous));
     let status = node.init.status().await.map_err(|error| chain(&error));
-    let status = status.and_then(|groups| serde_json::to_string_pretty(&groups).map_err(|e| e.to_string()));
+    let status =
+        status.and_then(|groups| serde_json::to_string_pretty(&groups).map_err(|e| e.to_string()));
     parts.push(Part::new("actions.json", status));
     let services = node.init.services().await;
-    let names: Vec<String> = services.iter().flatten().map(|each| each.name.clone()).collect();
+    let names: Vec<String> = services
+        .iter()
+        .flatten()
+        .map(|each| each.name.clone())
+        .collect();
     let services = services.map_err(|error| chain(&error));
-    let services = services.and_then(|all| serde_json::to_string_pretty(&all).map_err(|e| e.to_string()));
+    let services =
+        services.and_then(|all| serde_json::to_string_pretty(&all).map_err(|e| e.to_string()));
     parts.push(Part::new("services.json", services));
     for name in names {
         let lines = node.init.logs(&name, 0, LINES_AT_ONCE).await;
         let lines = lines.map_err(|error| chain(&error)).map(|(lines, _)| {
-            let lines = lines.iter().map(|line| format!("{} {}\n", line.unix_ms, line.text));
+            let lines = lines
+                .iter()
+                .map(|line| format!("{} {}\n", line.unix_ms, line.text));
             lines.collect::<String>()
         });
-        parts.push(Part::new(&format!("logs/{}.log", name.replace('/', "_")), lines));
+        parts.push(Part::new(
+            &format!("logs/{}.log", name.replace('/', "_")),
+            lines,
+        ));
     }
     parts.push(Part::new("kernel.log", kernel_text(node).await));
     let mut aditd = NodeServiceClient::new(node.forward.channel());
@@ -478,7 +509,10 @@ async fn kernel_text(node: &Node) -> Result<String, String> {
     for _ in 0..BUNDLE_LINES_MAX {
         match log.next(false).await {
             Ok(Some(entry)) => {
-                text.push_str(&format!("{} <{}> {}\n", entry.time_unix_ms, entry.priority, entry.line));
+                text.push_str(&format!(
+                    "{} <{}> {}\n",
+                    entry.time_unix_ms, entry.priority, entry.line
+                ));
             }
             Ok(None) => break,
             Err(error) => return Err(error.to_string()),

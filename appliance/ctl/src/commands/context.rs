@@ -50,7 +50,8 @@ fn entry(
 ) -> Result<Entry, Failure> {
     let pem = |path: &Option<std::path::PathBuf>| {
         let path = path.as_ref();
-        path.map(|path| crate::connection::Pem::File(path.clone()).read()).transpose()
+        path.map(|path| crate::connection::Pem::File(path.clone()).read())
+            .transpose()
     };
     let (ca, cert, key) = (pem(&global.ca)?, pem(&global.cert)?, pem(&global.key)?);
     if cert.is_some() != key.is_some() {
@@ -61,7 +62,8 @@ fn entry(
         return Err(Failure::Usage(problem.to_owned()));
     }
     if ca.is_none() && fingerprint.is_none() {
-        let problem = "say how the node is known: --ca FILE, or --fingerprint SHA256 from its console";
+        let problem =
+            "say how the node is known: --ca FILE, or --fingerprint SHA256 from its console";
         return Err(Failure::Usage(problem.to_owned()));
     }
     Ok(Entry {
@@ -98,7 +100,12 @@ fn list(format: Format, contexts: &Contexts) -> Result<(), Failure> {
     let mut table = Table::new(&["CURRENT", "NAME", "ENDPOINT", "BY"]);
     for (name, entry) in &contexts.contexts {
         let mark = if is_current(name) { "*" } else { "" };
-        table.row([mark.into(), name.clone(), entry.endpoint.clone(), by(entry).into()]);
+        table.row([
+            mark.into(),
+            name.clone(),
+            entry.endpoint.clone(),
+            by(entry).into(),
+        ]);
     }
     output::text(&table.to_string())
 }

@@ -17,16 +17,24 @@ pub(crate) async fn run(global: &Global, verb: &MachineVerb) -> Result<(), Failu
         return here(global.output, verb);
     }
     let context = connect(global).await?;
-    let mut client = SystemServiceClient::with_interceptor(context.channel.clone(), context.code.clone());
+    let mut client =
+        SystemServiceClient::with_interceptor(context.channel.clone(), context.code.clone());
     match verb {
         MachineVerb::Show => {
-            let facts = client.get_facts(GetFactsRequest {}).await?.into_inner().json;
+            let facts = client
+                .get_facts(GetFactsRequest {})
+                .await?
+                .into_inner()
+                .json;
             let facts: Facts = understood(&facts)?;
             show(context.format, &facts)
         }
         MachineVerb::Plan { file } => {
             let toml = file.as_deref().map(super::pki::read).transpose()?;
-            let answer = client.plan_machine(PlanMachineRequest { toml }).await?.into_inner();
+            let answer = client
+                .plan_machine(PlanMachineRequest { toml })
+                .await?
+                .into_inner();
             let plan: Plan = understood(&answer.json)?;
             show_plan(context.format, &plan)
         }
@@ -39,7 +47,10 @@ pub(crate) async fn run(global: &Global, verb: &MachineVerb) -> Result<(), Failu
             show_plan(context.format, &understood(&answer.json)?)
         }
         MachineVerb::Apply { .. } => {
-            let answer = client.apply_machine(ApplyMachineRequest {}).await?.into_inner();
+            let answer = client
+                .apply_machine(ApplyMachineRequest {})
+                .await?
+                .into_inner();
             node::actions(context.format, &answer.actions)
         }
     }
@@ -111,7 +122,8 @@ fn show(format: Format, facts: &Facts) -> Result<(), Failure> {
         return json(facts);
     }
     let dash = || "-".to_owned();
-    let mut pci = crate::table::Table::new(&["ADDRESS", "CLASS", "DRIVER", "GROUP", "NODE", "SERIAL"]);
+    let mut pci =
+        crate::table::Table::new(&["ADDRESS", "CLASS", "DRIVER", "GROUP", "NODE", "SERIAL"]);
     for function in &facts.pci {
         pci.row([
             function.address.to_string(),
@@ -119,12 +131,19 @@ fn show(format: Format, facts: &Facts) -> Result<(), Failure> {
             function.driver.clone().unwrap_or_else(dash),
             function.group.map_or_else(dash, |group| group.to_string()),
             function.node.map_or_else(dash, |node| node.to_string()),
-            function.nvme.as_ref().map_or_else(dash, |nvme| nvme.serial.trim().to_owned()),
+            function
+                .nvme
+                .as_ref()
+                .map_or_else(dash, |nvme| nvme.serial.trim().to_owned()),
         ]);
     }
     let mut block = crate::table::Table::new(&["DISK", "SIZE", "USED BY"]);
     for disk in &facts.block {
-        let users: Vec<String> = disk.holders.iter().map(|user| format!("{user:?}")).collect();
+        let users: Vec<String> = disk
+            .holders
+            .iter()
+            .map(|user| format!("{user:?}"))
+            .collect();
         block.row([
             disk.name.clone(),
             disk.bytes.map_or_else(dash, api::quantity::format_bytes),
@@ -133,7 +152,11 @@ fn show(format: Format, facts: &Facts) -> Result<(), Failure> {
     }
     let mut net = crate::table::Table::new(&["INTERFACE", "MAC", "STATE"]);
     for interface in &facts.net {
-        net.row([interface.name.clone(), interface.mac.clone(), interface.state.clone()]);
+        net.row([
+            interface.name.clone(),
+            interface.mac.clone(),
+            interface.state.clone(),
+        ]);
     }
     output::text(&format!("{pci}\n{block}\n{net}"))
 }

@@ -137,7 +137,10 @@ pub(crate) fn server(global: &Global) -> Result<(Server, Option<String>), Failur
         return Ok((Server::of_context(context), Some(name)));
     }
     let server = Server {
-        uri: global.server.clone().unwrap_or_else(|| DEFAULT_SERVER.to_owned()),
+        uri: global
+            .server
+            .clone()
+            .unwrap_or_else(|| DEFAULT_SERVER.to_owned()),
         ca: global.ca.clone().map(Pem::File),
         cert: global.cert.clone().map(Pem::File),
         key: global.key.clone().map(Pem::File),

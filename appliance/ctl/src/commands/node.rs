@@ -101,7 +101,10 @@ async fn machine(context: &Context, verb: NodeVerb) -> Result<(), Failure> {
             output::object(context.format, &system.into_inner(), show_system)
         }
         NodeVerb::Services => {
-            let answer = client.list_services(v1::ListServicesRequest {}).await?.into_inner();
+            let answer = client
+                .list_services(v1::ListServicesRequest {})
+                .await?
+                .into_inner();
             output::list(context.format, "services", &answer.services, |services| {
                 let mut table = Table::new(&["NAME", "STATE", "PID", "RESTARTS", "REASON"]);
                 for each in services {
@@ -117,7 +120,10 @@ async fn machine(context: &Context, verb: NodeVerb) -> Result<(), Failure> {
             })
         }
         NodeVerb::Actions => {
-            let answer = client.list_actions(v1::ListActionsRequest {}).await?.into_inner();
+            let answer = client
+                .list_actions(v1::ListActionsRequest {})
+                .await?
+                .into_inner();
             actions(context.format, &answer.actions)
         }
         NodeVerb::Network => {
@@ -134,7 +140,10 @@ async fn machine(context: &Context, verb: NodeVerb) -> Result<(), Failure> {
             };
             output::object(context.format, &time.into_inner(), |time| {
                 let synced = if time.synced { "synced" } else { "not synced" };
-                format!("{} ms since 1970, {synced}, {}\n", time.unix_ms, time.source)
+                format!(
+                    "{} ms since 1970, {synced}, {}\n",
+                    time.unix_ms, time.source
+                )
             })
         }
         NodeVerb::Restart { service } => {
@@ -142,7 +151,11 @@ async fn machine(context: &Context, verb: NodeVerb) -> Result<(), Failure> {
             client.restart_service(request).await?;
             Ok(())
         }
-        NodeVerb::Reboot => client.reboot(v1::RebootRequest {}).await.map(drop).map_err(Into::into),
+        NodeVerb::Reboot => client
+            .reboot(v1::RebootRequest {})
+            .await
+            .map(drop)
+            .map_err(Into::into),
         NodeVerb::Poweroff => {
             client.power_off(v1::PowerOffRequest {}).await?;
             Ok(())
@@ -169,7 +182,11 @@ async fn streams(
                 since_unix_ms: since.map(|age| now_ms().saturating_sub(age)),
                 tail,
             };
-            lines(context.format, client.read_logs(request).await?.into_inner()).await
+            lines(
+                context.format,
+                client.read_logs(request).await?.into_inner(),
+            )
+            .await
         }
         NodeVerb::Kmsg {
             follow,
@@ -181,7 +198,11 @@ async fn streams(
                 since_unix_ms: since.map(|age| now_ms().saturating_sub(age)),
                 tail,
             };
-            lines(context.format, client.read_kernel_log(request).await?.into_inner()).await
+            lines(
+                context.format,
+                client.read_kernel_log(request).await?.into_inner(),
+            )
+            .await
         }
         NodeVerb::Bundle { file } => {
             let failed = |source| Failure::File {
@@ -223,7 +244,10 @@ async fn lines(format: Format, mut entries: Streaming<LogEntry>) -> Result<(), F
             output::text(&format!("... {} lines were lost ...\n", entry.lost))?;
         }
         let (seconds, ms) = (entry.time_unix_ms / 1000, entry.time_unix_ms % 1000);
-        output::text(&format!("{seconds}.{ms:03} {}: {}\n", entry.source, entry.line))?;
+        output::text(&format!(
+            "{seconds}.{ms:03} {}: {}\n",
+            entry.source, entry.line
+        ))?;
     }
     Ok(())
 }
@@ -244,7 +268,11 @@ fn now_ms() -> u64 {
 }
 
 fn show_system(system: &v1::System) -> String {
-    let aditd = if system.aditd_serving { "answers" } else { "does not answer" };
+    let aditd = if system.aditd_serving {
+        "answers"
+    } else {
+        "does not answer"
+    };
     let mut text = properties(&[
         ("name", system.name.clone()),
         ("version", system.version.clone()),
@@ -253,7 +281,10 @@ fn show_system(system: &v1::System) -> String {
         ("slot", system.slot.clone()),
         ("addresses", system.addresses.join(", ")),
         ("kernel", system.kernel.clone()),
-        ("up", format!("{:?}", Duration::from_secs(system.uptime_ms / 1000))),
+        (
+            "up",
+            format!("{:?}", Duration::from_secs(system.uptime_ms / 1000)),
+        ),
         ("aditd", aditd.to_owned()),
     ]);
     for alert in &system.alerts {

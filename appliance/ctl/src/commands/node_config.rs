@@ -29,7 +29,9 @@ pub(crate) async fn run(context: &Context, verb: ConfigVerb) -> Result<(), Failu
         NodeConfigServiceClient::with_interceptor(context.channel.clone(), context.code.clone());
     match verb {
         ConfigVerb::Get { previous } => {
-            let config = client.get_node_config(GetNodeConfigRequest { previous }).await?;
+            let config = client
+                .get_node_config(GetNodeConfigRequest { previous })
+                .await?;
             output::object(context.format, &config.into_inner(), |config| {
                 let sources = config.sources.iter().map(|source| format!("# {source}\n"));
                 format!("{}{}", sources.collect::<String>(), config.toml)
@@ -70,7 +72,10 @@ pub(crate) async fn run(context: &Context, verb: ConfigVerb) -> Result<(), Failu
             }
             output::object(context.format, &answer, |answer| {
                 let mut text = format!("digest: {}\n", answer.digest);
-                answer.notes.iter().for_each(|note| text.push_str(&format!("note: {note}\n")));
+                answer
+                    .notes
+                    .iter()
+                    .for_each(|note| text.push_str(&format!("note: {note}\n")));
                 text
             })
         }
@@ -88,7 +93,10 @@ async fn signed(
     directory: &Path,
 ) -> Result<String, Failure> {
     let authority = authority::authority(directory)?;
-    let request = client.get_signing_request(GetSigningRequestRequest {}).await?.into_inner();
+    let request = client
+        .get_signing_request(GetSigningRequestRequest {})
+        .await?
+        .into_inner();
     let validity = Validity::days(SystemTime::now(), NODE_DAYS);
     authority
         .sign_node(&request.pem, &[request.server_name], validity)
@@ -117,7 +125,11 @@ fn remember(
         Some(credentials) => {
             let signed = &answer.admin_certificate_pem;
             let is_signed = !signed.is_empty();
-            entry.cert = Some(if is_signed { signed.clone() } else { credentials.cert });
+            entry.cert = Some(if is_signed {
+                signed.clone()
+            } else {
+                credentials.cert
+            });
             entry.key = Some(credentials.key);
         }
         None => eprintln!(

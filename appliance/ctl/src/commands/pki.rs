@@ -32,7 +32,9 @@ pub(crate) fn run(verb: &PkiVerb) -> Result<(), Failure> {
             })?;
             let authority = authority(directory)?;
             let validity = Validity::days(SystemTime::now(), *days);
-            let issued = authority.issue_client(name, role, validity).map_err(usage)?;
+            let issued = authority
+                .issue_client(name, role, validity)
+                .map_err(usage)?;
             keep(directory, name, &issued)
         }
     }
@@ -67,12 +69,17 @@ pub(crate) fn read(path: &Path) -> Result<String, Failure> {
 
 fn keep(directory: &Path, name: &str, issued: &Issued) -> Result<(), Failure> {
     if name.contains('/') || name.starts_with('.') {
-        return Err(Failure::Usage(format!("{name:?} cannot be the name of a file")));
+        return Err(Failure::Usage(format!(
+            "{name:?} cannot be the name of a file"
+        )));
     }
     let (certificate, key) = (format!("{name}.pem"), format!("{name}.key"));
     write_private(&directory.join(&key), &issued.key_pem)?;
     write_private(&directory.join(&certificate), &issued.certificate_pem)?;
-    output::text(&format!("{certificate} and {key} are in {}\n", directory.display()))
+    output::text(&format!(
+        "{certificate} and {key} are in {}\n",
+        directory.display()
+    ))
 }
 
 pub(crate) fn usage(error: pki::PkiError) -> Failure {

@@ -133,6 +133,7 @@ fn a_node_is_configured_by_the_code_and_then_only_certificates_open_it() {
     agent.ctl(&wrong);
     let text = agent.ctl_fails(&["--context", "evil", "node", "system"]);
     assert!(text.contains("another certificate"), "{text}");
+    agent.ctl(&["context", "remove", "evil"]);
 
     agent.configure();
     let system = agent.ctl(&["--context", "n1", "node", "system"]);

@@ -1,0 +1,64 @@
+//! The configuration document.
+
+use api::v1::node_config_service_server::NodeConfigService;
+use api::v1::{
+    ApplyNodeConfigRequest, ApplyNodeConfigResponse, GetNodeConfigRequest,
+    GetSigningRequestRequest, NodeConfig, SigningRequest,
+};
+use tonic::{Request, Response};
+
+use super::{Answer, Services};
+use crate::node::Wanted;
+
+#[tonic::async_trait]
+impl NodeConfigService for Services {
+    async fn get_node_config(&self, request: Request<GetNodeConfigRequest>) -> Answer<NodeConfig> {
+        let previous = request.into_inner().previous;
+        let toml = self.node.document(previous)?;
+        let sources = if previous {
+            Vec::new()
+        } else {
+            self.node.current().sources.clone()
+        };
+        Ok(Response::new(NodeConfig {
+            digest: pki::sha256_hex(toml.as_bytes()),
+            toml,
+            sources,
+        }))
+    }
+
+    async fn apply_node_config(
+        &self,
+        request: Request<ApplyNodeConfigRequest>,
+    ) -> Answer<ApplyNodeConfigResponse> {
+        let request = request.into_inner();
+        let wanted = Wanted {
+            document: request.toml,
+            certificate_pem: request.certificate_pem,
+            admin_request_pem: request.admin_request_pem,
+            expected_digest: request.expected_digest,
+        };
+        let node = self.node.clone();
+        // Once begun it is carried through, whether or not the caller waits for it.
+        let applying = tokio::spawn(async move { node.configure(&wanted, request.dry_run).await });
+        let outcome = applying
+            .await
+            .map_err(|error| tonic::Status::internal(format!("the change broke off: {error}")))??;
+        Ok(Response::new(ApplyNodeConfigResponse {
+            digest: outcome.digest,
+            notes: outcome.notes,
+            ca_pem: outcome.ca_pem,
+            admin_certificate_pem: outcome.admin_certificate_pem.unwrap_or_default(),
+            fingerprint: outcome.fingerprint,
+            server_name: outcome.server_name,
+        }))
+    }
+
+    async fn get_signing_request(
+        &self,
+        _request: Request<GetSigningRequestRequest>,
+    ) -> Answer<SigningRequest> {
+        let (pem, server_name) = self.node.signing_request()?;
+        Ok(Response::new(SigningRequest { pem, server_name }))
+    }
+}

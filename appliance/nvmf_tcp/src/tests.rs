@@ -103,6 +103,15 @@ impl FakeCore {
     fn begin(&mut self, slot: usize, in_capsule_len: u32) {
         let sqe = self.slots[slot].sqe;
         let len = sqe.sgl().len();
+        // What a controller's MDTS forbids.
+        let blocks = if sqe.is_fabrics() {
+            0
+        } else {
+            Self::range(&sqe).len()
+        };
+        if blocks.max(len as usize) > self.iobuf.len_max() {
+            return self.end(slot, Status::INVALID_FIELD, Payload::None);
+        }
         let is_wrong = sqe.sgl().is_in_capsule() && len != in_capsule_len;
         if sqe.is_fabrics() || sqe.opcode() == nvm::WRITE {
             if is_wrong {

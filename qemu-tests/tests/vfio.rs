@@ -1,5 +1,7 @@
 //! Drives that `aditd` drives itself: emulated NVMe behind an emulated IOMMU, `aditd` in the guest.
 
+#![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -103,7 +103,10 @@ fn read(
         for completion in done.drain(..) {
             completion.result?;
             let tag = completion.io.tag;
-            channel.submit(next(completion.io.payload, tag), now);
+            let io = next(completion.io.payload, tag);
+            if let Submit::Done(completion) = channel.submit(io, now) {
+                return Err(format!("refused: {:?}", completion.result).into());
+            }
         }
         now = Instant::now();
         controller.poll(now, &mut events);

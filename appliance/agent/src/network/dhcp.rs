@@ -232,8 +232,8 @@ mod tests {
         assert_eq!(answer(&good, 8, MAC), None);
         assert_eq!(answer(&good, 7, [9; 6]), None);
         let wrong = |change: fn(&mut Message)| answer(&reply(MessageType::Ack, change), 7, MAC);
-        assert_eq!(wrong(|m| drop(m.set_yiaddr([0, 0, 0, 0]))), None);
-        assert_eq!(wrong(|m| drop(m.set_yiaddr([224, 0, 0, 1]))), None);
+        assert_eq!(wrong(|m| _ = m.set_yiaddr([0, 0, 0, 0])), None);
+        assert_eq!(wrong(|m| _ = m.set_yiaddr([224, 0, 0, 1])), None);
         assert_eq!(
             wrong(|m| drop(m.opts_mut().remove(OptionCode::ServerIdentifier))),
             None

@@ -8,6 +8,7 @@ mod disk;
 mod driven;
 mod external;
 mod garbage;
+mod judge;
 mod lease;
 mod manage;
 mod mapped;

@@ -32,8 +32,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// does not let go must not hold the caller.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 
-/// A change that takes longer to store is logged: the disk of the state directory is slow, and
-/// callers wait for it.
+/// A change that takes longer to store is logged: callers wait for the state directory's disk.
 const STORE_SLOW: Duration = Duration::from_secs(2);
 
 /// Why an object is not in place.
@@ -527,10 +526,8 @@ impl Control {
                 }
                 return Ok(None);
             }
-            return match self.runtime.apply(edit, None) {
-                Ok(settled) => Ok(Some(settled)),
-                Err(RuntimeError::Refused(reason) | RuntimeError::Pending(reason)) => Err(reason),
-            };
+            let applied = self.runtime.apply(edit, None);
+            return applied.map(Some).map_err(|error| error.to_string());
         };
         // What is not there yet has no old form in the data plane.
         let edit = match &was_pending {

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch as tokio_watch};
 use self::engine::LvolPool;
 use self::external::NodeDevices;
 use self::watch::Watch;
-use crate::error::ControlError;
+use crate::error::{ControlError, chain};
 use crate::pool::{Attach, Engine, Opening, PoolDriver, PoolEvent, Work};
 use crate::pool_thread::{self, Bell, Next};
 use crate::runtime::RuntimeError;
@@ -83,7 +83,7 @@ impl PoolDriver for LvolDriver {
             match told.await {
                 Ok(Ok(Found::Pool(superblock))) => Ok(Some(superblock.name)),
                 Ok(Ok(_)) => Ok(None),
-                Ok(Err(error)) => Err(failed(failure::chain(&error))),
+                Ok(Err(error)) => Err(failed(chain(&error))),
                 Err(_) => Err(failed("its thread has ended".to_owned())),
             }
         })
@@ -135,7 +135,7 @@ impl PoolDriver for LvolDriver {
             };
             let info = match pool.info().await {
                 Ok(info) => info,
-                Err(error) => return refused(failure::chain(&error)),
+                Err(error) => return refused(chain(&error)),
             };
             let sizes = (block_size, info.cluster_size);
             let engine = LvolPool::new(name, pool, sizes, registry, ended);
@@ -164,7 +164,7 @@ impl Plan {
                 PoolWorker::open(&self.base, self.options.clone(), host(bell), bell.waker())
             }
         };
-        made.map_err(|error| failure::chain(&error))
+        made.map_err(|error| chain(&error))
     }
 
     fn create(
@@ -186,7 +186,7 @@ impl Plan {
     fn check_is_ours(&self, bell: &Arc<Bell>) -> Result<(), String> {
         let found = PoolWorker::probe(&self.base, &self.options, host(bell), &bell.waker());
         let device = self.base.name();
-        match found.map_err(|error| failure::chain(&error))? {
+        match found.map_err(|error| chain(&error))? {
             Found::Pool(superblock) if superblock.name == self.name => Ok(()),
             Found::Pool(superblock) => Err(format!(
                 "block device {device} holds the pool {:?}, not {:?}",

@@ -23,6 +23,7 @@ use self::drives::Drives;
 pub use self::drives::LostDrive;
 use self::pools::{Handle, Pools};
 use crate::data_plane::DataPlane;
+use crate::error::chain;
 use crate::model::{Edit, Key};
 use crate::pool::{Attach, Pool, PoolDriver, Work};
 use crate::reservations::Reservations;
@@ -140,18 +141,6 @@ fn settle(tickets: Vec<Ticket>) -> Settled {
 
 fn settle_one(ticket: Ticket) -> Settled {
     settle(vec![ticket])
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn refused(error: &dyn std::error::Error) -> RuntimeError {

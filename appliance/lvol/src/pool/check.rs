@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use metastore::pool::Table;
 
-use super::open::after;
+use super::open::next_records;
 use super::repair::{Fix, Problem};
 use super::worker::PoolWorker;
 use crate::LvolError;
@@ -332,13 +332,13 @@ impl PoolWorker {
             Phase::Judge | Phase::Fixing => return Ok(self.end_walk(checking)),
         };
         let store = self.usable_store()?;
-        let entries = store.scan(table, checking.from.as_slice().., RECORDS_PER_STEP)?;
+        let mut from = checking.from.clone();
+        let entries = next_records(store, table, &mut from, RECORDS_PER_STEP)?;
         checking.count(entries.len() as u64);
-        let Some((last, _)) = entries.last() else {
+        if entries.is_empty() {
             checking.next_phase(next);
             return Ok(Step::Going);
-        };
-        let from = after(last);
+        }
         for (key, value) in &entries {
             match checking.phase {
                 Phase::Layers => self.look_at_layer(checking, key, value),

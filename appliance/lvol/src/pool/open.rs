@@ -231,12 +231,11 @@ impl PoolWorker {
     fn load_layers(&mut self) -> Result<(), LvolError> {
         let mut from = Vec::new();
         loop {
-            let store = self.usable_store()?;
-            let entries = store.scan(Table::Layers, from.as_slice().., SCAN_RECORDS)?;
-            let Some((last, _)) = entries.last() else {
+            let entries =
+                next_records(self.usable_store()?, Table::Layers, &mut from, SCAN_RECORDS)?;
+            if entries.is_empty() {
                 return Ok(());
-            };
-            from = after(last);
+            }
             for (key, value) in entries {
                 let Some(layer) = parse_layer_key(&key) else {
                     continue;
@@ -284,12 +283,11 @@ impl PoolWorker {
     fn load_names(&mut self) -> Result<(), LvolError> {
         let mut from = Vec::new();
         loop {
-            let store = self.usable_store()?;
-            let entries = store.scan(Table::Names, from.as_slice().., SCAN_RECORDS)?;
-            let Some((last, _)) = entries.last() else {
+            let entries =
+                next_records(self.usable_store()?, Table::Names, &mut from, SCAN_RECORDS)?;
+            if entries.is_empty() {
                 return Ok(());
-            };
-            from = after(last);
+            }
             for (key, value) in entries {
                 let is_text = std::str::from_utf8(&key).is_ok();
                 let name = String::from_utf8_lossy(&key).into_owned();
@@ -325,11 +323,10 @@ fn count_again(store: &PoolStore) -> Result<PoolRecord, LvolError> {
     };
     let mut from = Vec::new();
     loop {
-        let entries = store.scan(Table::Free, from.as_slice().., 64)?;
-        let Some((last, _)) = entries.last() else {
+        let entries = next_records(store, Table::Free, &mut from, 64)?;
+        if entries.is_empty() {
             return Ok(pool);
-        };
-        from = after(last);
+        }
         let chunks = entries
             .iter()
             .filter_map(|(_, value)| FreeChunk::decode(value).ok());
@@ -339,8 +336,25 @@ fn count_again(store: &PoolStore) -> Result<PoolRecord, LvolError> {
     }
 }
 
+/// A key and its value.
+pub(super) type Record = (Vec<u8>, Vec<u8>);
+
+/// Records of a table from `from` on, at most `limit`; moves `from` past the last. None at the end.
+pub(super) fn next_records(
+    store: &PoolStore,
+    table: Table,
+    from: &mut Vec<u8>,
+    limit: usize,
+) -> Result<Vec<Record>, LvolError> {
+    let entries = store.scan(table, from.as_slice().., limit)?;
+    if let Some((last, _)) = entries.last() {
+        *from = after(last);
+    }
+    Ok(entries)
+}
+
 /// The smallest key after this one.
-pub(super) fn after(key: &[u8]) -> Vec<u8> {
+fn after(key: &[u8]) -> Vec<u8> {
     let mut next = key.to_vec();
     next.push(0);
     next

@@ -1,7 +1,6 @@
 //! What opening reads of a pool with millions of clusters.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
@@ -12,9 +11,9 @@ use block::{
     Geometry, Io, IoError, Op, Submit,
 };
 use dma::{IobufPool, Payload};
-use lvol::{CreateOptions, Host, LvolError, NewVolume, Pool, PoolOptions, PoolWorker, Promise};
+use lvol::{CreateOptions, LvolError, NewVolume, Pool, PoolOptions, PoolWorker, Promise};
 
-use crate::rig::buffers;
+use crate::rig::{Clock, buffers};
 
 const CLUSTER: u64 = 64 << 10;
 const BLOCK: usize = 4096;
@@ -94,17 +93,6 @@ impl Channel for Forgetful {
     fn in_flight(&self) -> usize {
         0
     }
-}
-
-#[derive(Debug)]
-struct Clock;
-
-impl Host for Clock {
-    fn now(&self) -> Instant {
-        Instant::now()
-    }
-
-    fn wait(&self, _: Option<BorrowedFd<'_>>, _: Option<Instant>) {}
 }
 
 fn options(buffers: &Arc<IobufPool>) -> PoolOptions {

@@ -1,6 +1,5 @@
 //! Reads that get memory of the device below, and what becomes of a cluster that is lent.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -8,23 +7,12 @@ use std::time::{Duration, Instant};
 use block::malloc::{Malloc, MallocOptions};
 use block::{Bdev, BdevChannel, BdevOptions, ChannelContext, Io, Op, Submit};
 use dma::{ChannelOptions, IobufPool, Payload};
-use lvol::{CreateOptions, Host, NewVolume, Pool, PoolOptions, PoolWorker, Promise};
+use lvol::{CreateOptions, NewVolume, Pool, PoolOptions, PoolWorker, Promise};
 
-use crate::rig::buffers;
+use crate::rig::{Clock, buffers};
 
 const BLOCK: u64 = 4096;
 const CLUSTER: u64 = 64 << 10;
-
-#[derive(Debug)]
-struct Clock;
-
-impl Host for Clock {
-    fn now(&self) -> Instant {
-        Instant::now()
-    }
-
-    fn wait(&self, _: Option<BorrowedFd<'_>>, _: Option<Instant>) {}
-}
 
 /// A pool on a RAM device, and a volume of it.
 struct Ram {

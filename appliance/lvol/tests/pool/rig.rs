@@ -38,6 +38,18 @@ impl Host for TestHost {
     fn wait(&self, _: Option<BorrowedFd<'_>>, _: Option<Instant>) {}
 }
 
+/// The clock of the machine; who waits looks again at once.
+#[derive(Debug)]
+pub(crate) struct Clock;
+
+impl Host for Clock {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn wait(&self, _: Option<BorrowedFd<'_>>, _: Option<Instant>) {}
+}
+
 /// Small buffers without locked memory.
 pub(crate) fn buffers() -> Arc<IobufPool> {
     let options = IobufOptions {

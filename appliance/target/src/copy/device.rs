@@ -16,7 +16,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, oneshot};
 
-use super::worker::{Stop, chain};
+use super::worker::Stop;
+use crate::error::chain;
 
 /// I/Os in flight for one device.
 const BUFFERS: usize = 8;

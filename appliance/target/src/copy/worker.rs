@@ -18,6 +18,7 @@ use super::{
     Detail, Inspected, LOOK_INTERVAL, Message, RUNNING_MAX, Task, copying, exporting, importing,
     scrubbing,
 };
+use crate::error::chain;
 
 /// At most so much time passes between two flushes of what an operation has written.
 pub(super) const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
@@ -113,18 +114,6 @@ impl Driven {
             Err(error) => Some(error.into()),
         }
     }
-}
-
-/// An error and its causes in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// Starts the thread.

@@ -6,7 +6,7 @@ use block::{BlockError, Claim, ClaimKind, Registry};
 use lvol::ExternalDevices;
 use uuid::Uuid;
 
-use super::failure::chain;
+use crate::error::chain;
 
 /// Finds devices by their UUID, and claims them so that nobody deletes them or writes to them.
 #[derive(Debug)]

@@ -2,19 +2,7 @@
 
 use lvol::LvolError;
 
-use crate::error::ControlError;
-
-/// An error and its causes in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
+use crate::error::{ControlError, chain};
 
 /// What was asked, of which pool.
 #[derive(Debug, Clone)]

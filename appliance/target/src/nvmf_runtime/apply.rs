@@ -20,7 +20,8 @@ use nvmf::{
 use nvmf_tcp::{TcpOptions, TcpTransport};
 
 use super::devices::{self, Opened};
-use super::{NvmfRuntime, chain, drives, refused, settle, settle_one};
+use super::{NvmfRuntime, drives, refused, settle, settle_one};
+use crate::error::chain;
 use crate::model::{Edit, Key, Object};
 use crate::runtime::{Prepared, RuntimeError, Settled, at_once};
 

@@ -12,10 +12,9 @@ use block::{Bdev, Claim, ClaimKind};
 use image_file::Format;
 use lvol::{Operation, OperationKind};
 
-use super::chain;
 use super::pools::OpenPool;
 use crate::copy::{Detail, Task, Undo};
-use crate::error::ControlError;
+use crate::error::{ControlError, chain};
 use crate::pool::Job;
 
 /// An operation, and who is to be told of it.

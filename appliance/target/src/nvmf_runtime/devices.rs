@@ -11,8 +11,9 @@ use block::malloc::{Malloc, MallocOptions};
 use block::null::{Null, NullOptions};
 use block::{BlockDevice, BlockError, IoError, OpKind, OpSet, Registry};
 
-use super::{chain, prepared_now, refused};
+use super::{prepared_now, refused};
 use crate::data_plane::DataPlane;
+use crate::error::chain;
 use crate::runtime::{Prepared, Preparing, RuntimeError};
 
 /// Block size when the specification says none.

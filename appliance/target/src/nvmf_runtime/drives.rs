@@ -24,8 +24,9 @@ use vfio::{Bound, Container, VfioError};
 
 use self::device::DriveDevice;
 use self::owner::Handle;
-use super::{chain, refused};
+use super::refused;
 use crate::data_plane::DataPlane;
+use crate::error::chain;
 use crate::runtime::{Prepared, Preparing, RuntimeError, Settled};
 
 /// Class, subclass and programming interface of an NVMe I/O controller.

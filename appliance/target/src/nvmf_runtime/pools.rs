@@ -12,10 +12,10 @@ use api::v1::{self, PoolSpec};
 use block::{Bdev, BdevOptions, BlockError, Claim, ClaimKind};
 use tokio::sync::OwnedMutexGuard;
 
-use super::{chain, refused};
+use super::refused;
 use crate::copy::Copier;
 use crate::data_plane::DataPlane;
-use crate::error::ControlError;
+use crate::error::{ControlError, chain};
 use crate::pool::{
     Attach, Engine, Job, Pool, PoolDriver, VolumeDevice, VolumePage, VolumeQuery, Work,
 };

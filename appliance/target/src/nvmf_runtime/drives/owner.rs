@@ -17,8 +17,9 @@ use nvme_driver::{
 use nvme_spec::log::SmartLog;
 use tokio::sync::watch;
 
+use super::Drive;
 use super::function::device;
-use super::{Drive, chain};
+use crate::error::chain;
 use crate::events::now_unix_ms;
 use crate::pool_thread::Bell;
 

@@ -130,7 +130,13 @@ const TABLE: &[Entry] = &[
     aditd(
         "adit.v1.BdevService",
         &["GetBdev", "ListBdevs", "ListBdevStats"],
-        &["CreateBdev", "UpdateBdev", "ResizeBdev", "DeleteBdev"],
+        &[
+            "CreateBdev",
+            "UpdateBdev",
+            "ResizeBdev",
+            "ResetBdev",
+            "DeleteBdev",
+        ],
         &[],
     ),
     aditd("adit.v1.ConfigService", &["GetDocument"], &["Apply"], &[]),
@@ -207,6 +213,9 @@ const TABLE: &[Entry] = &[
         &["GetVolume", "ListVolumes", "DiffSnapshots"],
         &[
             "CreateVolume",
+            "UpdateVolume",
+            "ImportVolume",
+            "ExportVolume",
             "CloneVolume",
             "ResizeVolume",
             "RenameVolume",
@@ -221,7 +230,7 @@ const TABLE: &[Entry] = &[
     aditd(
         "adit.v1.SnapshotService",
         &["GetSnapshot", "ListSnapshots"],
-        &["CreateSnapshots", "DeleteSnapshot"],
+        &["CreateSnapshots", "CopySnapshot", "DeleteSnapshot"],
         &[],
     ),
     for_tools("grpc.health.v1.Health", &["Check", "Watch"]),

@@ -40,6 +40,8 @@ pub struct AgentConfig {
     pub network: NetworkConfig,
     /// The clock.
     pub time: TimeConfig,
+    /// Where the configuration is fetched from.
+    pub fetch: FetchConfig,
 }
 
 /// Who may call, and who the node says that it is.
@@ -108,6 +110,14 @@ pub struct NetworkConfig {
 pub struct TimeConfig {
     /// NTP servers: `ADDRESS`, `NAME` or either with `:PORT`. By default those that DHCP brings.
     pub servers: Vec<String>,
+}
+
+/// How the configuration is fetched from init's `config_url`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FetchConfig {
+    /// The authority of the server, PEM; `https://` needs one.
+    pub ca: Option<String>,
 }
 
 /// An address with the length of its prefix: `192.0.2.10/24`.
@@ -235,9 +245,15 @@ pub fn read(document: &toml::Table) -> (AgentConfig, Vec<Violation>) {
                     keep(&mut config.time, time, before == violations.len());
                 }
             }
+            "fetch" => {
+                if let Some(fetch) = section::<FetchConfig>(&field, value, &mut violations) {
+                    check_fetch(&fetch, &mut violations);
+                    keep(&mut config.fetch, fetch, before == violations.len());
+                }
+            }
             _ => violations.push(Violation::new(
                 &field,
-                "there is no such section; there are api, network and time",
+                "there is no such section; there are api, network, time and fetch",
             )),
         }
     }
@@ -399,6 +415,12 @@ fn check_time(time: &TimeConfig, violations: &mut Vec<Violation>) {
         }
     }
     within("agent.time.servers", time.servers.len(), violations);
+}
+
+fn check_fetch(fetch: &FetchConfig, violations: &mut Vec<Violation>) {
+    if let Some(Err(error)) = fetch.ca.as_deref().map(pki::certificate_der) {
+        violations.push(Violation::new("agent.fetch.ca", error.to_string()));
+    }
 }
 
 fn within(field: &str, count: usize, violations: &mut Vec<Violation>) {

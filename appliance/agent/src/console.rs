@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use api::v1::ListPoolsRequest;
 use api::v1::pool_service_client::PoolServiceClient;
+use init::supervisor::{ServiceReport, ServiceState};
 
-use crate::init_client::InitService;
 use crate::node::Node;
 
 /// How often the node is looked at.
@@ -68,11 +68,11 @@ impl Screen {
         if let Some(code) = &self.code {
             line("MAINTENANCE: not configured. To configure it from another machine:".to_owned());
             line(format!("  code         {code}"));
-            // 95 characters: two lines of 16 pairs.
-            let (first, second) = self.fingerprint.split_at(self.fingerprint.len().min(48));
-            line(format!("  fingerprint  {first}"));
-            line(format!("               {second}"));
         }
+        // 95 characters: two lines of 16 pairs. Who comes with a certificate compares it too.
+        let (first, second) = self.fingerprint.split_at(self.fingerprint.len().min(48));
+        line(format!("  fingerprint  {first}"));
+        line(format!("               {second}"));
         let mut list = |title: &str, items: Vec<String>| {
             if items.is_empty() {
                 return;
@@ -164,6 +164,7 @@ async fn look(node: &Node, port: u16) -> Screen {
         Vec::new()
     };
     let pools = pools(node).await;
+    let alerts = crate::health::alerts(node).await;
     Screen {
         name: current.server_name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -173,15 +174,15 @@ async fn look(node: &Node, port: u16) -> Screen {
         code: node.gate.code().borrow().clone(),
         services: services.into_iter().map(service).collect(),
         pools,
-        alerts: node.alerts(),
+        alerts,
     }
 }
 
-fn service(service: InitService) -> (String, String) {
+fn service(service: ServiceReport) -> (String, String) {
     // The sentence of a service that runs counts its seconds: that would be a new screen each time.
-    let is_well = matches!(service.state.as_str(), "running" | "ready" | "done");
+    let is_well = matches!(service.state, ServiceState::Ready | ServiceState::Done);
     let state = if is_well || service.text.is_empty() {
-        service.state
+        service.state.to_string()
     } else {
         service.text
     };

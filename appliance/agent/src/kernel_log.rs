@@ -147,6 +147,18 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_overwrote_before_it_was_read_is_counted() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("dev")).unwrap();
+        std::fs::write(root.path().join("dev/kmsg"), "").unwrap();
+        let mut log = KernelLog::open(root.path(), SystemTime::UNIX_EPOCH).unwrap();
+        let mut lost = |line: &[u8]| log.entry(parse(line).unwrap()).lost;
+        assert_eq!(lost(b"6,10,1,-;the first that is read"), 0);
+        assert_eq!(lost(b"6,11,2,-;the next"), 0);
+        assert_eq!(lost(b"6,15,3,-;after three"), 3);
+    }
+
+    #[test]
     fn a_record_cut_anywhere_is_no_panic() {
         for end in 0..GOLDEN.len() {
             let _ = parse(&GOLDEN[..end]);

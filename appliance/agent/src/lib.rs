@@ -2,8 +2,9 @@
 //!
 //! What it is: [`listener`] takes connections and does TLS ([`tls`]); [`endpoint`] asks who calls and
 //! whether they may ([`access`], [`maintenance`]), and has [`services`] answer or [`forward`] carry
-//! the call to `aditd`; [`node`] holds which configuration is in force ([`config`], [`store`]);
-//! [`network`], [`time`] and [`console`] care for the machine.
+//! the call to `aditd`; [`node`] holds which configuration is in force ([`config`], [`store`],
+//! [`fetch`]); [`network`], [`time`], [`health`] and [`console`] care for the
+//! machine.
 //!
 //! What it is not: it binds no devices and starts no programs. That is PID 1's ([`init_client`]).
 //!
@@ -18,7 +19,9 @@ pub mod config;
 pub mod console;
 pub mod endpoint;
 pub mod error;
+pub mod fetch;
 pub mod forward;
+pub mod health;
 pub mod init_client;
 pub mod kernel_log;
 pub mod listener;

@@ -336,7 +336,7 @@ async fn exchange(
     patience: Duration,
 ) -> Option<Answer> {
     let name = node.current().server_name.clone();
-    let bytes = dhcp::message(say, xid, link.mac, &name)?;
+    let bytes = dhcp::message(say, xid, link.mac, &name);
     let to = SocketAddrV4::new(server.unwrap_or(Ipv4Addr::BROADCAST), SERVER_PORT);
     let deadline = Instant::now() + patience;
     if let Err(error) = socket.send_to(&bytes, to).await {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use init::config::Source;
 use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 
@@ -11,7 +12,8 @@ use crate::clock::Clock;
 use crate::config::{self, AgentConfig, Violation};
 use crate::error::{AgentError, chain};
 use crate::forward::Forward;
-use crate::init_client::{InitClient, InitIdentity};
+use crate::health::Boot;
+use crate::init_client::InitClient;
 use crate::maintenance::Gate;
 use crate::network::NetworkStatus;
 use crate::store::{Generation, Store};
@@ -57,6 +59,10 @@ pub struct Current {
     pub document: String,
     /// The agent's part of what holds.
     pub config: AgentConfig,
+    /// Where the document was fetched; `None` when a person or a controller applied it.
+    pub fetched_from: Option<String>,
+    /// Where one is to be fetched; `None` also when only a person may give one.
+    pub config_url: Option<String>,
     /// Where values are from that are not from the document.
     pub sources: Vec<String>,
     /// What is wrong with it.
@@ -74,6 +80,8 @@ pub struct Wanted {
     pub admin_request_pem: Option<String>,
     /// Digest of the document that must be in force.
     pub expected_digest: Option<String>,
+    /// Where the document was fetched; `None` when a person or a controller gives it.
+    pub fetched_from: Option<String>,
 }
 
 /// A configuration that was checked, or applied.
@@ -128,6 +136,8 @@ pub struct Node {
     pub forward: Forward,
     /// What the management interface does.
     pub network: watch::Sender<NetworkStatus>,
+    /// Whether this boot is good.
+    pub boot: watch::Sender<Boot>,
     store: Store,
     current: watch::Sender<Arc<Current>>,
     /// One change at a time.
@@ -172,6 +182,7 @@ impl Node {
             init,
             forward,
             network: watch::Sender::new(NetworkStatus::default()),
+            boot: watch::Sender::new(Boot::default()),
             store,
             current: watch::Sender::new(Arc::new(first)),
             change: tokio::sync::Mutex::new(()),
@@ -215,6 +226,12 @@ impl Node {
         alerts.push(text);
     }
 
+    /// It is well again.
+    pub(crate) fn withdraw_alert(&self, text: &str) {
+        let mut alerts = self.alerts.lock().unwrap_or_else(PoisonError::into_inner);
+        alerts.retain(|alert| alert != text);
+    }
+
     /// Every alert.
     #[must_use]
     pub fn alerts(&self) -> Vec<String> {
@@ -256,7 +273,7 @@ impl Node {
         }
         let one = |violation| ConfigureError::Invalid(vec![violation]);
         let mut table = config::parse(&wanted.document).map_err(one)?;
-        let (config, mut violations) = config::read(&table);
+        let (mut config, mut violations) = config::read(&table);
         let key = config::take_key(&mut table);
         // Comments are worth keeping where nothing has to be taken out.
         let document = match key {
@@ -264,7 +281,12 @@ impl Node {
             None => wanted.document.clone(),
         };
         let mut notes = Vec::new();
-        self.ask_init(&document, &mut violations, &mut notes).await;
+        if let Some(merged) = self.ask_init(&document, &mut violations, &mut notes).await {
+            // Other sources may say what the document does not, such as the authority.
+            let own_key = config.api.key.take();
+            config = merged;
+            config.api.key = own_key.or(config.api.key);
+        }
         let name = server_name_of(&table).unwrap_or_else(|| current.server_name.clone());
         let made = self.make(wanted, &config, &name, document, &mut violations);
         let Some((generation, admin)) = made.filter(|_| violations.is_empty()) else {
@@ -299,6 +321,8 @@ impl Node {
             server_name: name,
             ca_pem: Some(generation.ca_pem),
             document: generation.document,
+            fetched_from: generation.fetched_from,
+            config_url: effective.config_url,
             config: effective.config,
             sources: effective.sources,
             alerts,
@@ -309,21 +333,21 @@ impl Node {
         Ok(outcome)
     }
 
-    /// What init makes of the document.
+    /// What init makes of the document: the agent's part together with what other sources say.
     async fn ask_init(
         &self,
         document: &str,
         violations: &mut Vec<Violation>,
         notes: &mut Vec<String>,
-    ) {
+    ) -> Option<AgentConfig> {
         if !self.init.is_there() {
             notes.push("there is no init here: only the agent's part was checked".to_owned());
-            return;
+            return None;
         }
         match self.init.configure(document, true).await {
             Ok(answer) => {
                 for problem in answer.problems {
-                    if problem.source == "agent" {
+                    if problem.source == Source::Agent {
                         violations.push(Violation::new(&problem.key, problem.text));
                     } else {
                         notes.push(format!(
@@ -333,9 +357,17 @@ impl Node {
                     }
                 }
                 notes.extend(answer.later);
+                let merged = config::parse(&answer.document).ok()?;
+                Some(config::read(&merged).0)
             }
-            Err(AgentError::Refused(text)) => violations.push(Violation::new("", text)),
-            Err(error) => notes.push(format!("init did not check it: {}", chain(&error))),
+            Err(AgentError::Refused(text)) => {
+                violations.push(Violation::new("", text));
+                None
+            }
+            Err(error) => {
+                notes.push(format!("init did not check it: {}", chain(&error)));
+                None
+            }
         }
     }
 
@@ -375,6 +407,7 @@ impl Node {
                 ca_key_pem: None,
                 certificate_pem,
                 key_pem,
+                fetched_from: wanted.fetched_from.clone(),
             };
             return Some((generation, None));
         }
@@ -428,6 +461,7 @@ impl Node {
             ca_key_pem: Some(ca_key_pem),
             certificate_pem: authority.sign_node(&request, &names, validity)?,
             key_pem,
+            fetched_from: wanted.fetched_from.clone(),
         };
         Ok((generation, admin.transpose()?))
     }
@@ -449,6 +483,7 @@ struct Effective {
     violations: Vec<Violation>,
     sources: Vec<String>,
     wants_maintenance: bool,
+    config_url: Option<String>,
 }
 
 /// What holds: on an appliance init says so, for other sources may overrule the document.
@@ -478,7 +513,9 @@ async fn effective(init: &InitClient, document: &str, alerts: &mut Vec<String>) 
                 effective.sources = answer
                     .values
                     .iter()
-                    .filter(|value| value.source != "agent" && !value.key.ends_with("api.key"))
+                    .filter(|value| {
+                        value.source != Source::Agent && !value.key.ends_with("api.key")
+                    })
                     .map(|value| format!("{} = {} ({})", value.key, value.value, value.source))
                     .collect();
             }
@@ -489,6 +526,11 @@ async fn effective(init: &InitClient, document: &str, alerts: &mut Vec<String>) 
         Ok(table) => {
             effective.wants_maintenance =
                 table.get("maintenance").and_then(toml::Value::as_bool) == Some(true);
+            effective.config_url = table
+                .get("config_url")
+                .and_then(toml::Value::as_str)
+                .filter(|_| !effective.wants_maintenance)
+                .map(str::to_owned);
             (effective.config, effective.violations) = config::read(&table);
             alerts.extend(effective.violations.iter().map(ToString::to_string));
         }
@@ -509,7 +551,10 @@ fn first(
     let document = stored
         .as_ref()
         .map_or(String::new(), |stored| stored.document.clone());
-    let (config, sources) = (effective.config, effective.sources);
+    let fetched_from = stored
+        .as_ref()
+        .and_then(|stored| stored.fetched_from.clone());
+    let (config, sources, config_url) = (effective.config, effective.sources, effective.config_url);
     let configured = configured(store, stored, &config, name, clock);
     let found = match configured {
         Ok(found) => found.filter(|_| !effective.wants_maintenance),
@@ -536,6 +581,8 @@ fn first(
         server_name: name.to_owned(),
         ca_pem,
         document,
+        fetched_from,
+        config_url,
         config,
         sources,
         alerts,
@@ -614,9 +661,7 @@ fn server_name_of(document: &toml::Table) -> Option<String> {
 
 async fn server_name(init: &InitClient) -> String {
     let said = if init.is_there() {
-        init.identity()
-            .await
-            .map(|identity: InitIdentity| identity.hostname)
+        init.identity().await.map(|identity| identity.hostname)
     } else {
         Ok(String::new())
     };

@@ -14,13 +14,10 @@ use tonic::transport::Server;
 use crate::clock::{Clock, SystemClock};
 use crate::endpoint::Endpoint;
 use crate::error::{AgentError, chain};
-use crate::init_client::Request;
 use crate::listener::{Limits, incoming};
 use crate::node::{Node, Paths};
 use crate::services::Services;
 
-/// How often init hears that the agent is well.
-const HEALTH_INTERVAL: Duration = Duration::from_secs(5);
 /// How long calls in progress may take at the end.
 const END: Duration = Duration::from_secs(5);
 /// Calls in progress on one connection.
@@ -104,9 +101,10 @@ async fn serve(flags: Flags) -> Result<(), AgentError> {
     };
     tokio::spawn(crate::console::show(node.clone(), consoles, address.port()));
     if is_appliance {
-        tokio::spawn(report_health(node.clone()));
+        tokio::spawn(crate::health::keep(node.clone()));
         tokio::spawn(crate::time::keep(node.clone()));
         tokio::spawn(crate::network::keep(node.clone()));
+        tokio::spawn(crate::fetch::keep(node.clone()));
     }
     tokio::spawn(crate::network::watch_addresses(node.clone()));
     announce(&node, address);
@@ -155,23 +153,6 @@ fn announce(node: &Node, address: SocketAddr) {
         "adit-agent serves at {address}, mode {mode}, fingerprint {}",
         current.identity.fingerprint
     );
-}
-
-async fn report_health(node: Arc<Node>) {
-    loop {
-        let request = Request::Health {
-            service: "adit-agent".to_owned(),
-            ok: true,
-            text: "serving".to_owned(),
-        };
-        if let Err(error) = node.init.call(&request).await {
-            tracing::warn!(
-                error = chain(&error),
-                "init did not take the report of health"
-            );
-        }
-        tokio::time::sleep(HEALTH_INTERVAL).await;
-    }
 }
 
 async fn ending() {

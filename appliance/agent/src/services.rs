@@ -15,6 +15,8 @@ use crate::config::{DOCUMENT_BYTES_MAX, Violation};
 use crate::error::{AgentError, chain};
 use crate::node::{ConfigureError, Node};
 
+pub(crate) use self::system::aditd_serves;
+
 type Answer<T> = Result<Response<T>, Status>;
 
 /// The agent's services.

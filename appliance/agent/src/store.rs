@@ -1,7 +1,7 @@
 //! What the agent keeps: generations of the configuration, each a folder, and which holds.
 //!
-//! `STATE/config/GENERATION/{document.toml,ca.pem,ca-key.pem,certificate.pem,key.pem}`; the symbolic
-//! link `STATE/config/current` names the one in force and `previous` the one before. Replacing the
+//! `STATE/config/GENERATION/{document.toml,ca.pem,ca-key.pem,certificate.pem,key.pem,fetched-from}`;
+//! the symbolic link `STATE/config/current` names the one in force and `previous` the one before. Replacing the
 //! link is the one step in which a new configuration holds: a crash leaves the old or the new one.
 
 use std::fs::{self, File, OpenOptions};
@@ -27,6 +27,8 @@ pub struct Generation {
     pub certificate_pem: String,
     /// Its key, PEM.
     pub key_pem: String,
+    /// Where the document was fetched; `None` when a person or a controller applied it.
+    pub fetched_from: Option<String>,
 }
 
 impl std::fmt::Debug for Generation {
@@ -137,6 +139,9 @@ impl Store {
         if let Some(key) = &generation.ca_key_pem {
             files.push(("ca-key.pem", key));
         }
+        if let Some(url) = &generation.fetched_from {
+            files.push(("fetched-from", url));
+        }
         for (file, text) in files {
             write(&folder.join(file), text)?;
         }
@@ -165,6 +170,7 @@ impl Store {
             ca_key_pem: read(&folder.join("ca-key.pem")).ok(),
             certificate_pem: file("certificate.pem")?,
             key_pem: file("key.pem")?,
+            fetched_from: read(&folder.join("fetched-from")).ok(),
         }))
     }
 
@@ -251,6 +257,7 @@ mod tests {
             ca_key_pem: None,
             certificate_pem: "certificate".to_owned(),
             key_pem: "key".to_owned(),
+            fetched_from: None,
         }
     }
 

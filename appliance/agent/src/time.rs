@@ -4,13 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use init::control::Request;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 use tokio::net::UdpSocket;
 
 use crate::config;
 use crate::error::{AgentError, chain};
-use crate::init_client::Request;
 use crate::node::Node;
 
 /// Seconds from 1900, where NTP begins, to 1970.

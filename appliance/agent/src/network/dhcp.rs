@@ -1,10 +1,11 @@
 //! DHCPv4 (RFC 2131): the messages of a client, and what is made of the answers. Pure.
 
+mod wire;
+
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, Opcode, OptionCode};
-use dhcproto::{Decodable as _, Encodable as _};
+use self::wire::{Reply, code};
 
 /// A lease that is not told how long it holds, and the shortest that is taken as told.
 const LEASE_MIN: Duration = Duration::from_secs(60);
@@ -56,112 +57,72 @@ pub enum Answer {
     Nak,
 }
 
-/// The bytes of a message, or `None` where it cannot be written.
+/// The bytes of a message.
 #[must_use]
-pub fn message(say: &Say, xid: u32, mac: [u8; 6], hostname: &str) -> Option<Vec<u8>> {
-    let mut message = Message::default();
-    message.set_xid(xid).set_chaddr(&mac);
-    // An address that is not ours yet cannot be answered to: answers are broadcast.
-    if !matches!(say, Say::Renew(_)) {
-        message.set_flags(Flags::default().set_broadcast());
-    }
-    let mut client_id = vec![1];
-    client_id.extend(mac);
-    let kind = match say {
-        Say::Discover => MessageType::Discover,
-        Say::Request(_) | Say::Renew(_) => MessageType::Request,
+pub fn message(say: &Say, xid: u32, mac: [u8; 6], hostname: &str) -> Vec<u8> {
+    let (kind, own) = match say {
+        Say::Discover => (wire::DISCOVER, Ipv4Addr::UNSPECIFIED),
+        Say::Request(_) => (wire::REQUEST, Ipv4Addr::UNSPECIFIED),
+        Say::Renew(lease) => (wire::REQUEST, lease.address),
     };
-    if let Say::Renew(lease) = say {
-        message.set_ciaddr(lease.address);
-    }
-    let options = message.opts_mut();
-    options.insert(DhcpOption::MessageType(kind));
-    options.insert(DhcpOption::ClientIdentifier(client_id));
+    let mut message = wire::Request::new(kind, xid, mac, own);
+    // Ethernet, and the address: what a server knows a client by.
+    let [a, b, c, d, e, f] = mac;
+    message.option(code::CLIENT_ID, &[1, a, b, c, d, e, f]);
     if let Say::Request(lease) = say {
-        options.insert(DhcpOption::RequestedIpAddress(lease.address));
-        options.insert(DhcpOption::ServerIdentifier(lease.server));
+        message.option(code::REQUESTED_ADDRESS, &lease.address.octets());
+        message.option(code::SERVER_ID, &lease.server.octets());
     }
-    options.insert(DhcpOption::ParameterRequestList(vec![
-        OptionCode::SubnetMask,
-        OptionCode::Router,
-        OptionCode::DomainNameServer,
-        OptionCode::NtpServers,
-    ]));
+    let wanted = [code::SUBNET_MASK, code::ROUTER, code::DNS, code::NTP];
+    message.option(code::PARAMETERS, &wanted);
     if !hostname.is_empty() && hostname.len() <= 64 {
-        options.insert(DhcpOption::Hostname(hostname.to_owned()));
+        message.option(code::HOSTNAME, hostname.as_bytes());
     }
-    message.to_vec().ok()
+    message.bytes()
 }
 
 /// Reads an answer to our message; `None` for anything else.
 #[must_use]
 pub fn answer(bytes: &[u8], xid: u32, mac: [u8; 6]) -> Option<Answer> {
-    let message = Message::from_bytes(bytes).ok()?;
-    let is_ours = message.opcode() == Opcode::BootReply
-        && message.xid() == xid
-        && message.hlen() == 6
-        && message.chaddr() == mac;
-    if !is_ours {
-        return None;
-    }
-    match message.opts().msg_type()? {
-        MessageType::Nak => Some(Answer::Nak),
-        MessageType::Offer => lease(&message).map(Answer::Offer),
-        MessageType::Ack => lease(&message).map(Answer::Ack),
+    let reply = Reply::read(bytes, xid, mac)?;
+    match reply.byte(code::MESSAGE_TYPE)? {
+        wire::OFFER => lease(&reply).map(Answer::Offer),
+        wire::ACK => lease(&reply).map(Answer::Ack),
+        wire::NAK => Some(Answer::Nak),
         _ => None,
     }
 }
 
-fn lease(message: &Message) -> Option<Lease> {
-    let options = message.opts();
-    let address = message.yiaddr();
+fn lease(reply: &Reply) -> Option<Lease> {
+    let address = reply.address;
     let can_be_ours = !(address.is_unspecified()
         || address.is_broadcast()
         || address.is_multicast()
         || address.is_loopback());
-    let mask = match options.get(OptionCode::SubnetMask) {
-        Some(DhcpOption::SubnetMask(mask)) => mask.to_bits(),
-        _ => 0xffff_ff00,
-    };
+    let mask = reply.number(code::SUBNET_MASK).unwrap_or(0xffff_ff00);
     let prefix = mask.leading_ones();
     let is_mask = prefix > 0 && mask.count_ones() == prefix;
-    let server = match options.get(OptionCode::ServerIdentifier) {
-        Some(DhcpOption::ServerIdentifier(server)) => *server,
-        _ => return None,
-    };
     if !can_be_ours || !is_mask {
         return None;
     }
-    let list = |option: Option<&DhcpOption>| match option {
-        Some(
-            DhcpOption::Router(all)
-            | DhcpOption::DomainNameServer(all)
-            | DhcpOption::NtpServers(all),
-        ) => all.iter().copied().take(SERVERS_MAX).collect(),
-        _ => Vec::new(),
+    let seconds = |code| {
+        let seconds = reply.number(code)?;
+        Some(Duration::from_secs(u64::from(seconds)))
     };
-    let seconds = |option: Option<&DhcpOption>| match option {
-        Some(
-            DhcpOption::AddressLeaseTime(seconds)
-            | DhcpOption::Renewal(seconds)
-            | DhcpOption::Rebinding(seconds),
-        ) => Some(Duration::from_secs(u64::from(*seconds))),
-        _ => None,
-    };
-    let end = seconds(options.get(OptionCode::AddressLeaseTime))
+    let end = seconds(code::LEASE_TIME)
         .unwrap_or(LEASE_MIN)
         .max(LEASE_MIN);
-    let renew = seconds(options.get(OptionCode::Renewal)).unwrap_or(end / 2);
-    let rebind = seconds(options.get(OptionCode::Rebinding)).unwrap_or(end / 8 * 7);
-    let gateways: Vec<Ipv4Addr> = list(options.get(OptionCode::Router));
+    let renew = seconds(code::RENEWAL_TIME).unwrap_or(end / 2);
+    let rebind = seconds(code::REBINDING_TIME).unwrap_or(end / 8 * 7);
     let rebind = rebind.clamp(LEASE_MIN / 2, end);
+    let list = |code| reply.addresses(code).take(SERVERS_MAX).collect();
     Some(Lease {
         address,
         prefix: u8::try_from(prefix).ok()?,
-        gateway: gateways.first().copied(),
-        dns: list(options.get(OptionCode::DomainNameServer)),
-        time_servers: list(options.get(OptionCode::NtpServers)),
-        server,
+        gateway: reply.addresses(code::ROUTER).next(),
+        dns: list(code::DNS),
+        time_servers: list(code::NTP),
+        server: reply.number(code::SERVER_ID).map(Ipv4Addr::from_bits)?,
         renew: renew.clamp(LEASE_MIN / 4, rebind),
         rebind,
         end,
@@ -176,26 +137,38 @@ mod tests {
 
     const MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
 
-    fn reply(kind: MessageType, change: impl FnOnce(&mut Message)) -> Vec<u8> {
-        let mut message = Message::default();
-        message
-            .set_opcode(Opcode::BootReply)
-            .set_xid(7)
-            .set_chaddr(&MAC);
-        message.set_yiaddr([192, 0, 2, 10]);
-        let options = message.opts_mut();
-        options.insert(DhcpOption::MessageType(kind));
-        options.insert(DhcpOption::ServerIdentifier([192, 0, 2, 1].into()));
-        options.insert(DhcpOption::SubnetMask([255, 255, 255, 128].into()));
-        options.insert(DhcpOption::Router(vec![[192, 0, 2, 1].into()]));
-        options.insert(DhcpOption::AddressLeaseTime(3600));
-        change(&mut message);
-        message.to_vec().unwrap()
+    /// An answer of 192.0.2.1 that lends 192.0.2.10, with other options in place of its own.
+    fn reply(kind: u8, address: [u8; 4], other: &[(u8, &[u8])]) -> Vec<u8> {
+        let mut bytes = vec![0; 240];
+        bytes[..4].copy_from_slice(&[2, 1, 6, 0]);
+        bytes[4..8].copy_from_slice(&7u32.to_be_bytes());
+        bytes[16..20].copy_from_slice(&address);
+        bytes[28..34].copy_from_slice(&MAC);
+        bytes[236..].copy_from_slice(&[99, 130, 83, 99]);
+        let usual: [(u8, &[u8]); 5] = [
+            (53, &[kind]),
+            (54, &[192, 0, 2, 1]),
+            (1, &[255, 255, 255, 128]),
+            (3, &[192, 0, 2, 1]),
+            (51, &3600u32.to_be_bytes()),
+        ];
+        let is_replaced = |code: &u8| other.iter().any(|(changed, _)| changed == code);
+        let usual = usual.iter().filter(|(code, _)| !is_replaced(code));
+        for (code, value) in usual.chain(other) {
+            bytes.extend([*code, value.len() as u8]);
+            bytes.extend(*value);
+        }
+        bytes.push(255);
+        bytes
+    }
+
+    fn good(kind: u8) -> Vec<u8> {
+        reply(kind, [192, 0, 2, 10], &[])
     }
 
     #[test]
     fn an_offer_becomes_a_request_becomes_a_lease() {
-        let bytes = message(&Say::Discover, 7, MAC, "stor-1").unwrap();
+        let bytes = message(&Say::Discover, 7, MAC, "stor-1");
         assert_eq!(&bytes[..4], [1, 1, 6, 0], "BOOTREQUEST over Ethernet");
         assert_eq!(&bytes[10..12], [0x80, 0], "answers are to be broadcast");
         assert_eq!(
@@ -203,51 +176,38 @@ mod tests {
             [99, 130, 83, 99, 53, 1, 1],
             "cookie, DHCPDISCOVER"
         );
-        let Some(Answer::Offer(lease)) = answer(&reply(MessageType::Offer, |_| ()), 7, MAC) else {
+        let Some(Answer::Offer(lease)) = answer(&good(2), 7, MAC) else {
             panic!("no offer");
         };
         assert_eq!(
             (lease.prefix, lease.renew.as_secs(), lease.rebind.as_secs()),
             (25, 1800, 3150)
         );
-        let bytes = message(&Say::Request(lease.clone()), 7, MAC, "").unwrap();
-        let request = Message::from_bytes(&bytes).unwrap();
-        let wanted = request.opts().get(OptionCode::RequestedIpAddress);
-        assert_eq!(wanted, Some(&DhcpOption::RequestedIpAddress(lease.address)));
-        let renew = message(&Say::Renew(lease.clone()), 7, MAC, "").unwrap();
+        assert_eq!(lease.gateway, Some([192, 0, 2, 1].into()));
+        let bytes = message(&Say::Request(lease.clone()), 7, MAC, "");
+        let wanted = [50, 4, 192, 0, 2, 10, 54, 4, 192, 0, 2, 1];
+        assert!(bytes.windows(wanted.len()).any(|part| part == wanted));
+        let renew = message(&Say::Renew(lease.clone()), 7, MAC, "");
         assert_eq!(&renew[12..16], lease.address.octets(), "ciaddr");
-        assert_eq!(
-            answer(&reply(MessageType::Ack, |_| ()), 7, MAC),
-            Some(Answer::Ack(lease))
-        );
-        assert_eq!(
-            answer(&reply(MessageType::Nak, |_| ()), 7, MAC),
-            Some(Answer::Nak)
-        );
+        assert_eq!(&renew[10..12], [0, 0], "we can be answered to");
+        assert_eq!(answer(&good(5), 7, MAC), Some(Answer::Ack(lease)));
+        assert_eq!(answer(&good(6), 7, MAC), Some(Answer::Nak));
     }
 
     #[test]
     fn an_answer_that_is_not_ours_or_of_no_use_is_dropped() {
-        let good = reply(MessageType::Ack, |_| ());
-        assert_eq!(answer(&good, 8, MAC), None);
-        assert_eq!(answer(&good, 7, [9; 6]), None);
-        let wrong = |change: fn(&mut Message)| answer(&reply(MessageType::Ack, change), 7, MAC);
-        assert_eq!(wrong(|m| _ = m.set_yiaddr([0, 0, 0, 0])), None);
-        assert_eq!(wrong(|m| _ = m.set_yiaddr([224, 0, 0, 1])), None);
-        assert_eq!(
-            wrong(|m| drop(m.opts_mut().remove(OptionCode::ServerIdentifier))),
-            None
-        );
-        let holes = |m: &mut Message| {
-            m.opts_mut()
-                .insert(DhcpOption::SubnetMask([255, 0, 255, 0].into()));
-        };
-        assert_eq!(wrong(holes), None);
-        let short = |m: &mut Message| {
-            m.opts_mut().insert(DhcpOption::AddressLeaseTime(0));
-            m.opts_mut().insert(DhcpOption::Renewal(u32::MAX));
-        };
-        let Some(Answer::Ack(lease)) = wrong(short) else {
+        assert_eq!(answer(&good(5), 8, MAC), None);
+        assert_eq!(answer(&good(5), 7, [9; 6]), None);
+        let mut request = good(5);
+        request[0] = 1;
+        assert_eq!(answer(&request, 7, MAC), None);
+        for address in [[0, 0, 0, 0], [224, 0, 0, 1], [127, 0, 0, 1], [255; 4]] {
+            assert_eq!(answer(&reply(5, address, &[]), 7, MAC), None);
+        }
+        let with = |other: &[(u8, &[u8])]| answer(&reply(5, [192, 0, 2, 10], other), 7, MAC);
+        assert_eq!(with(&[(54, &[1, 2])]), None, "no server");
+        assert_eq!(with(&[(1, &[255, 0, 255, 0])]), None, "a mask with holes");
+        let Some(Answer::Ack(lease)) = with(&[(51, &[0; 4]), (58, &[0xff; 4])]) else {
             panic!("a lease")
         };
         assert!(lease.renew <= lease.rebind && lease.rebind <= lease.end && lease.end == LEASE_MIN);
@@ -255,7 +215,7 @@ mod tests {
 
     #[test]
     fn an_answer_cut_anywhere_is_no_panic() {
-        let good = reply(MessageType::Ack, |_| ());
+        let good = good(5);
         for end in 0..good.len() {
             let _ = answer(&good[..end], 7, MAC);
         }
@@ -264,7 +224,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_options_are_an_answer_or_none(tail in prop::collection::vec(any::<u8>(), 0..200)) {
-            let mut bytes = reply(MessageType::Ack, |_| ());
+            let mut bytes = good(5);
             bytes.truncate(240);
             bytes.extend(tail);
             let _ = answer(&bytes, 7, MAC);

@@ -18,7 +18,10 @@ impl NodeConfigService for Services {
         let sources = if previous {
             Vec::new()
         } else {
-            self.node.current().sources.clone()
+            let current = self.node.current();
+            let fetched = current.fetched_from.iter();
+            let fetched = fetched.map(|url| format!("the document was fetched from {url}"));
+            fetched.chain(current.sources.iter().cloned()).collect()
         };
         Ok(Response::new(NodeConfig {
             digest: pki::sha256_hex(toml.as_bytes()),
@@ -37,6 +40,7 @@ impl NodeConfigService for Services {
             certificate_pem: request.certificate_pem,
             admin_request_pem: request.admin_request_pem,
             expected_digest: request.expected_digest,
+            fetched_from: None,
         };
         let node = self.node.clone();
         // Once begun it is carried through, whether or not the caller waits for it.

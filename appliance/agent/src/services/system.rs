@@ -17,7 +17,7 @@ use crate::bundle::{self, ChunkWriter, Part};
 use crate::clock::unix_ms;
 use crate::config;
 use crate::error::chain;
-use crate::init_client;
+use crate::health;
 use crate::kernel_log::{self, KernelLog};
 use crate::node::Node;
 use crate::wipe::{Wipe, WipeError};
@@ -48,7 +48,12 @@ impl SystemService for Services {
     async fn get_facts(&self, _: Request<GetFactsRequest>) -> Answer<GetFactsResponse> {
         let facts = facts(&self.node).await?;
         let json = serde_json::to_string_pretty(&facts).map_err(internal)?;
-        Ok(Response::new(GetFactsResponse { json }))
+        let identity = identity(&self.node).await;
+        Ok(Response::new(GetFactsResponse {
+            json,
+            image_version: identity.image_version,
+            slot: identity.slot,
+        }))
     }
 
     async fn plan_machine(&self, request: Request<PlanMachineRequest>) -> Answer<MachinePlan> {
@@ -69,7 +74,10 @@ impl SystemService for Services {
     }
 
     async fn apply_machine(&self, _: Request<ApplyMachineRequest>) -> Answer<ListActionsResponse> {
-        self.node.init.call(&init_client::Request::Prepare).await?;
+        self.node
+            .init
+            .call(&init::control::Request::Prepare)
+            .await?;
         self.list_actions(Request::new(ListActionsRequest {})).await
     }
 
@@ -78,7 +86,7 @@ impl SystemService for Services {
         let statuses = groups.into_iter().flat_map(|(group, items)| {
             items.into_iter().map(move |item| ActionStatus {
                 name: format!("{group}: {}", item.name),
-                state: item.state,
+                state: item.state.to_string(),
                 reason: item.text,
             })
         });
@@ -91,7 +99,7 @@ impl SystemService for Services {
         let services = self.node.init.services().await?;
         let services = services.into_iter().map(|service| Service {
             name: service.name,
-            state: service.state,
+            state: service.state.to_string(),
             reason: service.text,
             pid: service.pid.and_then(|pid| pid.try_into().ok()).unwrap_or(0),
             restarts: service
@@ -110,7 +118,7 @@ impl SystemService for Services {
         request: Request<RestartServiceRequest>,
     ) -> Answer<RestartServiceResponse> {
         let service = request.into_inner().name;
-        let request = init_client::Request::Restart { service };
+        let request = init::control::Request::Restart { service };
         self.node.init.call(&request).await?;
         Ok(Response::new(RestartServiceResponse {}))
     }
@@ -237,12 +245,15 @@ impl SystemService for Services {
     }
 
     async fn reboot(&self, _: Request<RebootRequest>) -> Answer<RebootResponse> {
-        self.node.init.call(&init_client::Request::Reboot).await?;
+        self.node.init.call(&init::control::Request::Reboot).await?;
         Ok(Response::new(RebootResponse {}))
     }
 
     async fn power_off(&self, _: Request<PowerOffRequest>) -> Answer<PowerOffResponse> {
-        self.node.init.call(&init_client::Request::Poweroff).await?;
+        self.node
+            .init
+            .call(&init::control::Request::Poweroff)
+            .await?;
         Ok(Response::new(PowerOffResponse {}))
     }
 }
@@ -250,24 +261,24 @@ impl SystemService for Services {
 /// What the node is, for [`SystemService::get_system`] and the bundle.
 async fn system(node: &Node) -> System {
     let current = node.current();
-    let identity = if node.init.is_there() {
-        node.init.identity().await.unwrap_or_default()
-    } else {
-        init_client::InitIdentity::default()
-    };
+    let identity = identity(node).await;
     let mode = if current.is_configured {
         SystemMode::Configured
     } else {
         SystemMode::Maintenance
     };
     let network = node.network.borrow().clone();
+    let boot = node.boot.borrow().clone();
     System {
         name: current.server_name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         mode: mode.into(),
         fingerprint: current.identity.fingerprint.clone(),
+        image_version: identity.image_version,
         slot: identity.slot,
-        alerts: node.alerts(),
+        boot_is_good: boot.is_good,
+        boot_reason: boot.reason,
+        alerts: health::alerts(node).await,
         addresses: network.addresses,
         kernel: std::fs::read_to_string(node.paths.root.join("proc/sys/kernel/osrelease"))
             .map(|text| text.trim().to_owned())
@@ -277,6 +288,15 @@ async fn system(node: &Node) -> System {
             .unwrap_or(0),
         aditd_serving: aditd_serves(node).await,
         server_name: current.server_name.clone(),
+    }
+}
+
+/// Who init says that this is; nobody where there is no init.
+async fn identity(node: &Node) -> init::identity::Identity {
+    if node.init.is_there() {
+        node.init.identity().await.unwrap_or_default()
+    } else {
+        init::identity::Identity::default()
     }
 }
 
@@ -392,7 +412,7 @@ async fn service_logs(
 
 fn entries(
     service: &str,
-    batch: Vec<init_client::InitLine>,
+    batch: Vec<init::ring::Line>,
     lost: u64,
 ) -> impl Iterator<Item = LogEntry> {
     batch

@@ -273,12 +273,19 @@ fn show_system(system: &v1::System) -> String {
     } else {
         "does not answer"
     };
+    let boot = if system.boot_is_good {
+        "good".to_owned()
+    } else {
+        system.boot_reason.clone()
+    };
     let mut text = properties(&[
         ("name", system.name.clone()),
         ("version", system.version.clone()),
         ("mode", short(system.mode().as_str_name(), "SYSTEM_MODE_")),
         ("fingerprint", system.fingerprint.clone()),
+        ("image", system.image_version.clone()),
         ("slot", system.slot.clone()),
+        ("boot", boot),
         ("addresses", system.addresses.join(", ")),
         ("kernel", system.kernel.clone()),
         (

@@ -1,110 +1,18 @@
 //! Who may call what, over TLS on loopback: every role against every method, certificates that are
 //! wrong, connections that are hostile.
 
-#![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
-
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use agent::access;
-use agent::clock::ManualClock;
-use agent::endpoint::Endpoint;
-use agent::listener::{Limits, incoming};
-use agent::node::{Node, Paths, Wanted};
-use agent::services::Services;
-use pki::{Authority, Issued, Role, Validity};
+use agent::listener::Limits;
+use pki::{Role, Validity};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-const NOW_S: u64 = 1_790_000_000;
-
-fn now() -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(NOW_S)
-}
-
-struct Running {
-    node: Arc<Node>,
-    clock: Arc<ManualClock>,
-    port: u16,
-    _folder: tempfile::TempDir,
-}
-
-async fn start(limits: Limits) -> Running {
-    let folder = tempfile::tempdir().unwrap();
-    let paths = Paths {
-        state_dir: folder.path().join("state"),
-        init_socket: folder.path().join("init.sock"),
-        aditd_socket: folder.path().join("aditd.sock"),
-        root: folder.path().to_owned(),
-    };
-    let clock = Arc::new(ManualClock::new(NOW_S, true));
-    let node = Node::start(paths, clock.clone()).await.unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let routes = Services::new(node.clone()).routes().unwrap();
-    let endpoint = Endpoint::new(node.clone(), routes);
-    let incoming = incoming(listener, node.clone(), limits);
-    tokio::spawn(tonic::transport::Server::builder().serve_with_incoming(endpoint, incoming));
-    Running {
-        node,
-        clock,
-        port,
-        _folder: folder,
-    }
-}
-
-struct Site {
-    authority: Authority,
-    ca_pem: String,
-}
-
-fn site() -> Site {
-    let (authority, issued) = Authority::make("site", Validity::days(now(), 365)).unwrap();
-    Site {
-        authority,
-        ca_pem: issued.certificate_pem,
-    }
-}
-
-impl Running {
-    /// Configures the node for an authority, whose certificate the node shows too.
-    async fn configure(&self, site: &Site) {
-        let (request, name) = self.node.signing_request().unwrap();
-        let names = [name, "localhost".to_owned()];
-        let signed = site
-            .authority
-            .sign_node(&request, &names, Validity::days(now(), 3650));
-        let wanted = Wanted {
-            document: format!("[agent.api]\nca = '''{}'''\n", site.ca_pem),
-            certificate_pem: Some(signed.unwrap()),
-            ..Wanted::default()
-        };
-        self.node.configure(&wanted, false).await.unwrap();
-    }
-
-    async fn connect(
-        &self,
-        site: &Site,
-        client: Option<&Issued>,
-    ) -> Result<Channel, tonic::transport::Error> {
-        let mut tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&site.ca_pem))
-            .domain_name("localhost");
-        if let Some(client) = client {
-            tls = tls.identity(Identity::from_pem(&client.certificate_pem, &client.key_pem));
-        }
-        let uri = format!("https://127.0.0.1:{}", self.port);
-        Channel::from_shared(uri)
-            .unwrap()
-            .tls_config(tls)
-            .unwrap()
-            .connect()
-            .await
-    }
-}
+use crate::rig::{NOW_S, Site, now, site, start};
 
 /// Messages as they are.
 #[derive(Debug, Clone, Default)]

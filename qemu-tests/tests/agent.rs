@@ -95,20 +95,34 @@ impl Person {
     }
 }
 
-/// What stands behind `name` on the newest screen.
-fn on_screen(console: &str, name: &str) -> Option<String> {
-    let screen = &console[console.rfind("\nAdit ")?..];
-    // A screen ends with an empty line.
-    let screen = &screen[..screen.find("\r\n\r\n")?];
-    let line = screen
-        .lines()
-        .find(|line| line.trim_start().starts_with(name))?;
-    Some(line.trim_start().strip_prefix(name)?.trim().to_owned())
+/// The screens on the console, the newest first. Other messages may stand between their lines, or
+/// break one.
+fn screens(console: &str) -> impl Iterator<Item = &str> {
+    console
+        .rsplit("\nAdit ")
+        .filter(|screen| screen.contains("fingerprint "))
 }
 
+/// What stands behind `name` on the newest screen where it is `length` characters.
+fn on_screen(console: &str, name: &str, length: usize) -> Option<String> {
+    let value = |screen: &str| {
+        let mut lines = screen.lines().map(str::trim);
+        let value = lines.find_map(|line| line.strip_prefix(name)?.split_whitespace().next_back());
+        value
+            .filter(|value| value.len() == length)
+            .map(str::to_owned)
+    };
+    screens(console).find_map(value)
+}
+
+/// It stands on two lines of 16 pairs.
 fn fingerprint(console: &str) -> Option<String> {
-    let first = on_screen(console, "fingerprint ")?;
-    let second = console.split(&first).nth(1)?.lines().nth(1)?.trim();
+    let first = on_screen(console, "fingerprint ", 48)?;
+    let mut lines = console
+        .lines()
+        .map(str::trim)
+        .skip_while(|line| !line.ends_with(&first));
+    let second = lines.nth(1).filter(|line| line.len() == 47)?;
     Some(format!("{first}{second}"))
 }
 
@@ -176,12 +190,12 @@ fn a_node_is_configured_and_kept_over_the_network() {
         .unwrap();
     let person = Person::new(port);
     let limit = patience(60);
-    let code = node.find_on_console("the code", limit, |text| on_screen(text, "code "));
+    let code = node.find_on_console("the code", limit, |text| on_screen(text, "code ", 14));
     let code = code.unwrap();
     let shown = node.find_on_console("the fingerprint", limit, fingerprint);
     let shown = shown.unwrap();
-    let find = |text: &str| on_screen(text, "reached at 10.0.2.15:50051");
-    node.find_on_console("the address", limit, find).unwrap();
+    node.wait_for_console("reached at 10.0.2.15:50051", limit)
+        .unwrap();
 
     // Maintenance mode: the code opens what configures, and nothing else.
     let add = |name, code: &str| {
@@ -250,8 +264,8 @@ fn a_node_is_configured_and_kept_over_the_network() {
     );
     assert_eq!(node.run("hostname").unwrap(), "stor-7\n");
     let gone = node.find_on_console("a screen without a code", limit, |text| {
-        let named = text.rfind("\nAdit ").map(|at| &text[at..])?;
-        (named.contains("stor-7") && !named.contains("MAINTENANCE")).then_some(())
+        let newest = screens(text).next()?;
+        (newest.contains("stor-7") && !newest.contains("MAINTENANCE")).then_some(())
     });
     gone.unwrap();
 
@@ -326,9 +340,25 @@ fn a_node_is_configured_and_kept_over_the_network() {
     let system = person.wait_for(&["node", "system"], "eth9");
     assert!(system.contains("trying DHCP on any interface"), "{system}");
     person.wait_for(&["node", "network"], "lent by 10.0.2.2");
+    let fixed = "[agent.network]\nmode = 'static'\naddresses = ['10.0.2.15/24']\n\
+        gateway = '10.0.2.2'\nmtu = 1400\n";
+    person.write("static.toml", &format!("{base}{fixed}"));
+    person.ctl(&["node", "config", "apply", "-f", "static.toml"]);
+    let network = person.wait_for(&["node", "network"], "static");
+    assert!(network.contains("10.0.2.15/24"), "{network}");
+    let routes = node.run("ip route; cat /sys/class/net/eth*/mtu").unwrap();
+    assert!(
+        routes.contains("default via 10.0.2.2") && routes.contains("1400"),
+        "{routes}"
+    );
+    let system = person.ctl(&["node", "system"]);
+    assert!(
+        !system.contains("eth9"),
+        "what is right again is no alert: {system}"
+    );
     person.ctl(&["node", "config", "apply", "-f", "node.toml"]);
     let previous = person.ctl(&["node", "config", "get", "--previous"]);
-    assert!(previous.contains("eth9"), "{previous}");
+    assert!(previous.contains("static"), "{previous}");
 
     person.ctl(&["node", "reboot"]);
     node.wait_for_end(patience(120)).unwrap();
@@ -402,8 +432,8 @@ fn a_node_fetches_its_configuration_until_it_holds() {
         node.wait_for_console(sentence, limit).unwrap();
     }
     let configured = node.find_on_console("the fetched name", limit, |console| {
-        let screen = &console[console.rfind("\nAdit ")?..];
-        (screen.contains("fetched") && screen.contains("reached at")).then_some(())
+        let newest = screens(console).next()?;
+        (newest.contains("fetched") && !newest.contains("MAINTENANCE")).then_some(())
     });
     configured.unwrap();
     let shown = node.find_on_console("the fingerprint", limit, fingerprint);

@@ -1,7 +1,7 @@
 //! The status screen of the console.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +18,9 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// Lines of each list; a screen has 25.
 const LIST_MAX: usize = 5;
 const WIDTH: usize = 79;
+/// A serial line at 9600 baud takes a second for a screen.
+const TRIES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What is on the screen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -138,12 +141,24 @@ fn draw(console: &Path, text: &str) {
     let Ok(mut file) = options.write(true).custom_flags(flags).open(console) else {
         return;
     };
-    let is_screen = is_virtual_terminal(console);
-    let clear = if is_screen { "\x1b[H\x1b[2J" } else { "" };
-    let end = if is_screen { "\n" } else { "\r\n" };
-    let bytes = format!("{clear}{}", text.replace('\n', end));
-    // A console that takes no more loses the rest; the next screen is whole again.
-    let _ = file.write_all(bytes.as_bytes());
+    let clear = if is_virtual_terminal(console) {
+        "\x1b[H\x1b[2J"
+    } else {
+        ""
+    };
+    let text = format!("{clear}{text}");
+    let mut rest = text.as_bytes();
+    for _ in 0..TRIES {
+        match file.write(rest) {
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(PAUSE),
+            Err(_) => return,
+        }
+        if rest.is_empty() {
+            return;
+        }
+    }
+    // A console that takes nothing for so long loses the rest; the next screen is whole again.
 }
 
 /// `tty0` to `tty63` understand escape codes; of a serial line nobody knows.

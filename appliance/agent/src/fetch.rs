@@ -14,7 +14,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
 use crate::config::DOCUMENT_BYTES_MAX;
 use crate::error::chain;
-use crate::node::{ConfigureError, Node, Wanted};
+use crate::node::{Alert, ConfigureError, Node, Wanted};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 const REDIRECTS_MAX: u32 = 3;
@@ -136,13 +136,13 @@ pub async fn keep(node: Arc<Node>) {
         .wait_for(|status| !status.addresses.is_empty())
         .await;
     let mut pause = PAUSE_MIN;
-    let mut alert = String::new();
+    let mut alert: Option<Alert<'_>> = None;
     loop {
         let current = node.current();
         let by_a_person = current.is_configured && current.fetched_from.is_none();
         let url = match &current.config_url {
             Some(url) if !by_a_person => url.clone(),
-            _ => return node.withdraw_alert(&alert),
+            _ => return,
         };
         let url = fill_in(
             &url,
@@ -150,13 +150,11 @@ pub async fn keep(node: Arc<Node>) {
             &mac(&node),
         );
         let problem = match once(&node, &url, current.config.fetch.ca.clone()).await {
-            Ok(()) => return node.withdraw_alert(&alert),
+            Ok(()) => return,
             Err(problem) => format!("no configuration from {url}: {problem}"),
         };
-        if problem != alert {
-            node.withdraw_alert(&alert);
-            alert = problem;
-            node.alert(&alert);
+        if alert.as_ref().is_none_or(|alert| alert.text != problem) {
+            alert = Some(node.raise(problem));
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);

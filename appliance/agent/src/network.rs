@@ -92,12 +92,13 @@ pub async fn keep(node: Arc<Node>) {
 
 async fn follow(node: &Node, config: &NetworkConfig) {
     let mut config = config.clone();
+    let mut _alert = None;
     loop {
         let error = match run(node, &config).await {
             Ok(()) => return std::future::pending().await,
             Err(error) => error,
         };
-        node.alert(format!("{}; trying DHCP on any interface", chain(&error)));
+        _alert = Some(node.raise(format!("{}; trying DHCP on any interface", chain(&error))));
         config = NetworkConfig::default();
         tokio::time::sleep(LOOK).await;
     }
@@ -246,9 +247,11 @@ async fn lend(
     link: &Link,
 ) -> Result<(), AgentError> {
     let socket = dhcp_socket(link)?;
+    let mut ended = None;
     loop {
         say(node, &link.name, "dhcp", "asking for an address");
         let mut lease = acquire(node, &socket, link).await;
+        drop(ended.take());
         let cidr = |lease: &Lease| Cidr {
             address: IpAddr::V4(lease.address),
             prefix: lease.prefix,
@@ -270,7 +273,7 @@ async fn lend(
             lease = next;
         }
         clear(handle, link).await?;
-        node.alert(format!("the lease of {} has ended", link.name));
+        ended = Some(node.raise(format!("the lease of {} has ended", link.name)));
     }
 }
 

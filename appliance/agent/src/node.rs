@@ -226,10 +226,11 @@ impl Node {
         alerts.push(text);
     }
 
-    /// It is well again.
-    pub(crate) fn withdraw_alert(&self, text: &str) {
-        let mut alerts = self.alerts.lock().unwrap_or_else(PoisonError::into_inner);
-        alerts.retain(|alert| alert != text);
+    /// As [`Node::alert`], until what is returned is dropped.
+    pub(crate) fn raise(&self, text: impl Into<String>) -> Alert<'_> {
+        let text = text.into();
+        self.alert(&text);
+        Alert { node: self, text }
     }
 
     /// Every alert.
@@ -241,14 +242,24 @@ impl Node {
         all
     }
 
-    /// A request to sign a certificate for the node's key.
+    /// A request to sign a certificate for the node's key, and the names that it is for: those in
+    /// `document`, or in the one in force. The first is the node's own.
     ///
     /// # Errors
-    /// When there is no key or a name is wrong.
-    pub fn signing_request(&self) -> Result<(String, String), AgentError> {
-        let name = self.current().server_name.clone();
-        let pem = pki::signing_request(&self.store.node_key()?, std::slice::from_ref(&name))?;
-        Ok((pem, name))
+    /// When there is no key, or the document or a name is wrong.
+    pub fn signing_request(
+        &self,
+        document: Option<&str>,
+    ) -> Result<(String, Vec<String>), ConfigureError> {
+        let current = self.current();
+        let document = document.unwrap_or(&current.document);
+        let table = config::parse(document).map_err(|each| ConfigureError::Invalid(vec![each]))?;
+        let (config, _) = config::read(&table);
+        let name = server_name_of(&table).unwrap_or_else(|| current.server_name.clone());
+        let names = names(&name, &config);
+        let key = self.store.node_key()?;
+        let pem = pki::signing_request(&key, &names).map_err(AgentError::from)?;
+        Ok((pem, names))
     }
 
     /// Checks a configuration, and unless `dry_run` makes it the one in force.
@@ -452,7 +463,7 @@ impl Node {
             let validity = pki::Validity::days(now, ADMIN_CERTIFICATE_DAYS);
             authority.sign_client(request, "admin", pki::Role::Admin, validity)
         });
-        let names = names(name, config);
+        let names = own_names(name, config);
         let request = pki::signing_request(&key_pem, &names)?;
         let validity = pki::Validity::days(now, OWN_CERTIFICATE_DAYS);
         let generation = Generation {
@@ -464,6 +475,24 @@ impl Node {
             fetched_from: wanted.fetched_from.clone(),
         };
         Ok((generation, admin.transpose()?))
+    }
+}
+
+/// Something that is wrong for as long as this is held.
+#[derive(Debug)]
+pub(crate) struct Alert<'a> {
+    node: &'a Node,
+    pub(crate) text: String,
+}
+
+impl Drop for Alert<'_> {
+    fn drop(&mut self) {
+        let mut alerts = self
+            .node
+            .alerts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        alerts.retain(|alert| *alert != self.text);
     }
 }
 
@@ -633,7 +662,7 @@ fn own_certificate(
         return Ok(pem);
     }
     let validity = pki::Validity::days(clock.now(), OWN_CERTIFICATE_DAYS);
-    let pem = pki::self_signed(&key, &names(name, config), validity)?;
+    let pem = pki::self_signed(&key, &own_names(name, config), validity)?;
     store.keep_own_certificate(&pem)?;
     Ok(pem)
 }
@@ -649,9 +678,16 @@ fn names(name: &str, config: &AgentConfig) -> Vec<String> {
             .iter()
             .map(|cidr| cidr.address.to_string()),
     );
-    names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
     names.retain(|name| name.is_ascii());
     names.dedup();
+    names
+}
+
+/// The same for a certificate that no other node's clients trust: it is for this machine's loopback
+/// too.
+fn own_names(name: &str, config: &AgentConfig) -> Vec<String> {
+    let mut names = names(name, config);
+    names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
     names
 }
 

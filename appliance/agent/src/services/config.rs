@@ -60,9 +60,14 @@ impl NodeConfigService for Services {
 
     async fn get_signing_request(
         &self,
-        _request: Request<GetSigningRequestRequest>,
+        request: Request<GetSigningRequestRequest>,
     ) -> Answer<SigningRequest> {
-        let (pem, server_name) = self.node.signing_request()?;
-        Ok(Response::new(SigningRequest { pem, server_name }))
+        let document = request.into_inner().toml;
+        let (pem, names) = self.node.signing_request(document.as_deref())?;
+        Ok(Response::new(SigningRequest {
+            pem,
+            server_name: names.first().cloned().unwrap_or_default(),
+            names,
+        }))
     }
 }

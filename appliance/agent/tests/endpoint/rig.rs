@@ -70,8 +70,8 @@ pub(crate) fn site() -> Site {
 impl Running {
     /// Configures the node for an authority, whose certificate the node shows too.
     pub(crate) async fn configure(&self, site: &Site) {
-        let (request, name) = self.node.signing_request().unwrap();
-        let names = [name, "localhost".to_owned()];
+        let (request, mut names) = self.node.signing_request(None).unwrap();
+        names.push("localhost".to_owned());
         let signed = site
             .authority
             .sign_node(&request, &names, Validity::days(now(), 3650));

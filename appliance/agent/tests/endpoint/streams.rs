@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use agent::listener::Limits;
+use agent::node::Wanted;
 use api::v1::system_service_client::SystemServiceClient;
-use api::v1::{LogEntry, ReadLogsRequest};
+use api::v1::{GetSupportBundleRequest, LogEntry, ReadLogsRequest};
 use pki::{Role, Validity};
 
 use crate::rig::{FakeInit, RING_LINES, now, site, start};
@@ -100,4 +101,51 @@ async fn a_stream_whose_reader_is_gone_ends() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     assert_eq!(init.handed_out(), 0);
+}
+
+#[tokio::test]
+async fn a_bundle_holds_no_key() {
+    let running = start(Limits::default()).await;
+    let site = site();
+    let key = pki::generate_key().unwrap();
+    let names = ["localhost".to_owned()];
+    let request = pki::signing_request(&key, &names).unwrap();
+    let validity = Validity::days(now(), 1);
+    let certificate = site
+        .authority
+        .sign_node(&request, &names, validity)
+        .unwrap();
+    let api = format!(
+        "ca = '''{}'''\ncertificate = '''{certificate}'''",
+        site.ca_pem
+    );
+    let wanted = Wanted {
+        document: format!("[agent.api]\n{api}\nkey = '''{key}'''\n"),
+        ..Wanted::default()
+    };
+    running.node.configure(&wanted, false).await.unwrap();
+    let client = site
+        .authority
+        .issue_client("c", Role::Operator, validity)
+        .unwrap();
+    let channel = running.connect(&site, Some(&client)).await.unwrap();
+    let mut client = SystemServiceClient::new(channel);
+    let chunks = client.get_support_bundle(GetSupportBundleRequest {}).await;
+    let mut chunks = chunks.unwrap().into_inner();
+    let mut archive = Vec::new();
+    while let Some(chunk) = chunks.message().await.unwrap() {
+        archive.extend(chunk.data);
+    }
+    let bytes = zstd::decode_all(&archive[..]).unwrap();
+    let text = String::from_utf8_lossy(&bytes);
+    for held in [
+        "config.toml",
+        "BEGIN CERTIFICATE",
+        "manifest.json",
+        "\"missing\"",
+    ] {
+        assert!(text.contains(held), "{held}");
+    }
+    let secret = key.lines().nth(1).unwrap();
+    assert!(!text.contains("PRIVATE KEY") && !text.contains(secret));
 }

@@ -51,7 +51,8 @@ pub(crate) async fn run(context: &Context, verb: ConfigVerb) -> Result<(), Failu
             };
             let mut credentials = None;
             if let Some(directory) = &sign_with {
-                request.certificate_pem = Some(signed(&mut client, directory).await?);
+                request.certificate_pem =
+                    Some(signed(&mut client, directory, &request.toml).await?);
                 credentials = Some(Credentials {
                     cert: authority::read(&directory.join("admin.pem"))?,
                     key: authority::read(&directory.join("admin.key"))?,
@@ -91,15 +92,17 @@ fn names_authority(toml: &str) -> bool {
 async fn signed(
     client: &mut NodeConfigServiceClient<NodeChannel>,
     directory: &Path,
+    document: &str,
 ) -> Result<String, Failure> {
     let authority = authority::authority(directory)?;
+    let toml = Some(document.to_owned());
     let request = client
-        .get_signing_request(GetSigningRequestRequest {})
+        .get_signing_request(GetSigningRequestRequest { toml })
         .await?
         .into_inner();
     let validity = Validity::days(SystemTime::now(), NODE_DAYS);
     authority
-        .sign_node(&request.pem, &[request.server_name], validity)
+        .sign_node(&request.pem, &request.names, validity)
         .map_err(authority::usage)
 }
 

@@ -54,6 +54,8 @@ fn pool(sequence: u64) -> Superblock {
             start: 1,
             clusters: 2,
         }],
+        log: None,
+        boot_id: [0; 16],
     }
 }
 

@@ -274,7 +274,10 @@ impl PoolRecord {
         out.u64(self.used_clusters);
         out.u64(self.reserved_clusters);
         out.text(&self.label);
-        out.u64(self.log_epoch);
+        // As a program without a log wrote it, as long as there is nothing in one.
+        if self.log_epoch != 0 {
+            out.u64(self.log_epoch);
+        }
         out.finish()
     }
 
@@ -292,9 +295,11 @@ impl PoolRecord {
             label: fields.text("label")?,
             log_epoch: 0,
         };
-        // A pool that no program with a log has opened yet has none.
         if !fields.is_empty() {
             record.log_epoch = fields.u64("log epoch")?;
+            if record.log_epoch == 0 {
+                return Err(fields.wrong("log epoch", 0, "epoch 0 is left out"));
+            }
         }
         fields.finish()?;
         Ok(record)

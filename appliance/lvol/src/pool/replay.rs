@@ -21,6 +21,9 @@ use crate::map::{Change, Cluster, Granules, PIECE_SLOTS, Piece, SlotContent};
 
 /// Bytes of the log read at a time.
 const READ_BYTES: usize = 128 << 10;
+/// Epochs and pages that are passed over when the highest ones could not be read: more than can have begun
+/// since the last commit, and more rounds than the log can have made.
+const UNKNOWN_MAX: u64 = 1 << 32;
 /// Findings about the log that are kept.
 const FINDINGS_MAX: usize = 64;
 
@@ -103,6 +106,10 @@ pub(super) fn scan(disk: &Disk, superblock: &Superblock, committed: u64) -> Scan
             }
         }
     }
+    if scan.unreadable > 0 {
+        scan.epoch = scan.epoch.max(committed) + UNKNOWN_MAX;
+        scan.head = scan.head.next_multiple_of(pages) + UNKNOWN_MAX * pages;
+    }
     scan
 }
 
@@ -122,7 +129,14 @@ impl PoolWorker {
         let committed = self.pool.log_epoch;
         let epoch = scan.epoch.max(committed);
         self.start_log(&superblock, epoch, scan.pages());
-        if scan.entries.is_empty() {
+        if scan.unreadable > 0 {
+            let problem = format!(
+                "{} bytes could not be read when the pool was opened",
+                scan.unreadable
+            );
+            self.log_findings
+                .push(finding("log of first writes".to_owned(), problem));
+        } else if scan.entries.is_empty() {
             return Ok(());
         }
         let is_trusted = self.log_is_trusted();
@@ -224,7 +238,7 @@ impl PoolWorker {
         let pool = self.metadata.superblock().name;
         let (made, refused) = (replay.made, replay.refused.len());
         tracing::info!(pool, made, refused, "the log of first writes was read");
-        self.note_findings(&replay, scan.unreadable);
+        self.note_findings(&replay);
         self.put_replayed(replay)
     }
 
@@ -407,12 +421,8 @@ impl PoolWorker {
         Ok(())
     }
 
-    fn note_findings(&mut self, replay: &Replay, unreadable: u64) {
-        let mut findings = Vec::new();
-        if unreadable > 0 {
-            let problem = format!("{unreadable} bytes could not be read when the pool was opened");
-            findings.push(finding("log of first writes".to_owned(), problem));
-        }
+    fn note_findings(&mut self, replay: &Replay) {
+        let mut findings = std::mem::take(&mut self.log_findings);
         let refused = replay.refused.iter().map(|(entry, why)| {
             tracing::error!(?entry, why, "an entry of the log of first writes is not used");
             let record = format!("log of first writes, layer {}", entry.layer.0);

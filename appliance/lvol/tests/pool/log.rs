@@ -41,8 +41,17 @@ fn read_after(rig: &Rig, end: End, name: &str, offset: u64, len: usize) -> Vec<u
     let promise = rig.pool.check();
     let findings = rig.wait(promise).unwrap();
     assert!(findings.is_empty(), "{findings:#?}");
+    read_all(&mut rig, name, offset, len)
+}
+
+fn read_all(rig: &mut Rig, name: &str, offset: u64, len: usize) -> Vec<u8> {
     let mut channel = rig.channel(name);
-    rig.read(&mut channel, offset, len)
+    let offsets = (offset..offset + len as u64).step_by(65536);
+    let parts = offsets.map(|at| {
+        let len = (offset + len as u64 - at).min(65536) as usize;
+        rig.read(&mut channel, at, len)
+    });
+    parts.flatten().collect()
 }
 
 #[test]
@@ -63,7 +72,7 @@ fn what_was_acknowledged_is_there_after_a_kill_without_a_flush() {
         rig.op(&mut channel, ZEROES, 137 * KIB, 512);
         rig.op(&mut channel, Op::Unmap, 0, 64 * KIB);
         rig.write(&mut channel, 8 * KIB, &[4; 4096]);
-        let expected = rig.read(&mut channel, 0, 256 << 10);
+        let expected = read_all(&mut rig, "v", 0, 256 << 10);
         assert_eq!(read_after(&rig, end, "v", 0, 256 << 10), expected, "{end:?}");
         // And once more: nothing is lost by having been read.
         let again = rig.end(end, 0).unwrap();
@@ -89,8 +98,7 @@ fn with_a_volatile_cache_the_log_is_not_used_after_another_boot() {
         }
         let found = {
             let mut rig = rig.end(End::PowerCut, seed + 1).unwrap();
-            let mut channel = rig.channel("v");
-            rig.read(&mut channel, 0, 512 << 10)
+            read_all(&mut rig, "v", 0, 512 << 10)
         };
         for byte in found {
             assert!(byte == 0 || byte == 1, "seed {seed}: the data of another volume");

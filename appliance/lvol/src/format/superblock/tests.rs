@@ -251,7 +251,11 @@ fn largest_superblock_fits() {
                 clusters: 1,
             })
             .collect(),
-        clusters: EXTENTS_MAX as u64 + 1,
+        clusters: EXTENTS_MAX as u64 + 2,
+        log: Some(Extent {
+            start: EXTENTS_MAX as u64 + 1,
+            clusters: 1,
+        }),
         ..sample()
     };
     assert_eq!(superblock.check(), Ok(()));

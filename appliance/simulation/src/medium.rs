@@ -183,7 +183,12 @@ impl Medium {
         let cached = self.cached.iter();
         let cached = cached.map(|cached| (&cached.change, cached.durable));
         let in_flight = self.in_flight.values().map(|change| (change, false));
-        self.lose(self.durable.clone(), seed, &mut random, cached.chain(in_flight))
+        self.lose(
+            self.durable.clone(),
+            seed,
+            &mut random,
+            cached.chain(in_flight),
+        )
     }
 
     /// What the end of the program alone could leave, the device having power still: all that has completed,

@@ -102,7 +102,10 @@ pub fn encode_log_page(header: &LogHeader, entries: &[LogEntry], page: &mut [u8]
 }
 
 fn encode_entry(entry: &LogEntry, place: &mut [u8]) {
-    debug_assert!(!entry.granules.is_empty() && entry.slot <= NUMBER_MAX, "{entry:?}");
+    debug_assert!(
+        !entry.granules.is_empty() && entry.slot <= NUMBER_MAX,
+        "{entry:?}"
+    );
     let (kind, cluster) = match entry.change {
         LogChange::Written(cluster) => (KIND_WRITTEN, cluster.get()),
         LogChange::Zero => (KIND_ZERO, 0),
@@ -188,13 +191,21 @@ fn decode_entry(place: &[u8], granules: u16) -> Result<LogEntry, FormatError> {
         (KIND_WRITTEN, Some(cluster)) if !cluster.is_lost() => LogChange::Written(cluster),
         (KIND_ZERO, None) => LogChange::Zero,
         (KIND_WRITTEN | KIND_ZERO, _) => {
-            return Err(wrong("a cluster", number, "what is written has one, zeroes none"));
+            return Err(wrong(
+                "a cluster",
+                number,
+                "what is written has one, zeroes none",
+            ));
         }
         (kind, _) => return Err(wrong("a kind", kind.into(), "must be 1 or 2")),
     };
     let (first, last) = (u16::from(place[21]), u16::from(place[22]));
     if first > last || last >= granules {
-        return Err(wrong("a last granule", last.into(), "a cluster has not so many"));
+        return Err(wrong(
+            "a last granule",
+            last.into(),
+            "a cluster has not so many",
+        ));
     }
     if place[23] != 0 {
         return Err(wrong("an unused byte", place[23].into(), "it is zero"));

@@ -608,7 +608,10 @@ impl PoolWorker {
     fn collect_again(&mut self) {
         let layers = self.layers.iter();
         let garbage = layers.filter(|(layer, record)| {
-            let is_left = !self.names.values().any(|entry| entry.shared.layer() == **layer);
+            let is_left = !self
+                .names
+                .values()
+                .any(|entry| entry.shared.layer() == **layer);
             let is_garbage = record.state == crate::format::LayerState::Garbage;
             is_garbage && is_left && !self.suspect.contains(layer)
         });

@@ -44,9 +44,7 @@ pub use self::operation::{Operation, OperationKind, OperationState};
 pub use self::promise::Promise;
 pub use self::properties::{LabelChanges, VolumeChange};
 pub use self::repair::REPAIRED_LABEL;
-pub(crate) use self::shared::{
-    Chain, LOG_TICKET, Mailbox, Reply, Request, Shared, VolumeShared,
-};
+pub(crate) use self::shared::{Chain, LOG_TICKET, Mailbox, Reply, Request, Shared, VolumeShared};
 pub use self::worker::{Next, PoolOptions, PoolWorker};
 pub(crate) use self::write_log::{LogPages, WriteLog};
 

@@ -144,7 +144,8 @@ impl PoolWorker {
             self.replay(scan)?;
         } else if self.was_pool_damaged {
             let problem = "was not used, as the record of the pool is damaged".to_owned();
-            self.log_findings.push(finding("log of first writes".to_owned(), problem));
+            self.log_findings
+                .push(finding("log of first writes".to_owned(), problem));
         } else {
             let pool = superblock.name;
             tracing::info!(
@@ -155,7 +156,10 @@ impl PoolWorker {
         match self.commit_now() {
             // It is in the maps in memory, and stays in the log.
             Err(error) if is_trusted && self.fault.is_none() => {
-                tracing::warn!(error = crate::chain(&error), "what the log had is not committed yet");
+                tracing::warn!(
+                    error = crate::chain(&error),
+                    "what the log had is not committed yet"
+                );
                 Ok(())
             }
             result => result,
@@ -352,9 +356,10 @@ impl PoolWorker {
         let Some(parent) = self.parent_of(layer) else {
             return Ok(None);
         };
-        let is_merged = self.layers.get(&parent).is_some_and(|record| {
-            record.state == LayerState::Garbage && record.children == 1
-        });
+        let is_merged = self
+            .layers
+            .get(&parent)
+            .is_some_and(|record| record.state == LayerState::Garbage && record.children == 1);
         if !is_merged {
             return Ok(None);
         }
@@ -413,7 +418,10 @@ impl PoolWorker {
             };
             self.shared.note_piece(layer, index, &piece, change);
         }
-        let freed = replay.before.iter().filter(|cluster| !has.contains(cluster));
+        let freed = replay
+            .before
+            .iter()
+            .filter(|cluster| !has.contains(cluster));
         self.shared.inbox().freed.extend(freed);
         for cluster in replay.taken.difference(&has) {
             self.allocator.release(*cluster);
@@ -424,7 +432,11 @@ impl PoolWorker {
     fn note_findings(&mut self, replay: &Replay) {
         let mut findings = std::mem::take(&mut self.log_findings);
         let refused = replay.refused.iter().map(|(entry, why)| {
-            tracing::error!(?entry, why, "an entry of the log of first writes is not used");
+            tracing::error!(
+                ?entry,
+                why,
+                "an entry of the log of first writes is not used"
+            );
             let record = format!("log of first writes, layer {}", entry.layer.0);
             let problem = format!("what it has for cluster {} is not used: {why}", entry.slot);
             (entry.layer, finding(record, problem))

@@ -15,9 +15,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::format::{
-    Extent, LogEntry, LogHeader, Superblock, encode_log_page, log_entries_max,
-};
+use crate::format::{Extent, LogEntry, LogHeader, Superblock, encode_log_page, log_entries_max};
 use crate::map::{Gate, GateSide, Granularity};
 
 /// Bytes of a log when nothing else is said, and the most that one has.

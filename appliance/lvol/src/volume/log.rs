@@ -76,9 +76,7 @@ pub(super) fn is_log_tag(tag: u64) -> bool {
 impl VolumeChannel {
     /// Is what the log has durable at once, by itself? Then nothing that is acknowledged waits for a commit.
     pub(super) fn log_survives_power_loss(&self) -> bool {
-        self.shared
-            .log()
-            .is_some_and(|log| log.survives_power_loss)
+        self.shared.log().is_some_and(|log| log.survives_power_loss)
     }
 
     /// The flight goes to the log at the end of this poll, or of the next.
@@ -107,7 +105,11 @@ impl VolumeChannel {
     }
 
     fn write_ready(&mut self) {
-        if self.shared.stopped.load(std::sync::atomic::Ordering::Acquire) {
+        if self
+            .shared
+            .stopped
+            .load(std::sync::atomic::Ordering::Acquire)
+        {
             return self.fail_ready(IoError::Removed);
         }
         while let Some((write, buffer, pages)) = self.next_log_write() {

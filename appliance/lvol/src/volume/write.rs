@@ -460,12 +460,7 @@ impl VolumeChannel {
     }
 
     /// The map has the whole granules that are zeroes; parts of others are left.
-    pub(super) fn zeroes_ended(
-        &mut self,
-        index: usize,
-        flight: &mut Flight,
-        token: u8,
-    ) -> Attempt {
+    pub(super) fn zeroes_ended(&mut self, index: usize, flight: &mut Flight, token: u8) -> Attempt {
         self.leave(token);
         let span = self
             .shared

@@ -19,7 +19,13 @@ const ZEROES: Op = Op::WriteZeroes {
     fua: false,
 };
 
-fn submit(rig: &Rig, channel: &mut BdevChannel, offset: u64, data: &[u8], done: &mut Vec<Completion>) {
+fn submit(
+    rig: &Rig,
+    channel: &mut BdevChannel,
+    offset: u64,
+    data: &[u8],
+    done: &mut Vec<Completion>,
+) {
     let blocks = (data.len() / 512) as u32;
     let op = Op::Write { fua: false };
     let io = Io::with_payload(op, offset / 512, blocks, rig.payload(data), offset);
@@ -73,10 +79,18 @@ fn what_was_acknowledged_is_there_after_a_kill_without_a_flush() {
         rig.op(&mut channel, Op::Unmap, 0, 64 * KIB);
         rig.write(&mut channel, 8 * KIB, &[4; 4096]);
         let expected = read_all(&mut rig, "v", 0, 256 << 10);
-        assert_eq!(read_after(&rig, end, "v", 0, 256 << 10), expected, "{end:?}");
+        assert_eq!(
+            read_after(&rig, end, "v", 0, 256 << 10),
+            expected,
+            "{end:?}"
+        );
         // And once more: nothing is lost by having been read.
         let again = rig.end(end, 0).unwrap();
-        assert_eq!(read_after(&again, end, "v", 0, 256 << 10), expected, "{end:?}");
+        assert_eq!(
+            read_after(&again, end, "v", 0, 256 << 10),
+            expected,
+            "{end:?}"
+        );
     }
 }
 
@@ -101,7 +115,10 @@ fn with_a_volatile_cache_the_log_is_not_used_after_another_boot() {
             read_all(&mut rig, "v", 0, 512 << 10)
         };
         for byte in found {
-            assert!(byte == 0 || byte == 1, "seed {seed}: the data of another volume");
+            assert!(
+                byte == 0 || byte == 1,
+                "seed {seed}: the data of another volume"
+            );
         }
     }
 }
@@ -263,7 +280,10 @@ fn a_log_that_cannot_be_written_fails_first_writes_only() {
     // Header, and metadata of 2 MiB: then comes the log.
     let log = CLUSTER + 2 * MIB;
     rig.drive.fail_writes(log..log + 512 * KIB);
-    assert!(rig.try_write(&mut channel, 64 * KIB, &[2; 4096], false).is_err());
+    assert!(
+        rig.try_write(&mut channel, 64 * KIB, &[2; 4096], false)
+            .is_err()
+    );
     rig.write(&mut channel, 0, &[3; 4096]);
     rig.drive.clear_faults();
     rig.write(&mut channel, 64 * KIB, &[4; 4096]);
@@ -289,7 +309,10 @@ fn a_log_that_cannot_be_read_is_told_of_and_the_pool_opens() {
     let promise = rig.pool.check();
     let findings = rig.wait(promise).unwrap();
     assert_eq!(findings.len(), 1, "{findings:#?}");
-    assert!(findings[0].record.contains("log of first writes"), "{findings:#?}");
+    assert!(
+        findings[0].record.contains("log of first writes"),
+        "{findings:#?}"
+    );
     let mut channel = rig.channel("v");
     assert_eq!(rig.read(&mut channel, 0, 4096), [1; 4096]);
     let promise = rig.pool.check_up(true);
@@ -401,7 +424,11 @@ fn writes_during_a_snapshot_are_not_lost() {
             polls(&rig, &mut channel, polled, &mut done);
             let place = format!("after {steps} steps, {polled} polls");
             assert_eq!(later.len(), 1, "{place}: it waits for the snapshot");
-            assert_eq!(read_after(&rig, End::Kill, "v", 0, 4096), [3; 4096], "{place}");
+            assert_eq!(
+                read_after(&rig, End::Kill, "v", 0, 4096),
+                [3; 4096],
+                "{place}"
+            );
             if !done.is_empty() {
                 let found = read_after(&rig, End::Kill, "v", 128 * KIB, 4096);
                 assert_eq!(found, [2; 4096], "{place}");
@@ -410,7 +437,10 @@ fn writes_during_a_snapshot_are_not_lost() {
                 channel.poll(rig.now, &mut done);
             }
             rig.wait(promise).unwrap();
-            assert_eq!(read_after(&rig, End::Kill, "v@s", 128 * KIB, 4096), [2; 4096]);
+            assert_eq!(
+                read_after(&rig, End::Kill, "v@s", 128 * KIB, 4096),
+                [2; 4096]
+            );
         }
     }
 }
@@ -459,7 +489,8 @@ fn a_device_without_a_cache_needs_no_commit_for_fua() {
     let mut channel = rig.channel("v");
     rig.write(&mut channel, 0, &[1; 4096]);
     rig.drive.reset_stats();
-    rig.try_write(&mut channel, 8 * KIB, &[2; 4096], true).unwrap();
+    rig.try_write(&mut channel, 8 * KIB, &[2; 4096], true)
+        .unwrap();
     rig.try_write(&mut channel, 0, &[3; 4096], true).unwrap();
     let stats = rig.drive.stats();
     assert_eq!(stats.flushes, 0, "{stats:?}");

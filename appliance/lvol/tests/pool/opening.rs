@@ -6,6 +6,8 @@ use lvol::LvolError;
 use crate::rig::{End, Rig, drive};
 
 const CLUSTER: u64 = 64 << 10;
+/// Bytes of the log of first writes: all of it is read.
+const LOG: u64 = 4 << 20;
 
 /// A pool with so many clusters mapped, cut without a clean close, or closed.
 fn bytes_read_to_open(mapped: u64, clean: bool) -> u64 {
@@ -22,7 +24,7 @@ fn bytes_read_to_open(mapped: u64, clean: bool) -> u64 {
         rig.wait(promise).unwrap();
     }
     let rig = Rig::open_image(rig.drive.cut(0), 1).unwrap();
-    rig.drive.stats().bytes_read
+    rig.drive.stats().bytes_read - LOG
 }
 
 #[test]

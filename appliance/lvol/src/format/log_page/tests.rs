@@ -102,7 +102,11 @@ fn fields_that_cannot_be_are_refused_although_the_checksum_is_right() {
         ("no cluster", HEADER_BYTES + 14, &[0, 0, 0]),
         ("kind", HEADER_BYTES + 20, &[3]),
         ("zeroes with a cluster", HEADER_BYTES + 20, &[2]),
-        ("granules in the wrong order", HEADER_BYTES + ENTRY_BYTES + 21, &[4]),
+        (
+            "granules in the wrong order",
+            HEADER_BYTES + ENTRY_BYTES + 21,
+            &[4],
+        ),
         ("unused byte of an entry", HEADER_BYTES + 23, &[1]),
     ];
     for (what, at, bytes) in cases {

@@ -92,7 +92,10 @@ fn superblock_is_these_bytes() {
     assert!(bytes[352..3520].iter().all(|byte| *byte == 0));
     let log = [[0x84, 3, 0, 0, 0, 0, 0, 0], [8, 0, 0, 0, 0, 0, 0, 0]].concat();
     assert_eq!(bytes[3520..3536], log);
-    assert_eq!(bytes[3536..3552], std::array::from_fn::<u8, 16, _>(|byte| 0xc0 + byte as u8));
+    assert_eq!(
+        bytes[3536..3552],
+        std::array::from_fn::<u8, 16, _>(|byte| 0xc0 + byte as u8)
+    );
     assert!(bytes[3552..4092].iter().all(|byte| *byte == 0));
     assert_eq!(bytes[4092..], SUPERBLOCK_SUM, "{:02x?}", &bytes[4092..]);
     assert_eq!(Superblock::decode(&bytes[..]), Ok(sample()));

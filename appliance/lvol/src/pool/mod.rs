@@ -19,10 +19,12 @@ mod pieces;
 mod promise;
 mod properties;
 mod repair;
+mod replay;
 mod reserve;
 mod resize;
 mod shared;
 mod worker;
+mod write_log;
 
 use std::fmt;
 use std::sync::Arc;
@@ -42,8 +44,9 @@ pub use self::operation::{Operation, OperationKind, OperationState};
 pub use self::promise::Promise;
 pub use self::properties::{LabelChanges, RESERVED_LABELS, VolumeChange};
 pub use self::repair::REPAIRED_LABEL;
-pub(crate) use self::shared::{Chain, Mailbox, Reply, Request, Shared, VolumeShared};
+pub(crate) use self::shared::{Chain, LOG_TICKET, Mailbox, Reply, Request, Shared, VolumeShared};
 pub use self::worker::{Next, PoolOptions, PoolWorker};
+pub(crate) use self::write_log::{LogPages, WriteLog};
 
 use self::promise::promise;
 use crate::LvolError;

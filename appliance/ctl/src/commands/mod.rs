@@ -3,6 +3,7 @@
 mod bdev;
 mod check;
 mod config;
+mod firmware;
 mod follow;
 mod node;
 mod perf;
@@ -70,6 +71,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         _ => {}
     }
+    if let Noun::Firmware(verb) = arguments.noun {
+        // Much of it needs no server.
+        return firmware::run(&arguments.global, verb).await;
+    }
     let context = connect(&arguments.global).await?;
     match arguments.noun {
         Noun::Node(verb) => node::run(&context, verb).await,
@@ -98,7 +103,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Noun::Top { interval, count } => {
             top::run(&context, Duration::from_millis(interval), count).await
         }
-        Noun::Apply { .. } | Noun::Completion { .. } | Noun::Man { .. } | Noun::Perf(_) => Ok(()),
+        Noun::Apply { .. }
+        | Noun::Completion { .. }
+        | Noun::Firmware(_)
+        | Noun::Man { .. }
+        | Noun::Perf(_) => Ok(()),
     }
 }
 

@@ -12,10 +12,7 @@ use crate::value::Value;
 const BY_COMMAND: &str =
     "the kernel's driver shows it only by a command: give the drive to aditd, or ask nvme-cli";
 
-fn reading<T: Into<Value>>(known: &Known<T>, source: &str) -> Reading
-where
-    T: Clone,
-{
+fn reading<T: Into<Value> + Clone>(known: &Known<T>, source: &str) -> Reading {
     match known {
         Ok(value) => Reading::value(value.clone(), source),
         Err(why) => Reading::unreadable(why, source),

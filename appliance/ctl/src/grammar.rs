@@ -1,6 +1,7 @@
 //! The grammar: nouns, verbs and options. The doc comments are the help texts.
 
 mod bdevs;
+mod firmware;
 mod nodes;
 mod pools;
 mod values;
@@ -11,6 +12,7 @@ use api::quantity::parse_bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::bdevs::*;
+pub(crate) use self::firmware::*;
 pub(crate) use self::nodes::{ConfigVerb, ContextVerb, MachineVerb, NodeVerb, PkiVerb, TimeVerb};
 pub(crate) use self::pools::*;
 use self::values::{ana_state, bytes_u32, milliseconds, milliseconds_u32};
@@ -18,7 +20,7 @@ use self::values::{ana_state, bytes_u32, milliseconds, milliseconds_u32};
 /// Manage an Adit node.
 ///
 /// Sizes take units (512MiB, 1TiB, 4KiB), times too (10s, 500ms). Exit codes: 0 done, 1 failed,
-/// 2 wrong usage.
+/// 2 wrong usage, 3 and 4 as firmware check says.
 #[derive(Debug, Parser)]
 #[command(
     name = "aditctl",
@@ -140,6 +142,9 @@ pub(crate) enum Noun {
     /// Connected queue pairs
     #[command(subcommand)]
     Qpair(QpairVerb),
+    /// Settings of firmware and drives, beside what a profile wants
+    #[command(subcommand)]
+    Firmware(FirmwareVerb),
     /// Find out why a host cannot use a subsystem: walks from the node to a connection
     Check {
         /// NQN of the subsystem

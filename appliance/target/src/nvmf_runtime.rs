@@ -28,7 +28,7 @@ use crate::error::chain;
 use crate::model::{Edit, Key};
 use crate::pool::{Attach, Pool, PoolDriver, Work};
 use crate::reservations::Reservations;
-use crate::runtime::{Facts, Prepared, Preparing, Runtime, RuntimeError, Settled};
+use crate::runtime::{Facts, Formatting, Prepared, Preparing, Runtime, RuntimeError, Settled};
 
 /// How long a removed host's I/O may take when nobody says.
 const HOST_DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
@@ -170,6 +170,13 @@ impl Runtime for NvmfRuntime {
 
     fn reset_bdev(&self, name: &str) -> bool {
         self.drives.get(name).is_some_and(|drive| drive.reset())
+    }
+
+    fn format_drive(&self, request: &v1::FormatDriveRequest) -> Result<Formatting, RuntimeError> {
+        let Some(drive) = self.drives.get(&request.name) else {
+            return Err(RuntimeError::Refused("it is not in place".to_owned()));
+        };
+        drive.format(request.nsid, request.data_size, request.metadata_size)
     }
 
     fn prepare_pool(&self, spec: &PoolSpec, attach: Attach) -> Preparing {

@@ -34,6 +34,9 @@ pub type Prepared = Box<dyn Any + Send>;
 /// Ends with a device that is open, or with the reason why not.
 pub type Preparing = Pin<Box<dyn Future<Output = Result<Prepared, RuntimeError>> + Send>>;
 
+/// Ends when a format has ended, or with why not.
+pub type Formatting = Pin<Box<dyn Future<Output = Result<(), RuntimeError>> + Send>>;
+
 /// A [`Settled`] for edits that are in force at once.
 #[must_use]
 pub fn at_once() -> Settled {
@@ -83,6 +86,18 @@ pub trait Runtime: Send + Sync + 'static {
     /// Resets the controller of a drive. False when there is none of this name in place.
     fn reset_bdev(&self, _name: &str) -> bool {
         false
+    }
+
+    /// Formats a namespace of a drive; what it holds is lost. Who uses it was asked before, but for
+    /// I/O that has not ended. It goes on when the future is dropped.
+    ///
+    /// # Errors
+    /// Refused: it is in use, or the drive is not in place; nothing has changed then.
+    fn format_drive(&self, request: &v1::FormatDriveRequest) -> Result<Formatting, RuntimeError> {
+        Err(RuntimeError::Refused(format!(
+            "{} is no drive that is in place",
+            request.name
+        )))
     }
 
     /// As [`Runtime::prepare`], for a pool: makes it, or finds it on its device, and holds the device.

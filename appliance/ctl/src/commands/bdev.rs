@@ -17,7 +17,12 @@ use crate::grammar::{BdevKind, BdevOptions, BdevVerb, Expected, Latency, Limits}
 use crate::output;
 use crate::table::Table;
 
-type Client = BdevServiceClient<Channel>;
+pub(super) type Client = BdevServiceClient<Channel>;
+
+/// The service of block devices.
+pub(super) fn client(context: &Context) -> Client {
+    Client::new(context.channel.clone())
+}
 
 pub(crate) async fn run(context: &Context, verb: BdevVerb) -> Result<(), Failure> {
     let mut client = Client::new(context.channel.clone());
@@ -212,6 +217,7 @@ fn spec(kind: BdevKind) -> BdevSpec {
                 pci_address: address.unwrap_or_default(),
                 serial_number: serial.unwrap_or_default(),
                 io_queues,
+                ..NvmeBdev::default()
             });
             make(name, None, kind)
         }

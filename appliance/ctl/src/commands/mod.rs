@@ -4,6 +4,7 @@ mod bdev;
 mod check;
 mod config;
 mod context;
+mod firmware;
 mod follow;
 mod machine;
 mod node;
@@ -82,6 +83,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         _ => {}
     }
+    if let Noun::Firmware(verb) = arguments.noun {
+        // Much of it needs no server.
+        return firmware::run(&arguments.global, verb).await;
+    }
     let context = connect(&arguments.global).await?;
     match arguments.noun {
         Noun::Node(verb) => node::run(&context, verb).await,
@@ -113,6 +118,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Noun::Apply { .. }
         | Noun::Completion { .. }
         | Noun::Context(_)
+        | Noun::Firmware(_)
         | Noun::Machine(_)
         | Noun::Man { .. }
         | Noun::Perf(_)

@@ -154,7 +154,11 @@ impl Transaction<'_> {
                 "delay.avg_write_latency_us",
                 "delay.p99_write_latency_us",
             ],
-            Some(Kind::Nvme(_)) => &[],
+            Some(Kind::Nvme(_)) => &[
+                "nvme.power_state",
+                "nvme.write_cache",
+                "nvme.arbitration_burst",
+            ],
             _ => &["qos"],
         };
         let what = || format!("bdev {:?}", there.spec.name);
@@ -482,6 +486,17 @@ fn check_drive(nvme: &mut NvmeBdev, check: &mut Check) {
         let is_right = (1..=1024).contains(&queues);
         check.that(is_right, "nvme.io_queues", "must be 1 to 1024");
     }
+    let within = |value: Option<u32>, max| value.is_none_or(|value| value <= max);
+    check.that(
+        within(nvme.power_state, 31),
+        "nvme.power_state",
+        "must be 0 to 31",
+    );
+    check.that(
+        within(nvme.arbitration_burst, 7),
+        "nvme.arbitration_burst",
+        "must be 0 to 7",
+    );
 }
 
 fn check_block_size(kind: &str, block_size: &mut Option<u32>, check: &mut Check) -> u32 {

@@ -3,16 +3,18 @@
 use std::time::Instant;
 
 use api::v1::bdev_service_server::BdevService;
+use api::v1::bdev_spec::Kind;
 use api::v1::{
-    Bdev, CreateBdevRequest, DeleteBdevRequest, DeleteBdevResponse, GetBdevRequest,
-    ListBdevStatsRequest, ListBdevStatsResponse, ListBdevsRequest, ListBdevsResponse,
-    ResetBdevRequest, ResizeBdevRequest, UpdateBdevRequest,
+    Bdev, CreateBdevRequest, DeleteBdevRequest, DeleteBdevResponse, FormatDriveRequest,
+    GetBdevRequest, ListBdevStatsRequest, ListBdevStatsResponse, ListBdevsRequest,
+    ListBdevsResponse, ResetBdevRequest, ResizeBdevRequest, UpdateBdevRequest,
 };
 use tonic::{Request, Response};
 
 use super::page::page;
 use super::{Answer, Services, TICK_RATE, done, paths, required};
 use crate::error::ControlError;
+use crate::runtime::RuntimeError;
 
 fn not_found(name: String) -> ControlError {
     ControlError::NotFound { kind: "bdev", name }
@@ -142,6 +144,30 @@ impl BdevService for Services {
         Ok(Response::new(bdev))
     }
 
+    async fn format_drive(&self, request: Request<FormatDriveRequest>) -> Answer<Bdev> {
+        let request = request.into_inner();
+        self.control.check_serving()?;
+        // Checked and begun without a pause in between: no call can begin to use it meanwhile.
+        self.may_format(&request)?;
+        let what = format!("a format of namespace {} of {}", request.nsid, request.name);
+        let failed = |error: RuntimeError| ControlError::Failed {
+            what: what.clone(),
+            reason: error.to_string(),
+        };
+        let begun = self.control.runtime().format_drive(&request);
+        let formatting = begun.map_err(|error| ControlError::Precondition {
+            subject: request.name.clone(),
+            problem: format!("{what} is refused: {error}"),
+        })?;
+        formatting.await.map_err(failed)?;
+        let name = request.name;
+        let found = self.describe(|describe| {
+            let found = describe.view.model.find_bdev(&name);
+            found.map(|stored| describe.bdev(stored))
+        });
+        Ok(Response::new(found.ok_or_else(|| not_found(name))?))
+    }
+
     async fn list_bdev_stats(
         &self,
         request: Request<ListBdevStatsRequest>,
@@ -180,6 +206,57 @@ impl BdevService for Services {
             bdevs: page.items.into_iter().flatten().collect(),
             next_page_token: page.next_page_token,
         }))
+    }
+}
+
+impl Services {
+    /// Refuses a format of another drive than was meant, of one that is not in place, and of a
+    /// namespace that something uses.
+    fn may_format(&self, request: &FormatDriveRequest) -> Result<(), ControlError> {
+        let name = &request.name;
+        let what = format!("bdev {name:?}");
+        if request.nsid == 0 || request.nsid == u32::MAX {
+            let problem = "must be the number of one namespace, from 1";
+            return Err(ControlError::field(what, "nsid", problem));
+        }
+        if !matches!(request.data_size, 512..=65_536) || !request.data_size.is_power_of_two() {
+            let problem = "must be a power of two from 512 to 65536";
+            return Err(ControlError::field(what, "data_size", problem));
+        }
+        self.describe(|describe| {
+            let model = describe.view.model;
+            let Some(stored) = model.find_bdev(name) else {
+                return Err(not_found(name.clone()));
+            };
+            let bdev = describe.bdev(stored);
+            let is_drive = matches!(stored.spec.kind, Some(Kind::Nvme(_)));
+            let Some(drive) = bdev.nvme.filter(|_| is_drive) else {
+                return Err(ControlError::Precondition {
+                    subject: name.clone(),
+                    problem: "only a drive that is in place can be formatted".to_owned(),
+                });
+            };
+            if drive.serial_number != request.serial_number {
+                let problem = "is not the serial number of this drive";
+                return Err(ControlError::field(what, "serial_number", problem));
+            }
+            let formats_all = drive.features.is_some_and(|f| f.formats_all_namespaces);
+            let namespace = format!("{name}n{}", request.nsid);
+            let mut users: Vec<String> = model
+                .users_of_drive(name)
+                .filter(|(used, _)| formats_all || *used == namespace)
+                .map(|(used, key)| format!("{} {} ({used})", key.kind(), key.name()))
+                .collect();
+            users.sort();
+            if users.is_empty() {
+                return Ok(());
+            }
+            Err(ControlError::InUse {
+                kind: "bdev",
+                name: namespace,
+                users,
+            })
+        })
     }
 }
 

@@ -12,6 +12,7 @@
 //! - [`Guest`]: a running guest. [`Guest::run`] runs a script and waits for it, [`Guest::spawn`]
 //!   does not.
 //! - [`Node`]: a storage node whose process 1 is `adit-init`, without the tools root.
+//! - [`Appliance`]: a machine that boots an [`Image`] as storage nodes do, over the network too.
 //! - [`Controller`]: a connection of the guest's kernel; [`Guest::nvme_connect`] makes one.
 //! - [`Adit`]: an `aditd` with its state directory, and `aditctl` to talk to it. It can be killed
 //!   and started again.
@@ -29,8 +30,10 @@
 //! kills its process. When the test is failing, logs are printed and kept. Should the test itself
 //! be killed, the kernel takes its children along (`setpriv --pdeathsig`).
 
+mod appliance;
 mod flush_log;
 mod guest;
+mod http;
 mod initiator;
 mod initramfs;
 mod node;
@@ -38,8 +41,10 @@ mod qemu;
 mod tools;
 mod volatile_disk;
 
+pub use appliance::{Appliance, ApplianceBuilder, Boot, Image};
 pub use flush_log::FlushLog;
 pub use guest::{Guest, GuestBuilder, Job, Output};
+pub use http::HttpServer;
 pub use initiator::Controller;
 pub use node::{Node, NodeBuilder};
 pub use program_tests::{Adit, AditBuilder, HarnessError, free_port, patience};

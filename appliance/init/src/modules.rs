@@ -7,13 +7,18 @@ use crate::config::Modules;
 use crate::status::{State, Status};
 use crate::system::System;
 
-/// The image's list: a module a line, `?` before one that a machine may do without, parameters
-/// after it.
+/// The image's list: a module a line, `?` before one that a machine may do without, `@` before one
+/// that is loaded where a device asks for it, parameters after it.
 pub(crate) const LIST_FILE: &str = "/etc/adit/modules";
 /// Most modules of the list.
 const MODULES_MAX: usize = 256;
 /// Most lines of modules.dep.
 const DEPENDENCY_LINES_MAX: usize = 1 << 16;
+
+/// Most lines of modules.alias.
+const ALIAS_LINES_MAX: usize = 1 << 17;
+/// Buses whose devices say by a `modalias` which driver they want.
+const BUSES: [&str; 3] = ["pci", "virtio", "platform"];
 
 /// Where the image has no list: vfio before anything that could take a drive.
 const BUILTIN_LIST: &str = "\
@@ -38,12 +43,15 @@ struct Wanted {
     name: String,
     parameters: String,
     optional: bool,
+    /// Only where a device asks for it.
+    for_device: bool,
 }
 
 fn parse_list(text: &str) -> Vec<Wanted> {
     let lines = text.lines().filter_map(|line| {
         let line = line.split('#').next().unwrap_or_default().trim();
-        let (optional, line) = match line.strip_prefix('?') {
+        let for_device = line.starts_with('@');
+        let (optional, line) = match line.strip_prefix(['?', '@']) {
             Some(line) => (true, line.trim_start()),
             None => (false, line),
         };
@@ -52,6 +60,7 @@ fn parse_list(text: &str) -> Vec<Wanted> {
             name: name.to_owned(),
             parameters: parameters.trim().to_owned(),
             optional,
+            for_device,
         })
     });
     lines.take(MODULES_MAX).collect()
@@ -75,6 +84,8 @@ pub(crate) struct Index {
     /// Path and paths of what it depends on, below `folder`, by name.
     files: BTreeMap<String, (String, Vec<String>)>,
     builtin: BTreeSet<String>,
+    /// What devices may say, and the module that is for them.
+    aliases: Vec<(String, String)>,
 }
 
 impl Index {
@@ -95,11 +106,23 @@ impl Index {
         let builtin = system
             .text(&format!("{folder}/modules.builtin"))
             .unwrap_or_default();
+        let aliases = system
+            .text(&format!("{folder}/modules.alias"))
+            .unwrap_or_default();
         Self {
+            aliases: parse_aliases(&aliases),
             files: parse_dependencies(&dependencies),
             builtin: builtin.lines().map(name_of).collect(),
             folder,
         }
+    }
+
+    /// Whether a device asks for a module.
+    fn is_asked_for(&self, name: &str, devices: &[String]) -> bool {
+        let name = plain(name);
+        let own = self.aliases.iter().filter(|(_, module)| *module == name);
+        own.into_iter()
+            .any(|(pattern, _)| devices.iter().any(|device| matches(pattern, device)))
     }
 
     /// Files in the order of loading; the module itself is the last.
@@ -110,6 +133,55 @@ impl Index {
         order.push(path.clone());
         Some(order)
     }
+}
+
+fn parse_aliases(text: &str) -> Vec<(String, String)> {
+    let lines = text.lines().take(ALIAS_LINES_MAX).filter_map(|line| {
+        let (pattern, module) = line.strip_prefix("alias ")?.rsplit_once(' ')?;
+        Some((pattern.to_owned(), plain(module)))
+    });
+    lines.collect()
+}
+
+/// Whether a pattern of modules.alias, in which `*` is any text and `?` any character, is a
+/// device's. No driver of the image has a set of characters in its pattern.
+fn matches(pattern: &str, device: &str) -> bool {
+    let (pattern, device) = (pattern.as_bytes(), device.as_bytes());
+    let (mut at, mut seen) = (0, 0);
+    // Where to go on after the last `*` when what follows it does not fit.
+    let mut again: Option<(usize, usize)> = None;
+    while seen < device.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                again = Some((at + 1, seen));
+                at += 1;
+            }
+            Some(byte) if *byte == b'?' || *byte == device[seen] => {
+                at += 1;
+                seen += 1;
+            }
+            _ => {
+                let Some((star, from)) = again else {
+                    return false;
+                };
+                again = Some((star, from + 1));
+                (at, seen) = (star, from + 1);
+            }
+        }
+    }
+    pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+/// What the devices of the machine say.
+fn devices(system: &dyn System) -> Vec<String> {
+    let mut found = Vec::new();
+    for bus in BUSES {
+        let folder = format!("/sys/bus/{bus}/devices");
+        for device in system.list(&folder).unwrap_or_default() {
+            found.extend(system.text(&format!("{folder}/{device}/modalias")));
+        }
+    }
+    found
 }
 
 fn parse_dependencies(text: &str) -> BTreeMap<String, (String, Vec<String>)> {
@@ -160,6 +232,7 @@ pub(crate) fn load_extra(
         name: name.clone(),
         parameters: String::new(),
         optional: false,
+        for_device: false,
     };
     let list: Vec<Wanted> = config.extra.iter().take(MODULES_MAX).map(wanted).collect();
     load(system, index, words, config, &list)
@@ -174,8 +247,18 @@ fn load(
 ) -> Vec<Status> {
     let mut loaded = BTreeSet::new();
     let mut done = Vec::new();
+    let devices = if list.iter().any(|wanted| wanted.for_device) {
+        devices(system)
+    } else {
+        Vec::new()
+    };
     for wanted in list {
         let name = &wanted.name;
+        if wanted.for_device && !index.is_asked_for(name, &devices) {
+            let text = "no device asks for it";
+            done.push(Status::new(name, State::Skipped, text));
+            continue;
+        }
         if config.skip.iter().any(|skip| plain(skip) == plain(name)) {
             done.push(Status::new(
                 name,
@@ -348,6 +431,59 @@ mod tests {
     }
 
     #[test]
+    fn a_module_for_devices_is_loaded_where_there_is_one() {
+        let system = Fake::with(&[
+            ("/proc/sys/kernel/osrelease", "6.12\n"),
+            (
+                "/lib/modules/6.12/modules.dep",
+                "kernel/e1000e.ko.xz:\nkernel/igb.ko.xz:\nkernel/virtio_net.ko.xz:\n",
+            ),
+            (
+                "/lib/modules/6.12/modules.alias",
+                "# Aliases\nalias pci:v00008086d000010D3sv*sd*bc*sc*i* e1000e\n\
+                 alias pci:v00008086d00001521sv*sd*bc*sc*i* igb\n\
+                 alias virtio:d00000001v* virtio_net\n",
+            ),
+            ("/etc/adit/modules", "@e1000e\n@igb\n@virtio-net\n"),
+            (
+                "/sys/bus/pci/devices/0000:00:02.0/modalias",
+                "pci:v00008086d000010D3sv00008086sd00000000bc02sc00i00\n",
+            ),
+            (
+                "/sys/bus/virtio/devices/virtio0/modalias",
+                "virtio:d00000001v00001AF4\n",
+            ),
+        ]);
+        let index = Index::read(&system);
+        let done = load_list(&system, &index, &[], &Modules::default());
+        assert_eq!(done[1].text, "no device asks for it");
+        assert_eq!(done[1].state, State::Skipped);
+        let loaded: Vec<String> = system.calls.borrow().clone();
+        let folder = "module /lib/modules/6.12/kernel";
+        let wanted = [
+            format!("{folder}/e1000e.ko.xz "),
+            format!("{folder}/virtio_net.ko.xz "),
+        ];
+        assert_eq!(loaded, wanted);
+    }
+
+    #[test]
+    fn patterns_of_devices_match_as_globs() {
+        for (pattern, device) in [
+            ("pci:v*d*bc02*", "pci:v1d2bc02sc"),
+            ("*", ""),
+            ("a?c", "abc"),
+            ("a*b*c", "axxbyybzc"),
+            ("", ""),
+        ] {
+            assert!(matches(pattern, device), "{pattern} {device}");
+        }
+        for (pattern, device) in [("pci:v1", "pci:v12"), ("a*b", "ac"), ("", "a"), ("?", "")] {
+            assert!(!matches(pattern, device), "{pattern} {device}");
+        }
+    }
+
+    #[test]
     fn vfio_is_before_all_that_could_take_a_drive() {
         let list = parse_list(BUILTIN_LIST);
         let at = |name: &str| list.iter().position(|wanted| wanted.name == name).unwrap();
@@ -359,6 +495,8 @@ mod tests {
         #[test]
         fn no_file_makes_it_panic(text in "[a-z:./?# \n-]{0,200}") {
             let _ = parse_list(&text);
+            let _ = parse_aliases(&text);
+            let _ = matches(&text, "a:b./c");
             let index = Index { files: parse_dependencies(&text), ..Index::default() };
             for name in index.files.keys() {
                 let _ = index.order(name);

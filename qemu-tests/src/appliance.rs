@@ -1,0 +1,548 @@
+//! The appliance itself: a machine that boots the image as a storage node does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use program_tests::{KilledChild, POLL_INTERVAL, program, until};
+use tempfile::TempDir;
+
+use crate::{HarnessError, HttpServer, VolatileDisk, patience, qemu, tools};
+
+const CONSOLE_TAIL_LINES: usize = 80;
+/// Port of aditd's management in the node.
+const GRPC_PORT: u16 = 50052;
+/// Kernel arguments of every boot here: a panic ends QEMU.
+const KERNEL: &str = "console=ttyS0 panic=-1 intel_iommu=on iommu=pt mitigations=off loglevel=4";
+
+/// The bootable files of an image.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Where they are.
+    pub folder: PathBuf,
+    /// The name that they begin with: `adit-release`.
+    pub name: String,
+}
+
+impl Image {
+    /// The profile that tests boot: the release where it can be reached, which is the agent's work,
+    /// else the developer's, which asks for an address by itself.
+    pub fn profile() -> &'static str {
+        if program("adit-agent").exists() {
+            "release"
+        } else {
+            "dev"
+        }
+    }
+
+    /// Makes the image of the programs under test with mkosi, if what is there is not of them.
+    ///
+    /// # Errors
+    ///
+    /// When `image/make-image` fails: it needs root, or sudo, and the tools root.
+    pub fn make(profile: &str) -> Result<Self, HarnessError> {
+        let tools = tools::tools_root()?;
+        let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let programs = program("aditd");
+        let programs = programs.parent().unwrap_or(Path::new("."));
+        let folder = programs.with_file_name("image-tests");
+        let script = project.join("image/make-image");
+        let mut command = Command::new(&script);
+        command.arg(profile).arg(tools).arg(programs).arg(&folder);
+        run(command.env("INITRAMFS", program("initramfs")))?;
+        Ok(Self {
+            folder,
+            name: format!("adit-{profile}"),
+        })
+    }
+
+    /// One of its files: `efi`, `vmlinuz`, `initrd`.
+    pub fn file(&self, kind: &str) -> PathBuf {
+        self.folder.join(format!("{}.{kind}", self.name))
+    }
+}
+
+/// Runs a program of the host to its end.
+fn run(command: &mut Command) -> Result<Output, HarnessError> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(|source| HarnessError::Spawn {
+        program: program.clone(),
+        source,
+    })?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Err(HarnessError::Failed {
+        command: format!("{command:?}"),
+        status: output.status.to_string(),
+        stdout: text(&output.stdout),
+        stderr: text(&output.stderr),
+    })
+}
+
+/// How the image comes into the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// Kernel and initrd, from QEMU itself.
+    Kernel,
+    /// The UKI, started by UEFI firmware.
+    Uki,
+    /// The UKI, which UEFI firmware fetches over HTTP.
+    UefiHttp,
+    /// iPXE, which firmware fetches over TFTP; its script, kernel and initrd over TFTP and HTTP.
+    Ipxe,
+}
+
+/// What an appliance is made of. [`ApplianceBuilder::boot`] starts it.
+#[derive(Debug, Clone)]
+pub struct ApplianceBuilder {
+    name: String,
+    image: Image,
+    boot: Boot,
+    /// Name, which is the drive's serial number, and the socket of an NBD server.
+    drives: Vec<(String, PathBuf)>,
+    config: String,
+    kernel: String,
+    memory_mib: u32,
+    /// More files for a boot from kernel and initrd: a cpio archive.
+    overlay: Vec<u8>,
+}
+
+impl ApplianceBuilder {
+    /// Adds a cpio archive, whose files the kernel unpacks over those of the image; for a boot from
+    /// kernel and initrd.
+    #[must_use]
+    pub fn overlay(mut self, archive: Vec<u8>) -> Self {
+        self.overlay = archive;
+        self
+    }
+
+    /// How it boots; from kernel and initrd by default.
+    #[must_use]
+    pub fn by(mut self, boot: Boot) -> Self {
+        self.boot = boot;
+        self
+    }
+
+    /// Gives it an NVMe drive with this disk, behind the IOMMU, in a slot of its own.
+    #[must_use]
+    pub fn drive(mut self, disk: &VolatileDisk) -> Self {
+        self.drives.push((disk.name().to_owned(), disk.socket()));
+        self
+    }
+
+    /// Adds lines to its configuration (docs/operations/init.md).
+    #[must_use]
+    pub fn config(mut self, toml: &str) -> Self {
+        self.config.push_str(toml);
+        self
+    }
+
+    /// Adds words to the kernel's command line, where the boot has one.
+    #[must_use]
+    pub fn kernel(mut self, words: &str) -> Self {
+        self.kernel.push(' ');
+        self.kernel.push_str(words);
+        self
+    }
+
+    /// Boots it and waits until `aditd` is ready.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU does not start, or `aditd` is not ready in time.
+    pub fn boot(self) -> Result<Appliance, HarnessError> {
+        let mut appliance = self.start()?;
+        appliance.wait_for_console("aditd: ready", patience(240))?;
+        Ok(appliance)
+    }
+
+    /// Starts it and does not wait.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU does not start.
+    pub fn start(self) -> Result<Appliance, HarnessError> {
+        let tools = tools::tools_root()?;
+        let prefix = format!("adit-{}-", self.name);
+        let folder = tempfile::Builder::new().prefix(&prefix).tempdir();
+        let folder =
+            folder.map_err(HarnessError::file("make a folder in", std::env::temp_dir()))?;
+        certificates(folder.path())?;
+        write(
+            &folder.path().join("config.toml"),
+            self.document().as_bytes(),
+        )?;
+        let server = self.serve(&tools, folder.path())?;
+        let grpc_port = crate::free_port()?;
+        let mut arguments = self.machine(folder.path(), grpc_port, server.as_ref());
+        arguments.extend(self.boot_arguments(&tools, folder.path())?);
+        let errors = folder.path().join("qemu.log");
+        let errors_file = fs::File::create(&errors).map_err(HarnessError::file("make", &errors))?;
+        let qemu = KilledChild::spawn(&tools::qemu(), |command| {
+            command
+                .args(arguments)
+                .stdout(Stdio::null())
+                .stderr(errors_file);
+        })?;
+        Ok(Appliance {
+            qemu,
+            folder: Some(folder),
+            server,
+            grpc_port,
+            started: Instant::now(),
+        })
+    }
+
+    /// The node's configuration: drives to vfio, huge pages, and `aditd` to be managed from outside.
+    fn document(&self) -> String {
+        let key = "/sys/firmware/qemu_fw_cfg/by_name/opt/test/";
+        format!(
+            "hostname = 'storage'\n{}\n[machine]\nvfio = [{{ class = 'nvme' }}]\n\
+             hugepages = [{{ size_kib = 2048, pages = 160 }}]\n\
+             [services.aditd]\narguments = ['--reactors', '1', '--grpc', 'tcp:0.0.0.0:{GRPC_PORT}', \
+             '--ca', '{key}ca.pem/raw', '--cert', '{key}server.pem/raw', \
+             '--key', '{key}server.key/raw']\n",
+            self.config
+        )
+    }
+
+    fn machine(&self, folder: &Path, grpc_port: u16, server: Option<&HttpServer>) -> Vec<String> {
+        let accel = std::env::var("ADIT_QEMU_ACCEL").unwrap_or("tcg,thread=multi".to_owned());
+        let path = |name: &str| folder.join(name).display().to_string();
+        let mut text = format!(
+            "-nodefaults -no-user-config -display none -no-reboot -cpu max -smp 2 \
+             -machine q35,kernel-irqchip=split -accel {accel} -m {} \
+             -device intel-iommu,intremap=on,caching-mode=on -device virtio-rng-pci \
+             -serial file:{} -qmp unix:{},server=on,wait=off \
+             -fw_cfg name=opt/io.adit/config,file={} \
+             -smbios type=1,serial=A1B2,uuid=4c4c4544-0042-3510-8054-b6c04f303233",
+            self.memory_mib,
+            path("serial.log"),
+            path("qmp"),
+            path("config.toml"),
+        );
+        for name in ["ca.pem", "server.pem", "server.key"] {
+            text.push_str(&format!(
+                " -fw_cfg name=opt/test/{name},file={}",
+                path(name)
+            ));
+        }
+        for (number, (name, socket)) in self.drives.iter().enumerate() {
+            let (socket, chassis) = (socket.display(), number + 1);
+            text.push_str(&format!(
+                " -blockdev driver=nbd,node-name={name},export={name},server.type=unix,\
+                 server.path={socket} -device pcie-root-port,id=port{chassis},chassis={chassis} \
+                 -device nvme,serial={name},drive={name},bus=port{chassis}"
+            ));
+        }
+        text.push_str(&format!(
+            " -netdev user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:{grpc_port}-:{GRPC_PORT}"
+        ));
+        match self.boot {
+            Boot::Ipxe => {
+                text.push_str(&format!(",tftp={},bootfile=undionly.kpxe", path("tftp")));
+            }
+            Boot::UefiHttp => {
+                let port = server.map_or(0, HttpServer::port);
+                let name = &self.image.name;
+                text.push_str(&format!(",bootfile=http://10.0.2.2:{port}/{name}.efi"));
+            }
+            Boot::Kernel | Boot::Uki => {}
+        }
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// What a network boot fetches.
+    fn serve(&self, tools: &Path, folder: &Path) -> Result<Option<HttpServer>, HarnessError> {
+        if !matches!(self.boot, Boot::Ipxe | Boot::UefiHttp) {
+            return Ok(None);
+        }
+        let server = HttpServer::start(&self.image.folder)?;
+        if self.boot == Boot::Ipxe {
+            let tftp = folder.join("tftp");
+            fs::create_dir(&tftp).map_err(HarnessError::file("make", &tftp))?;
+            let ipxe = tools.join("root/usr/lib/ipxe/undionly.kpxe");
+            let to = tftp.join("undionly.kpxe");
+            fs::copy(&ipxe, &to).map_err(HarnessError::file("copy", ipxe))?;
+            let template = include_str!("../../image/netboot/autoexec.ipxe");
+            let script = template
+                .replace("@BASE@", &format!("http://10.0.2.2:{}", server.port()))
+                .replace("@NAME@", &self.image.name)
+                .replace("@KERNEL@", &self.words());
+            write(&tftp.join("autoexec.ipxe"), script.as_bytes())?;
+        }
+        Ok(Some(server))
+    }
+
+    fn words(&self) -> String {
+        format!("{KERNEL}{}", self.kernel)
+    }
+
+    fn boot_arguments(&self, tools: &Path, folder: &Path) -> Result<Vec<String>, HarnessError> {
+        let firmware = |extra: &[&str]| -> Result<Vec<String>, HarnessError> {
+            let ovmf = tools.join("root/usr/share/OVMF");
+            let (from, variables) = (ovmf.join("OVMF_VARS_4M.fd"), folder.join("efi-variables"));
+            fs::copy(&from, &variables).map_err(HarnessError::file("copy", from))?;
+            let drive = |path: &Path, options: &str| {
+                format!("if=pflash,format=raw{options},file={}", path.display())
+            };
+            let code = drive(&ovmf.join("OVMF_CODE_4M.fd"), ",readonly=on");
+            let mut all = vec!["-drive".to_owned(), code];
+            all.extend(["-drive".to_owned(), drive(&variables, "")]);
+            // A UKI brings its command line; this is appended to it (systemd-stub).
+            let more = format!(
+                "type=11,value=io.systemd.stub.kernel-cmdline-extra={}",
+                self.words().replace(',', ",,")
+            );
+            all.extend(["-smbios".to_owned(), more]);
+            all.extend(extra.iter().map(|word| (*word).to_owned()));
+            Ok(all)
+        };
+        let card = "virtio-net-pci,netdev=net";
+        Ok(match self.boot {
+            Boot::Kernel => {
+                let (kernel, mut initrd) = (self.image.file("vmlinuz"), self.image.file("initrd"));
+                if !self.overlay.is_empty() {
+                    let bytes = fs::read(&initrd);
+                    let mut bytes = bytes.map_err(HarnessError::file("read", &initrd))?;
+                    bytes.resize(bytes.len().next_multiple_of(4), 0);
+                    bytes.extend(&self.overlay);
+                    initrd = folder.join("initrd");
+                    write(&initrd, &bytes)?;
+                }
+                vec![
+                    "-device".to_owned(),
+                    format!("{card},romfile="),
+                    "-kernel".to_owned(),
+                    kernel.display().to_string(),
+                    "-initrd".to_owned(),
+                    initrd.display().to_string(),
+                    "-append".to_owned(),
+                    self.words(),
+                ]
+            }
+            Boot::Uki => {
+                let uki = self.image.file("efi").display().to_string();
+                let card = format!("{card},romfile=");
+                firmware(&["-device", &card, "-kernel", &uki])?
+            }
+            Boot::UefiHttp => {
+                let card = format!("{card},romfile=,bootindex=1");
+                let knob =
+                    |version| format!("name=opt/org.tianocore/IPv{version}PXESupport,string=n");
+                let mut all = firmware(&["-device", &card])?;
+                for version in [4, 6] {
+                    all.extend(["-fw_cfg".to_owned(), knob(version)]);
+                }
+                all
+            }
+            Boot::Ipxe => vec!["-device".to_owned(), format!("{card},bootindex=1")],
+        })
+    }
+}
+
+/// A running appliance. Dropping it cuts its power.
+#[derive(Debug)]
+pub struct Appliance {
+    qemu: KilledChild,
+    /// None once it is given up for the reader of a failed test.
+    folder: Option<TempDir>,
+    server: Option<HttpServer>,
+    grpc_port: u16,
+    started: Instant,
+}
+
+impl Appliance {
+    /// A node with two CPUs that boots this image.
+    pub fn builder(name: &str, image: &Image) -> ApplianceBuilder {
+        ApplianceBuilder {
+            name: name.to_owned(),
+            image: image.clone(),
+            boot: Boot::Kernel,
+            drives: Vec::new(),
+            config: String::new(),
+            kernel: String::new(),
+            memory_mib: 1536,
+            overlay: Vec::new(),
+        }
+    }
+
+    /// Runs `aditctl` on the host against the node's `aditd`; its standard output.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, with what it printed.
+    pub fn ctl(&self, words: &[&str]) -> Result<String, HarnessError> {
+        let folder = self.folder();
+        let path = |name: &str| folder.join(name);
+        let mut command = Command::new(program("aditctl"));
+        command
+            .args(["--server", &format!("tcp:127.0.0.1:{}", self.grpc_port)])
+            .arg("--ca")
+            .arg(path("ca.pem"))
+            .arg("--cert")
+            .arg(path("client.pem"))
+            .arg("--key")
+            .arg(path("client.key"))
+            .args(words);
+        let output = run(&mut command)?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Waits until `aditctl` succeeds.
+    ///
+    /// # Panics
+    ///
+    /// When it does not in time: with its last words.
+    #[track_caller]
+    pub fn ctl_until(&self, words: &[&str], wanted: &str) -> String {
+        let mut last = String::new();
+        let start = Instant::now();
+        until(&format!("{words:?} to say {wanted:?}"), || {
+            last = match self.ctl(words) {
+                Ok(text) if text.contains(wanted) => return Some(text),
+                Ok(text) => text,
+                Err(error) => error.to_string(),
+            };
+            assert!(start.elapsed() < patience(50), "{words:?} says: {last}");
+            None
+        })
+    }
+
+    /// Has connections to a port of the host's 127.0.0.1 reach a port of the node, from now on.
+    ///
+    /// # Errors
+    ///
+    /// When the port is taken, or QEMU does not answer.
+    pub fn forward(&self, host_port: u16, port: u16) -> Result<(), HarnessError> {
+        let line = format!("hostfwd_add net tcp:127.0.0.1:{host_port}-:{port}");
+        qemu::monitor_line(&self.folder().join("qmp"), &line)
+    }
+
+    /// What was written to the console.
+    pub fn console(&self) -> String {
+        let bytes = fs::read(self.folder().join("serial.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// What a network boot has fetched over HTTP.
+    pub fn fetched(&self) -> Vec<String> {
+        let server = self.server.as_ref();
+        server.map(HttpServer::requests).unwrap_or_default()
+    }
+
+    /// How long ago QEMU was started.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Waits until the console shows `text`.
+    ///
+    /// # Errors
+    ///
+    /// When it does not within `limit`, or the machine ends before.
+    pub fn wait_for_console(&mut self, text: &str, limit: Duration) -> Result<(), HarnessError> {
+        let start = Instant::now();
+        loop {
+            let ended = self.qemu.ended();
+            if self.console().contains(text) {
+                return Ok(());
+            }
+            let waited = start.elapsed();
+            let what = format!("{text:?} on the console");
+            if let Some(status) = ended {
+                let (program, status) = ("QEMU", status.to_string());
+                let error = HarnessError::Ended {
+                    program,
+                    status,
+                    what,
+                };
+                self.keep();
+                return Err(error);
+            }
+            if waited > limit {
+                self.keep();
+                return Err(HarnessError::Deadline { what, waited });
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+    }
+
+    /// Cuts its power: at once, without a word to anybody.
+    pub fn cut(mut self) {
+        self.qemu.kill_9();
+    }
+
+    fn folder(&self) -> &Path {
+        let folder = self.folder.as_ref();
+        folder.expect("it is given up last").path()
+    }
+
+    /// Prints the end of the console and keeps the folder.
+    fn keep(&mut self) {
+        self.qemu.kill_9();
+        let console = self.console();
+        let lines: Vec<&str> = console.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(CONSOLE_TAIL_LINES)..];
+        eprintln!("--- end of the node's console ---\n{}", tail.join("\n"));
+        let errors = fs::read_to_string(self.folder().join("qemu.log")).unwrap_or_default();
+        eprintln!("--- QEMU's messages ---\n{errors}");
+        eprintln!("--- fetched: {:?} ---", self.fetched());
+    }
+}
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        self.qemu.kill_9();
+        if std::thread::panicking() {
+            self.keep();
+            if let Some(folder) = self.folder.take() {
+                eprintln!("--- all of it is kept in {} ---", folder.keep().display());
+            }
+        }
+    }
+}
+
+/// An authority, and certificates of the node's `aditd` and of the test, in a folder.
+fn certificates(folder: &Path) -> Result<(), HarnessError> {
+    for (name, more) in [
+        ("ca", "basicConstraints=critical,CA:TRUE"),
+        ("server", "subjectAltName=IP:127.0.0.1"),
+        ("client", "subjectAltName=IP:127.0.0.1"),
+    ] {
+        let file = |name: &str, what: &str| folder.join(format!("{name}.{what}"));
+        let mut command = Command::new("openssl");
+        command
+            .args([
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+            ])
+            .args(["-nodes", "-days", "2", "-subj", &format!("/CN={name}")])
+            .args(["-addext", more, "-keyout"])
+            .arg(file(name, "key"))
+            .arg("-out")
+            .arg(file(name, "pem"));
+        if name != "ca" {
+            command
+                .arg("-CA")
+                .arg(file("ca", "pem"))
+                .arg("-CAkey")
+                .arg(file("ca", "key"))
+                .args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+        }
+        run(&mut command)?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), HarnessError> {
+    fs::write(path, bytes).map_err(HarnessError::file("write", path))
+}

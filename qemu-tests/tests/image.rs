@@ -1,0 +1,430 @@
+//! The image: what is in it, each way to boot it, and the main job: a storage node that boots from the
+//! network, drives its NVMe drives itself, serves a volume, and loses its power.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "steps of a test stand outside of the test's function"
+)]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use initramfs::{Profile, Sources, Stamp, Tree, assemble, decompress};
+use program_tests::{Dice, program, until};
+use qemu_tests::{
+    Appliance, Boot, FlushLog, Guest, Image, Job, Power, VolatileDisk, free_port, patience,
+    skip_without_qemu, tools_root,
+};
+
+const NQN: &str = "nqn.2026-11.io.adit:image";
+const MIB: u64 = 1 << 20;
+/// Issue of the image: its UKI takes less than this.
+const UKI_BYTES_MAX: u64 = 60 * 1000 * 1000;
+/// A node that serves no pool takes no more than this for its programs and their files.
+const IDLE_KIB_MAX: u64 = 150 * 1000;
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn sources(profile: Profile) -> Sources {
+    Sources {
+        image: project().join("image"),
+        tools: tools_root().unwrap(),
+        programs: program("aditd").parent().unwrap().to_owned(),
+        profile,
+        stamp: Stamp::of_checkout(&project()),
+    }
+}
+
+/// Goal: nothing comes into an image or leaves it unseen. Method: the list of its files is compared
+/// with the one in the repository.
+#[test]
+fn every_file_of_an_image_is_in_its_manifest() {
+    if skip_without_qemu() {
+        return;
+    }
+    for profile in [Profile::Release, Profile::Dev] {
+        let all = assemble(&sources(profile)).unwrap();
+        let manifest = all.tree.manifest(&all.kernel.release);
+        let path = project().join(format!("image/manifest-{}.txt", profile.word()));
+        if std::env::var_os("ADIT_RENEW_MANIFEST").is_some() {
+            fs::write(&path, &manifest).unwrap();
+        }
+        let held = fs::read_to_string(&path).unwrap_or_default();
+        let lines = |text: &str| -> Vec<String> { text.lines().map(str::to_owned).collect() };
+        let (held, made) = (lines(&held), lines(&manifest));
+        let new: Vec<&String> = made.iter().filter(|line| !held.contains(line)).collect();
+        let gone: Vec<&String> = held.iter().filter(|line| !made.contains(line)).collect();
+        assert!(
+            new.is_empty() && gone.is_empty(),
+            "{}: new {new:#?}, gone {gone:#?}\nif it is meant to be so: \
+             ADIT_RENEW_MANIFEST=1 cargo nextest run -p qemu_tests every_file_of",
+            path.display()
+        );
+    }
+}
+
+/// Goal: what a contributor boots is what mkosi makes, the same inputs are the same bytes, and it is
+/// small. Method: both builders' trees are compared file by file, nothing excepted; mkosi runs twice.
+#[test]
+fn the_image_is_the_initramfs_and_the_same_bytes_each_time() {
+    if skip_without_qemu() {
+        return;
+    }
+    for profile in [Profile::Release, Profile::Dev] {
+        let all = assemble(&sources(profile)).unwrap();
+        let image = Image::make(profile.word()).unwrap();
+        let initrd = fs::read(image.file("initrd")).unwrap();
+        let tree = Tree::from_archive(&decompress(&initrd).unwrap()).unwrap();
+        assert_eq!(all.tree.difference(&tree, &[]), "");
+        let bytes = |kind| fs::metadata(image.file(kind)).unwrap().len();
+        let (uki, kernel, initrd) = (bytes("efi"), bytes("vmlinuz"), bytes("initrd"));
+        println!(
+            "{}: UKI {uki} bytes: kernel {kernel}, tree {initrd}; unpacked:\n{}",
+            profile.word(),
+            all.tree.sizes(10)
+        );
+        if profile == Profile::Release {
+            assert!(uki < UKI_BYTES_MAX, "{uki} bytes");
+        }
+    }
+    let image = Image::make("release").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let made = Command::new(project().join("image/make-image"))
+        .arg("release")
+        .arg(tools_root().unwrap())
+        .arg(program("aditd").parent().unwrap())
+        .arg(folder.path())
+        .env("INITRAMFS", program("initramfs"))
+        .status();
+    assert!(made.unwrap().success());
+    for kind in ["efi", "initrd", "vmlinuz"] {
+        let again = fs::read(folder.path().join(format!("adit-release.{kind}"))).unwrap();
+        assert!(
+            again == fs::read(image.file(kind)).unwrap(),
+            "{kind} differs"
+        );
+    }
+}
+
+/// Goal: firmware starts the UKI, and its own command line counts. Method: OVMF gets it as a file.
+#[test]
+fn a_uki_boots_under_uefi_firmware() {
+    if skip_without_qemu() {
+        return;
+    }
+    let image = Image::make(Image::profile()).unwrap();
+    let node = Appliance::builder("uki", &image)
+        .by(Boot::Uki)
+        .boot()
+        .unwrap();
+    println!("UKI: ready {:.1?} after the start of QEMU", node.age());
+    node.ctl_until(&["node", "show"], "");
+}
+
+/// Goal: a node with UEFI firmware and no disk boots over HTTP. Method: OVMF fetches the UKI from a
+/// server of the test.
+#[test]
+fn a_uki_boots_over_http() {
+    if skip_without_qemu() {
+        return;
+    }
+    let image = Image::make(Image::profile()).unwrap();
+    let builder = Appliance::builder("http", &image).by(Boot::UefiHttp);
+    let node = builder.boot().unwrap();
+    let name = format!("GET {}.efi", image.name);
+    assert!(node.fetched().contains(&name), "{:?}", node.fetched());
+    println!(
+        "HTTP boot: ready {:.1?} after the start of QEMU",
+        node.age()
+    );
+}
+
+/// Goal: an idle node is small, and one knows what its start takes. Method: a boot from kernel and
+/// initrd with a script beside it that reads /proc; a connection is tried until NVMe/TCP answers.
+#[test]
+fn an_idle_node_is_small_and_soon_there() {
+    if skip_without_qemu() {
+        return;
+    }
+    let image = Image::make(Image::profile()).unwrap();
+    let mut node = Appliance::builder("idle", &image)
+        .overlay(measuring(&image))
+        .start()
+        .unwrap();
+    let mut steps = Vec::new();
+    for text in ["adit-init: Adit ", "services begin", "aditd: ready"] {
+        node.wait_for_console(text, patience(240)).unwrap();
+        steps.push((text, node.age()));
+    }
+    node.ctl_until(&["node", "show"], "");
+    steps.push(("management answers over the network", node.age()));
+    node.ctl(&["bdev", "create", "malloc", "ram", "--size", "16MiB"])
+        .unwrap();
+    node.ctl(&["subsystem", "create", NQN, "--allow-any-host"])
+        .unwrap();
+    node.ctl(&["namespace", "add", NQN, "ram"]).unwrap();
+    node.ctl(&["listener", "add", NQN, "tcp://10.0.2.15:4420", "--wait"])
+        .unwrap();
+    let port = free_port().unwrap();
+    node.forward(port, 4420).unwrap();
+    until("an NVMe/TCP connection", || {
+        nvme_connects(port).then_some(())
+    });
+    steps.push(("first NVMe/TCP connection accepted", node.age()));
+    for (text, age) in steps {
+        println!("{:6.2} s  {text}", age.as_secs_f64());
+    }
+    node.wait_for_console("measured: end", patience(120))
+        .unwrap();
+    let console = node.console();
+    let measured = |name: &str| -> u64 {
+        let prefix = format!("measured: {name} ");
+        let line = console.lines().find_map(|line| line.split_once(&prefix));
+        let (_, rest) = line.unwrap_or_else(|| panic!("no {name} in {console}"));
+        rest.trim().parse().unwrap()
+    };
+    for line in console.lines().filter(|line| line.contains("measured: ")) {
+        println!("{}", line.trim());
+    }
+    let (programs, files) = (measured("programs"), measured("files"));
+    println!("idle: {programs} KiB of programs, {files} KiB of files of the image in memory");
+    assert!(programs + files < IDLE_KIB_MAX);
+}
+
+/// An archive with a service that says once what takes memory: the proportional share of each program
+/// but for what is files of the image, and the files, which live in memory.
+fn measuring(image: &Image) -> Vec<u8> {
+    use initramfs::cpio::{Archive, MODE_REGULAR};
+
+    let initrd = decompress(&fs::read(image.file("initrd")).unwrap()).unwrap();
+    let tree = Tree::from_archive(&initrd).unwrap();
+    let services = tree.bytes("etc/adit/services.toml").unwrap();
+    let mut services = String::from_utf8(services.to_vec()).unwrap();
+    services.push_str(
+        "\n[[service]]\nname = \"measure\"\nprogram = \"/measure/busybox\"\n\
+         arguments = [\"sh\", \"/measure/script\"]\nonce = true\nafter = [\"aditd\"]\n",
+    );
+    let script = "b=/measure/busybox\n$b sleep 5\n\
+        say() { echo \"measured: $*\" >/dev/console; }\n\
+        sum=0\n\
+        for each in /proc/[0-9]*; do\n\
+        [ -s $each/smaps_rollup ] || [ -r $each/smaps_rollup ] || continue\n\
+        kib=$($b awk '/^Pss_Anon:|^Pss_Shmem:/ { kib += $2 } END { print kib + 0 }' \
+        $each/smaps_rollup 2>/dev/null) || continue\n\
+        [ ${kib:-0} -gt 0 ] || continue\n\
+        say $(cat $each/comm) $kib KiB\nsum=$((sum + kib))\ndone\n\
+        for line in MemTotal MemFree MemAvailable AnonPages Shmem Slab KernelStack PageTables; do\n\
+        say $($b grep ^$line: /proc/meminfo)\ndone\n\
+        say programs $sum\n\
+        say files $($b du -skx / | $b cut -f1)\n\
+        say end\n"
+        .replace("$(cat ", "$($b cat ");
+    let busybox = fs::read(tools_root().unwrap().join("busybox")).unwrap();
+    let mut archive = Archive::default();
+    archive.add("measure", 0o040_755, (0, 0), &[]);
+    for (name, mode, bytes) in [
+        ("measure/busybox", 0o755, &*busybox),
+        ("measure/script", 0o644, script.as_bytes()),
+        ("etc/adit/services.toml", 0o644, services.as_bytes()),
+    ] {
+        archive.add(name, MODE_REGULAR | mode, (0, 0), bytes);
+    }
+    archive.finish()
+}
+
+/// Whether an NVMe/TCP target answers behind a port: an ICReq gets its ICResp (NVMe/TCP Transport
+/// Specification, "Initialize Connection").
+fn nvme_connects(port: u16) -> bool {
+    let talk = || -> std::io::Result<u8> {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let mut request = [0; 128];
+        request[2] = 128;
+        request[4] = 128;
+        stream.write_all(&request)?;
+        let mut answer = [0; 128];
+        stream.read_exact(&mut answer)?;
+        Ok(answer[0])
+    };
+    talk().is_ok_and(|kind| kind == 1)
+}
+
+/// The storage node of the main job, and what outlives its power.
+struct Storage {
+    node: Option<Appliance>,
+    image: Image,
+    power: std::sync::Arc<Power>,
+    disks: [VolatileDisk; 4],
+    port: u16,
+}
+
+impl Storage {
+    fn new(image: Image) -> Self {
+        let power = Power::new();
+        let disk = |name| VolatileDisk::new(name, 256 * MIB, &power).unwrap();
+        Self {
+            node: None,
+            image,
+            disks: ["drive-1", "drive-2", "drive-3", "drive-4"].map(disk),
+            power,
+            port: free_port().unwrap(),
+        }
+    }
+
+    fn node(&self) -> &Appliance {
+        self.node.as_ref().expect("it has been booted")
+    }
+
+    fn ctl(&self, words: &str) -> String {
+        let words: Vec<&str> = words.split(' ').collect();
+        self.node().ctl(&words).unwrap()
+    }
+
+    /// Boots it and waits until all four drives are driven from user space.
+    fn boot(&mut self, by: Boot) {
+        let builder = Appliance::builder("storage", &self.image).by(by);
+        let builder = self
+            .disks
+            .iter()
+            .fold(builder, |builder, disk| builder.drive(disk));
+        self.node = Some(builder.boot().unwrap());
+        self.node().ctl_until(&["node", "show"], "");
+        for number in 1..=4 {
+            self.ctl(&format!(
+                "bdev create nvme d{number} --serial drive-{number}"
+            ));
+        }
+        for number in 1..=4 {
+            let name = format!("d{number}n1");
+            self.node().ctl_until(&["bdev", "list"], &name);
+        }
+    }
+
+    /// Shares a volume of each pool, and a drive as it is. The node keeps nothing of this: its memory
+    /// is all that it has.
+    fn serve(&self) {
+        self.ctl(&format!("subsystem create {NQN} --allow-any-host"));
+        for (bdev, nsid) in [("tank/v", 1), ("lake/f", 2), ("d3n1", 3)] {
+            self.ctl(&format!("namespace add {NQN} {bdev} --nsid {nsid}"));
+        }
+        self.ctl(&format!("listener add {NQN} tcp://10.0.2.15:4420 --wait"));
+        until("the port", || self.node().forward(self.port, 4420).ok());
+    }
+
+    /// Cuts the power with the n-th write from now on; the drives lose a part of what was not flushed.
+    fn cut(&mut self, write: u64, seed: u64) -> Vec<(usize, usize)> {
+        self.power.off_at_write(write);
+        assert!(self.power.wait_until_off(patience(120)), "there is no load");
+        self.node.take().expect("it runs").cut();
+        let disks = self.disks.iter().zip(0..);
+        disks
+            .map(|(disk, number)| disk.lose_unflushed(seed.wrapping_add(number)))
+            .collect()
+    }
+}
+
+/// fio again and again: it writes at random with FUA and verifies every block.
+fn start_fio(guest: &mut Guest, device: &str) -> Job {
+    let script = format!(
+        "trap '' PIPE\n\
+         until [ -e /tmp/fio-enough ]; do\n\
+         fio --name=load --ioengine=libaio --direct=1 --eta=never --verify=crc32c \
+         --verify_fatal=1 --do_verify=1 --randrepeat=0 --filename={device} --rw=randwrite \
+         --bsrange=4k-16k --iodepth=8 --size=8M --sync=dsync >/tmp/fio ||\n\
+         {{ cat /tmp/fio; exit 1; }}\n\
+         done"
+    );
+    guest.spawn(&script).unwrap()
+}
+
+/// Goal: the main job. Method: a node boots the image over the network (TFTP brings iPXE, HTTP the
+/// rest), takes four NVMe drives behind an IOMMU from the kernel and drives them itself; pools on two
+/// of them. A second machine with an unmodified kernel runs fio with verification and a log of
+/// flushed records over NVMe/TCP, while the node's power is cut, with the drives losing part of what
+/// was not flushed. `ADIT_CUTS` says how often.
+#[test]
+fn a_node_that_boots_from_the_network_loses_nothing_that_was_flushed() {
+    if skip_without_qemu() {
+        return;
+    }
+    let cuts = std::env::var("ADIT_CUTS").ok();
+    let cuts: u32 = cuts.and_then(|text| text.parse().ok()).unwrap_or(2);
+    let seed = std::env::var("ADIT_SEED").ok();
+    let seed = seed.and_then(|text| text.parse().ok()).unwrap_or(4);
+    let mut dice = Dice::new(seed);
+    let mut storage = Storage::new(Image::make(Image::profile()).unwrap());
+    let start = Instant::now();
+    storage.boot(Boot::Ipxe);
+    let fetched = storage.node().fetched();
+    for kind in ["vmlinuz", "initrd"] {
+        let wanted = format!("GET {}.{kind}", storage.image.name);
+        assert!(fetched.contains(&wanted), "{fetched:?}");
+    }
+    println!(
+        "{:.1?}: booted over the network, drives are driven",
+        start.elapsed()
+    );
+    for (pool, drive, volume) in [("tank", "d1n1", "tank/v"), ("lake", "d2n1", "lake/f")] {
+        storage.ctl(&format!("pool create {pool} {drive} --cluster-size 64KiB"));
+        storage.ctl(&format!("volume create {volume} --size 512MiB"));
+    }
+    storage.serve();
+    let mut host = Guest::builder("host")
+        .memory_mib(512)
+        .cpus(1)
+        .boot()
+        .unwrap();
+    host.nvme_connect(NQN, storage.port, "--keep-alive-tmo 5")
+        .unwrap();
+    let logged = host.wait_for_namespace(NQN, 1).unwrap();
+    let load = host.wait_for_namespace(NQN, 2).unwrap();
+    let raw = host.wait_for_namespace(NQN, 3).unwrap();
+    host.run(&format!(
+        "head -c 1M /dev/urandom >/tmp/data\n\
+         dd if=/tmp/data of={raw} oflag=direct bs=64k conv=fsync status=none"
+    ))
+    .unwrap();
+    let mut log = FlushLog::start(&mut host, &logged).unwrap();
+    let fio = start_fio(&mut host, &load);
+    for cut in 0..cuts {
+        // The host is back before the next cut counts.
+        log.progress(&host, 2, patience(120)).unwrap();
+        let write = 1 + dice.below(300);
+        let lost = storage.cut(write, dice.below(u64::MAX));
+        let record = log.acknowledged(&host);
+        println!(
+            "{:.1?}: cut {cut} at record {record}; unflushed writes and lost parts: {lost:?}",
+            start.elapsed()
+        );
+        assert!(lost.iter().any(|(unflushed, _)| *unflushed > 0));
+        storage.boot(Boot::Kernel);
+        log.interrupt(&host, record);
+        for (pool, drive) in [("tank", "d1n1"), ("lake", "d2n1")] {
+            storage.ctl(&format!("pool import {drive} --name {pool}"));
+            storage.ctl(&format!("pool check {pool}"));
+        }
+        storage.serve();
+        println!("{:.1?}: serves again", start.elapsed());
+    }
+    log.progress(&host, 2, patience(120)).unwrap();
+    host.run("touch /tmp/fio-enough").unwrap();
+    host.join(fio, patience(300)).unwrap();
+    log.stop(&mut host, patience(60)).unwrap();
+    let records = log.acknowledged(&host);
+    let image = FlushLog::read(&mut host, &logged, records).unwrap();
+    log.check(&image, records);
+    host.run(&format!(
+        "dd if={raw} iflag=direct bs=64k count=16 status=none | cmp - /tmp/data"
+    ))
+    .unwrap();
+    assert!(!host.serial().contains("I/O error"), "{}", host.serial());
+    println!("{:.1?}: {records} records, all there", start.elapsed());
+    host.nvme_disconnect(NQN).unwrap();
+    host.power_off().unwrap();
+}

@@ -39,6 +39,8 @@ pub struct NodeBuilder {
     kernel: String,
     qemu: Vec<String>,
     files: Vec<(String, Vec<u8>)>,
+    /// Programs of the project, and where they are in the node.
+    programs: Vec<(&'static str, &'static str)>,
 }
 
 impl NodeBuilder {
@@ -67,6 +69,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Adds a program of the project.
+    #[must_use]
+    pub fn program(mut self, name: &'static str, path: &'static str) -> Self {
+        self.programs.push((name, path));
+        self
+    }
+
     /// Starts the machine and does not wait for it.
     ///
     /// # Errors
@@ -79,7 +88,7 @@ impl NodeBuilder {
         let folder =
             folder.map_err(HarnessError::file("make a folder in", std::env::temp_dir()))?;
         let archive = folder.path().join("initramfs");
-        let bytes = build(&tools, folder.path(), &self.files)?;
+        let bytes = build(&tools, folder.path(), &self)?;
         fs::write(&archive, bytes).map_err(HarnessError::file("write", &archive))?;
         let errors = folder.path().join("qemu.log");
         let errors_file = fs::File::create(&errors).map_err(HarnessError::file("make", &errors))?;
@@ -158,6 +167,11 @@ impl Node {
             files: files
                 .map(|(path, text)| (path.to_owned(), text.as_bytes().to_owned()))
                 .to_vec(),
+            programs: vec![
+                ("adit-init", "init"),
+                ("aditd", "usr/bin/aditd"),
+                ("aditctl", "usr/bin/aditctl"),
+            ],
         }
     }
 
@@ -234,6 +248,27 @@ impl Node {
         };
         let bytes = fs::read(folder.path().join("serial.log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits until the console shows what `find` finds in it.
+    ///
+    /// # Errors
+    ///
+    /// When it does not within `limit`.
+    pub fn find_on_console<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        find: impl Fn(&str) -> Option<T>,
+    ) -> Result<T, HarnessError> {
+        let start = Instant::now();
+        loop {
+            if let Some(found) = find(&self.console()) {
+                return Ok(found);
+            }
+            self.check(what, start, limit)?;
+            std::thread::sleep(POLL_INTERVAL);
+        }
     }
 
     /// Waits until the console shows `text`.
@@ -376,11 +411,7 @@ impl Drop for Node {
 }
 
 /// The initramfs of a node.
-fn build(
-    tools: &Path,
-    scratch: &Path,
-    files: &[(String, Vec<u8>)],
-) -> Result<Vec<u8>, HarnessError> {
+fn build(tools: &Path, scratch: &Path, node: &NodeBuilder) -> Result<Vec<u8>, HarnessError> {
     let read = |path: &Path| fs::read(path).map_err(HarnessError::file("read", path));
     let mut archive = Archive::default();
     for folder in [
@@ -403,11 +434,7 @@ fn build(
         archive.add(&format!("sbin/{name}"), MODE_LINK, (0, 0), b"/init");
     }
     let mut libraries: Vec<PathBuf> = Vec::new();
-    for (name, target) in [
-        ("adit-init", "init"),
-        ("aditd", "usr/bin/aditd"),
-        ("aditctl", "usr/bin/aditctl"),
-    ] {
+    for (name, target) in &node.programs {
         let path = program(name);
         archive.add(target, MODE_PROGRAM, (0, 0), &stripped(&path, scratch)?);
         libraries.extend(libraries_of(&path));
@@ -422,7 +449,7 @@ fn build(
         archive.add(&name, MODE_PROGRAM, (0, 0), &read(library)?);
     }
     add_modules(&mut archive, tools, &mut folders)?;
-    for (path, content) in files {
+    for (path, content) in &node.files {
         archive.add(path, MODE_FILE, (0, 0), content);
     }
     Ok(archive.finish())

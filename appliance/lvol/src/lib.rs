@@ -37,7 +37,7 @@ pub use pool::{
     Checkup, CreateOptions, Extents, ExternalDevices, ExternalInfo, Finding, Host, LabelChanges,
     MapCursor, MappedRun, MappedRuns, NewVolume, Next, NoExternalDevices, Operation, OperationKind,
     OperationState, POOL_BYTES_MAX, Pool, PoolInfo, PoolOptions, PoolWorker, Promise,
-    REPAIRED_LABEL, VolumeChange, VolumeExtent, VolumeInfo,
+    REPAIRED_LABEL, RESERVED_LABELS, VolumeChange, VolumeExtent, VolumeInfo,
 };
 pub use volume::Volume;
 

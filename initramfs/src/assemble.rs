@@ -104,16 +104,15 @@ pub fn assemble(sources: &Sources) -> Result<Assembled, InitramfsError> {
     let mut programs = Vec::new();
     for program in &description.program {
         let path = sources.programs.join(&program.name);
-        if path.is_file() {
-            let bytes = stripped(&path)?;
-            assembly.libraries_of(&program.name, &bytes)?;
-            let content = Content::File(bytes);
-            assembly.add(&program.path, 0o755, content, Origin::Program)?;
-            programs.push(program.name.clone());
-        } else if !program.optional {
+        if !path.is_file() {
             let (name, folder) = (program.name.clone(), sources.programs.clone());
             return Err(InitramfsError::Program { name, folder });
         }
+        let bytes = stripped(&path)?;
+        assembly.libraries_of(&program.name, &bytes)?;
+        let content = Content::File(bytes);
+        assembly.add(&program.path, 0o755, content, Origin::Program)?;
+        programs.push(program.name.clone());
     }
     for debian in &description.debian {
         assembly.debian(&debian.path)?;
@@ -134,7 +133,7 @@ pub fn assemble(sources: &Sources) -> Result<Assembled, InitramfsError> {
         .map(|module| module.name.clone())
         .collect();
     kernel_modules::add(&mut assembly.tree, &kernel, &names)?;
-    assembly.made(sources, &description, &programs)?;
+    assembly.made(sources, &description)?;
     Ok(Assembled {
         tree: assembly.tree,
         kernel,
@@ -254,7 +253,6 @@ impl Assembly {
         &mut self,
         sources: &Sources,
         description: &Description,
-        programs: &[String],
     ) -> Result<(), InitramfsError> {
         let Stamp {
             version,
@@ -270,7 +268,7 @@ impl Assembly {
              PRETTY_NAME=\"Adit {version} ({profile})\"\nVARIANT_ID={profile}\n"
         );
         let config = toml::to_string(&description.config).map_err(|error| wrong(&error))?;
-        let services = self.services(description, programs)?;
+        let services = self.services(description)?;
         for (path, text) in [
             ("etc/adit/image.toml", image),
             ("usr/lib/os-release", release),
@@ -284,23 +282,17 @@ impl Assembly {
         Ok(())
     }
 
-    /// The table of services: those whose program is in the tree.
-    fn services(
-        &self,
-        description: &Description,
-        programs: &[String],
-    ) -> Result<String, InitramfsError> {
+    /// The table of services.
+    fn services(&self, description: &Description) -> Result<String, InitramfsError> {
         let mut table = Vec::new();
         for service in &description.service {
-            let mut service = service.clone();
-            let unless = service.remove("unless");
-            let unless = unless.as_ref().and_then(toml::Value::as_str);
-            let is_replaced = unless.is_some_and(|name| programs.iter().any(|each| each == name));
             let program = service.get("program").and_then(toml::Value::as_str);
             let path = program.unwrap_or_default().trim_start_matches('/');
-            if !is_replaced && self.tree.get(path).is_some() {
-                table.push(toml::Value::Table(service));
+            if self.tree.get(path).is_none() {
+                let detail = format!("the image has no program {program:?} for a service");
+                return Err(wrong(&detail));
             }
+            table.push(toml::Value::Table(service.clone()));
         }
         let all = toml::Table::from_iter([("service".to_owned(), toml::Value::Array(table))]);
         toml::to_string(&all).map_err(|error| wrong(&error))

@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use crate::{HarnessError, HttpServer, VolatileDisk, patience, qemu, tools};
 
 const CONSOLE_TAIL_LINES: usize = 80;
-/// Port of aditd's management in the node.
-const GRPC_PORT: u16 = 50052;
+/// Port of the agent in the node.
+const AGENT_PORT: u16 = 50051;
 /// Kernel arguments of every boot here: a panic ends QEMU.
 const KERNEL: &str = "console=ttyS0 panic=-1 intel_iommu=on iommu=pt mitigations=off loglevel=4";
 
@@ -26,16 +26,6 @@ pub struct Image {
 }
 
 impl Image {
-    /// The profile that tests boot: the release where it can be reached, which is the agent's work,
-    /// else the developer's, which asks for an address by itself.
-    pub fn profile() -> &'static str {
-        if program("adit-agent").exists() {
-            "release"
-        } else {
-            "dev"
-        }
-    }
-
     /// Makes the image of the programs under test with mkosi, if what is there is not of them.
     ///
     /// # Errors
@@ -149,7 +139,7 @@ impl ApplianceBuilder {
         self
     }
 
-    /// Boots it and waits until `aditd` is ready.
+    /// Boots it and waits until `aditd` is ready and the agent answers.
     ///
     /// # Errors
     ///
@@ -157,6 +147,7 @@ impl ApplianceBuilder {
     pub fn boot(self) -> Result<Appliance, HarnessError> {
         let mut appliance = self.start()?;
         appliance.wait_for_console("aditd: ready", patience(240))?;
+        appliance.manage()?;
         Ok(appliance)
     }
 
@@ -177,8 +168,8 @@ impl ApplianceBuilder {
             self.document().as_bytes(),
         )?;
         let server = self.serve(&tools, folder.path())?;
-        let grpc_port = crate::free_port()?;
-        let mut arguments = self.machine(folder.path(), grpc_port, server.as_ref());
+        let agent_port = crate::free_port()?;
+        let mut arguments = self.machine(folder.path(), agent_port, server.as_ref());
         arguments.extend(self.boot_arguments(&tools, folder.path())?);
         let errors = folder.path().join("qemu.log");
         let errors_file = fs::File::create(&errors).map_err(HarnessError::file("make", &errors))?;
@@ -192,25 +183,23 @@ impl ApplianceBuilder {
             qemu,
             folder: Some(folder),
             server,
-            grpc_port,
+            agent_port,
             started: Instant::now(),
         })
     }
 
-    /// The node's configuration: drives to vfio, huge pages, and `aditd` to be managed from outside.
-    fn document(&self) -> String {
-        let key = "/sys/firmware/qemu_fw_cfg/by_name/opt/test/";
+    /// The node's configuration: who may manage it, drives to vfio, huge pages.
+    fn document(&self, authority: &str) -> String {
         format!(
-            "hostname = 'storage'\n{}\n[machine]\nvfio = [{{ class = 'nvme' }}]\n\
+            "hostname = 'storage'\n{}\n[agent.api]\nca = '''{authority}'''\n\
+             [machine]\nvfio = [{{ class = 'nvme' }}]\n\
              hugepages = [{{ size_kib = 2048, pages = 160 }}]\n\
-             [services.aditd]\narguments = ['--reactors', '1', '--grpc', 'tcp:0.0.0.0:{GRPC_PORT}', \
-             '--ca', '{key}ca.pem/raw', '--cert', '{key}server.pem/raw', \
-             '--key', '{key}server.key/raw']\n",
+             [services.aditd]\narguments = ['--reactors', '1']\n",
             self.config
         )
     }
 
-    fn machine(&self, folder: &Path, grpc_port: u16, server: Option<&HttpServer>) -> Vec<String> {
+    fn machine(&self, folder: &Path, agent_port: u16, server: Option<&HttpServer>) -> Vec<String> {
         let accel = std::env::var("ADIT_QEMU_ACCEL").unwrap_or("tcg,thread=multi".to_owned());
         let path = |name: &str| folder.join(name).display().to_string();
         let mut text = format!(
@@ -225,12 +214,6 @@ impl ApplianceBuilder {
             path("qmp"),
             path("config.toml"),
         );
-        for name in ["ca.pem", "server.pem", "server.key"] {
-            text.push_str(&format!(
-                " -fw_cfg name=opt/test/{name},file={}",
-                path(name)
-            ));
-        }
         for (number, (name, socket)) in self.drives.iter().enumerate() {
             let (socket, chassis) = (socket.display(), number + 1);
             text.push_str(&format!(
@@ -240,7 +223,7 @@ impl ApplianceBuilder {
             ));
         }
         text.push_str(&format!(
-            " -netdev user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:{grpc_port}-:{GRPC_PORT}"
+            " -netdev user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:{agent_port}-:{AGENT_PORT}"
         ));
         match self.boot {
             Boot::Ipxe => {
@@ -352,7 +335,7 @@ pub struct Appliance {
     /// None once it is given up for the reader of a failed test.
     folder: Option<TempDir>,
     server: Option<HttpServer>,
-    grpc_port: u16,
+    agent_port: u16,
     started: Instant,
 }
 
@@ -371,25 +354,41 @@ impl Appliance {
         }
     }
 
-    /// Runs `aditctl` on the host against the node's `aditd`; its standard output.
+    /// Waits for the fingerprint on the console, and until the agent behind it answers `aditctl`.
+    ///
+    /// # Errors
+    ///
+    /// When there is none in time.
+    pub fn manage(&mut self) -> Result<(), HarnessError> {
+        let start = Instant::now();
+        loop {
+            let answered = fingerprint(&self.console()).map(|fingerprint| {
+                let endpoint = format!("127.0.0.1:{}", self.agent_port);
+                let words = ["context", "add", "node", "--endpoint", &endpoint];
+                let known = ["--fingerprint", &fingerprint, "--cert", "site/admin.pem"];
+                self.ctl(&[&words[..], &known, &["--key", "site/admin.key"]].concat())?;
+                self.ctl(&["node", "show"])
+            });
+            if let Some(Ok(_)) = answered {
+                return Ok(());
+            }
+            let waited = start.elapsed();
+            if waited > patience(120) {
+                let what = format!("the agent; the last try: {answered:?}");
+                self.keep();
+                return Err(HarnessError::Deadline { what, waited });
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Runs `aditctl` on the host against the node; its standard output.
     ///
     /// # Errors
     ///
     /// When it fails, with what it printed.
     pub fn ctl(&self, words: &[&str]) -> Result<String, HarnessError> {
-        let folder = self.folder();
-        let path = |name: &str| folder.join(name);
-        let mut command = Command::new(program("aditctl"));
-        command
-            .args(["--server", &format!("tcp:127.0.0.1:{}", self.grpc_port)])
-            .arg("--ca")
-            .arg(path("ca.pem"))
-            .arg("--cert")
-            .arg(path("client.pem"))
-            .arg("--key")
-            .arg(path("client.key"))
-            .args(words);
-        let output = run(&mut command)?;
+        let output = run(ctl(self.folder()).args(words))?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
@@ -507,42 +506,43 @@ impl Drop for Appliance {
     }
 }
 
-/// An authority, and certificates of the node's `aditd` and of the test, in a folder.
-fn certificates(folder: &Path) -> Result<(), HarnessError> {
-    for (name, more) in [
-        ("ca", "basicConstraints=critical,CA:TRUE"),
-        ("server", "subjectAltName=IP:127.0.0.1"),
-        ("client", "subjectAltName=IP:127.0.0.1"),
-    ] {
-        let file = |name: &str, what: &str| folder.join(format!("{name}.{what}"));
-        let mut command = Command::new("openssl");
-        command
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:prime256v1",
-            ])
-            .args(["-nodes", "-days", "2", "-subj", &format!("/CN={name}")])
-            .args(["-addext", more, "-keyout"])
-            .arg(file(name, "key"))
-            .arg("-out")
-            .arg(file(name, "pem"));
-        if name != "ca" {
-            command
-                .arg("-CA")
-                .arg(file("ca", "pem"))
-                .arg("-CAkey")
-                .arg(file("ca", "key"))
-                .args(["-addext", "basicConstraints=critical,CA:FALSE"]);
-        }
-        run(&mut command)?;
-    }
-    Ok(())
+/// `aditctl` with what is known of nodes in a folder.
+fn ctl(folder: &Path) -> Command {
+    let mut command = Command::new(program("aditctl"));
+    command
+        .env("ADIT_CONTEXTS", folder.join("contexts.toml"))
+        .env_remove("ADIT_SERVER")
+        .env_remove("ADIT_CONTEXT")
+        .current_dir(folder);
+    command
+}
+
+/// The fingerprint on the newest whole screen of the console: two lines of 16 pairs.
+fn fingerprint(console: &str) -> Option<String> {
+    let lines: Vec<&str> = console.lines().map(str::trim).collect();
+    lines.windows(2).rev().find_map(|pair| {
+        let first = pair[0].strip_prefix("fingerprint")?.trim();
+        let whole = first.len() == 48 && pair[1].len() == 47;
+        whole.then(|| format!("{first}{}", pair[1]))
+    })
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), HarnessError> {
     fs::write(path, bytes).map_err(HarnessError::file("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fingerprint_stands_on_two_lines_of_a_whole_screen() {
+        let (first, second) = ("ab:".repeat(16), "cd:".repeat(15) + "cd");
+        let screen = format!("Adit 1\r\n  fingerprint  {first}\r\n               {second}\r\n");
+        let wanted = format!("{first}{second}");
+        assert_eq!(fingerprint(&screen).unwrap(), wanted);
+        let cut = format!("{screen}Adit 1\r\n  fingerprint  ab:");
+        assert_eq!(fingerprint(&cut).unwrap(), wanted);
+        assert_eq!(fingerprint("fingerprint\nnone\n"), None);
+    }
 }

@@ -118,7 +118,7 @@ fn a_uki_boots_under_uefi_firmware() {
     if skip_without_qemu() {
         return;
     }
-    let image = Image::make(Image::profile()).unwrap();
+    let image = Image::make("release").unwrap();
     let node = Appliance::builder("uki", &image)
         .by(Boot::Uki)
         .boot()
@@ -134,7 +134,7 @@ fn a_uki_boots_over_http() {
     if skip_without_qemu() {
         return;
     }
-    let image = Image::make(Image::profile()).unwrap();
+    let image = Image::make("release").unwrap();
     let builder = Appliance::builder("http", &image).by(Boot::UefiHttp);
     let node = builder.boot().unwrap();
     let name = format!("GET {}.efi", image.name);
@@ -152,7 +152,7 @@ fn an_idle_node_is_small_and_soon_there() {
     if skip_without_qemu() {
         return;
     }
-    let image = Image::make(Image::profile()).unwrap();
+    let image = Image::make("release").unwrap();
     let mut node = Appliance::builder("idle", &image)
         .overlay(measuring(&image))
         .start()
@@ -162,7 +162,7 @@ fn an_idle_node_is_small_and_soon_there() {
         node.wait_for_console(text, patience(240)).unwrap();
         steps.push((text, node.age()));
     }
-    node.ctl_until(&["node", "show"], "");
+    node.manage().unwrap();
     steps.push(("management answers over the network", node.age()));
     node.ctl(&["bdev", "create", "malloc", "ram", "--size", "16MiB"])
         .unwrap();
@@ -294,7 +294,6 @@ impl Storage {
             .iter()
             .fold(builder, |builder, disk| builder.drive(disk));
         self.node = Some(builder.boot().unwrap());
-        self.node().ctl_until(&["node", "show"], "");
         for number in 1..=4 {
             self.ctl(&format!(
                 "bdev create nvme d{number} --serial drive-{number}"
@@ -358,7 +357,7 @@ fn a_node_that_boots_from_the_network_loses_nothing_that_was_flushed() {
     let seed = std::env::var("ADIT_SEED").ok();
     let seed = seed.and_then(|text| text.parse().ok()).unwrap_or(4);
     let mut dice = Dice::new(seed);
-    let mut storage = Storage::new(Image::make(Image::profile()).unwrap());
+    let mut storage = Storage::new(Image::make("release").unwrap());
     let start = Instant::now();
     storage.boot(Boot::Ipxe);
     let fetched = storage.node().fetched();

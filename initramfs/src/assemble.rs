@@ -249,11 +249,7 @@ impl Assembly {
     }
 
     /// What is made for this image: its version, the list of modules, services, configuration.
-    fn made(
-        &mut self,
-        sources: &Sources,
-        description: &Description,
-    ) -> Result<(), InitramfsError> {
+    fn made(&mut self, sources: &Sources, description: &Description) -> Result<(), InitramfsError> {
         let Stamp {
             version,
             made_unix_s,

@@ -1,7 +1,7 @@
-# Adit's six commands. Everything else is cargo's: see CONTRIBUTING.md.
+# Adit's commands. Everything else is cargo's: see CONTRIBUTING.md.
 
 .DEFAULT_GOAL := help
-.PHONY: help deps run test check bench build-deps loom fuzz-smoke soak mutations
+.PHONY: help deps run test check bench build-deps loom fuzz-smoke soak mutations image-deps initramfs image vm vm-host
 # A build uses every core by itself; two of these side by side would only wait for each other.
 .NOTPARALLEL:
 
@@ -16,6 +16,8 @@ fuzz_seconds ?= 15
 
 help:
 	@echo 'make run     build, and serve a 1 GiB demonstration volume at tcp://127.0.0.1:4420'
+	@echo 'make vm      the appliance in QEMU with four NVMe drives, ready for aditctl; make vm-host a host beside it'
+	@echo 'make image   the bootable images, release and dev, in target/image; make initramfs the same tree in seconds'
 	@echo 'make test    run every test there is, those in QEMU included'
 	@echo 'make check   formatting, lints, licences and advisories, documentation, a short fuzz run'
 	@echo 'make bench   run the benchmarks of every crate (wants a quiet machine)'
@@ -30,6 +32,34 @@ build-deps:
 run: build-deps
 	cargo build --release --bin aditd --bin aditctl
 	@appliance/target/demo.sh "$(CARGO_TARGET_DIR)/release"
+
+# The appliance: docs/operations/image.md.
+image_dir := $(CARGO_TARGET_DIR)/image
+image_parts = --tools "$$(qemu-tests/guest/make-root)" --programs $(CARGO_TARGET_DIR)/release
+
+image-deps:
+	@.ci/deps image
+	cargo build --release --bin adit-init --bin adit-agent --bin aditd --bin aditctl --bin initramfs
+
+initramfs: image-deps
+	@for profile in release dev; do \
+		$(CARGO_TARGET_DIR)/release/initramfs build $(image_parts) --profile $$profile \
+			--out $(image_dir)/initramfs || exit 1; \
+	done
+
+image: image-deps
+	@for profile in release dev; do \
+		image/make-image $$profile "$$(qemu-tests/guest/make-root)" $(CARGO_TARGET_DIR)/release $(image_dir) && \
+		$(CARGO_TARGET_DIR)/release/initramfs sbom $(image_parts) --profile $$profile \
+			>$(image_dir)/adit-$$profile.spdx.json || exit 1; \
+	done
+	@ls -l $(image_dir)
+
+vm: initramfs
+	@image/vm node $(image_dir)/initramfs $(CARGO_TARGET_DIR)/release
+
+vm-host: image-deps
+	@image/vm host $(image_dir)/initramfs $(CARGO_TARGET_DIR)/release
 
 # Binaries and tests in one go: what the tests start is what was just built. The runner's summary is last.
 test: export ADIT_QEMU_TESTS ?= require

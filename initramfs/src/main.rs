@@ -48,6 +48,11 @@ enum Command {
         #[command(flatten)]
         parts: Parts,
     },
+    /// Print the bill of materials
+    Sbom {
+        #[command(flatten)]
+        parts: Parts,
+    },
     /// Print what two initramfs differ in; fails when they do
     Diff {
         /// One
@@ -115,6 +120,11 @@ fn run(command: &Command) -> Result<ExitCode, InitramfsError> {
         Command::Manifest { parts } => {
             let all = assemble(&parts.sources())?;
             print!("{}", all.tree.manifest(&all.kernel.release));
+        }
+        Command::Sbom { parts } => {
+            let sources = parts.sources();
+            let all = assemble(&sources)?;
+            print!("{}", sbom(&sources, &all, &parts.project)?);
         }
         Command::Diff {
             left,

@@ -5,8 +5,10 @@ mod external;
 mod failure;
 mod watch;
 
+use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use block::{Bdev, Registry};
@@ -26,6 +28,9 @@ use crate::runtime::RuntimeError;
 /// How often a device is asked that says neither when it will be ready nor by what.
 const ASK_INTERVAL: Duration = Duration::from_micros(50);
 
+/// Where the kernel says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 /// Opens pools, each with a thread of its own.
 #[derive(Debug)]
 pub struct LvolDriver {
@@ -35,6 +40,11 @@ pub struct LvolDriver {
     events: mpsc::Sender<PoolEvent>,
     /// Where volumes find devices to lie on.
     registry: Arc<Registry>,
+    /// This boot of this machine; zeroes if nobody says.
+    boot_id: [u8; 16],
+    /// Pools that this program has opened already. One that it opens again may have been away meanwhile, on
+    /// a device that lost its power.
+    opened: Mutex<HashSet<String>>,
 }
 
 impl LvolDriver {
@@ -50,12 +60,15 @@ impl LvolDriver {
             buffers,
             events,
             registry,
+            boot_id: read_boot_id(Path::new(BOOT_ID)),
+            opened: Mutex::default(),
         }
     }
 
     fn options(&self) -> PoolOptions {
         PoolOptions {
             externals: Arc::new(NodeDevices(Arc::clone(&self.registry))),
+            boot_id: self.boot_id,
             ..PoolOptions::new(Arc::clone(&self.buffers))
         }
     }
@@ -93,11 +106,18 @@ impl PoolDriver for LvolDriver {
         let block_size = base.geometry().block_size;
         let (tell, told) = oneshot::channel();
         let (alive, ended) = tokio_watch::channel(());
+        // A panic while it was held left a plain set behind.
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = opened.insert(name.to_owned());
+        drop(opened);
         let plan = Plan {
             base,
             name: name.to_owned(),
             attach,
-            options: self.options(),
+            options: PoolOptions {
+                was_away: !is_first,
+                ..self.options()
+            },
         };
         let events = self.events.clone();
         let make = move |bell: &Arc<Bell>| {
@@ -141,6 +161,22 @@ impl PoolDriver for LvolDriver {
             let engine = LvolPool::new(name, pool, sizes, registry, ended);
             Ok(Arc::new(engine) as Arc<dyn Engine>)
         })
+    }
+}
+
+/// The boot as 16 bytes. Without it pools on devices with a volatile cache do without what their logs have
+/// after a crash.
+fn read_boot_id(path: &Path) -> [u8; 16] {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
+    let parsed =
+        text.and_then(|text| uuid::Uuid::parse_str(text.trim()).map_err(|error| error.to_string()));
+    match parsed {
+        Ok(id) => *id.as_bytes(),
+        Err(error) => {
+            let path = path.display().to_string();
+            tracing::warn!(path, error, "which boot this is cannot be read");
+            [0; 16]
+        }
     }
 }
 

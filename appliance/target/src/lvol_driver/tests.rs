@@ -259,3 +259,9 @@ async fn a_volume_on_a_block_device_tells_its_parent_and_when_it_is_missing() {
     assert_eq!(pool.volume("c").await.unwrap().unwrap().status, None);
     pool.close(false).await.unwrap();
 }
+
+#[test]
+fn the_boot_is_read_from_the_kernel() {
+    assert_ne!(read_boot_id(Path::new(BOOT_ID)), [0; 16]);
+    assert_eq!(read_boot_id(Path::new("/nonexistent")), [0; 16]);
+}

@@ -115,6 +115,10 @@ fn on_screen(console: &str, name: &str, length: usize) -> Option<String> {
     screens(console).find_map(value)
 }
 
+fn unbroken(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// It stands on two lines of 16 pairs.
 fn fingerprint(console: &str) -> Option<String> {
     let first = on_screen(console, "fingerprint ", 48)?;
@@ -427,9 +431,11 @@ fn a_node_fetches_its_configuration_until_it_holds() {
     let limit = patience(90);
     for sentence in [
         "A1B2.toml: the server answers with status 404",
-        "A1B2.toml: hostname",
+        "A1B2.toml: hostname:",
     ] {
-        node.wait_for_console(sentence, limit).unwrap();
+        // A long sentence is broken where the screen ends.
+        let find = |text: &str| unbroken(text).contains(sentence).then_some(());
+        node.find_on_console(sentence, limit, find).unwrap();
     }
     let configured = node.find_on_console("the fetched name", limit, |console| {
         let newest = screens(console).next()?;

@@ -137,7 +137,7 @@ const TABLE: &[Entry] = &[
             "ResetBdev",
             "DeleteBdev",
         ],
-        &[],
+        &["FormatDrive"],
     ),
     aditd("adit.v1.ConfigService", &["GetDocument"], &["Apply"], &[]),
     aditd("adit.v1.WatchService", &["Watch"], &[], &[]),
@@ -159,6 +159,8 @@ const TABLE: &[Entry] = &[
         &["GetPool", "ListPools", "CheckPool"],
         &[
             "CreatePool",
+            "UpdatePool",
+            "RenamePool",
             "ImportPool",
             "GrowPool",
             "ExportPool",

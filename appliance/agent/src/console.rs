@@ -18,6 +18,8 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// Lines of each list; a screen has 25.
 const LIST_MAX: usize = 5;
 const WIDTH: usize = 79;
+/// Lines of one sentence.
+const LINES_MAX: usize = 3;
 /// A serial line at 9600 baud takes a second for a screen.
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(50);
@@ -50,11 +52,7 @@ impl Screen {
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = String::new();
-        let mut line = |words: String| {
-            let printable = words.chars().map(|c| if c.is_control() { '?' } else { c });
-            text.extend(printable.take(WIDTH));
-            text.push('\n');
-        };
+        let mut line = |words: String| wrap(&words, &mut text);
         line(format!("Adit {}  {}", self.version, self.name));
         match self.addresses.as_slice() {
             [] => line("no address yet".to_owned()),
@@ -101,6 +99,34 @@ impl Screen {
         list("alerts", self.alerts.clone());
         let _ = writeln!(text);
         text
+    }
+}
+
+/// Adds a line; one that is too long goes on below, further in, and ends in dots at last.
+fn wrap(words: &str, text: &mut String) {
+    let mut rest: Vec<char> = words
+        .chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect();
+    for number in 1..=LINES_MAX {
+        let indent = if number == 1 { "" } else { "      " };
+        let width = WIDTH - indent.len();
+        text.push_str(indent);
+        if rest.len() <= width {
+            text.extend(rest);
+            text.push('\n');
+            return;
+        }
+        let dots = if number == LINES_MAX { "..." } else { "" };
+        let width = width - dots.len();
+        let space = rest[..=width].iter().rposition(|c| *c == ' ');
+        // The spaces before the first word are no place to break.
+        let end = space.filter(|end| *end > width / 2).unwrap_or(width);
+        text.extend(rest.drain(..end));
+        text.push_str(dots);
+        text.push('\n');
+        let spaces = rest.iter().take_while(|c| **c == ' ').count();
+        rest.drain(..spaces);
     }
 }
 
@@ -267,6 +293,20 @@ mod tests {
         assert!(!text.contains("code"), "{text}");
         assert!(text.contains("and 15 more"));
         assert!(text.lines().count() <= 25 && text.lines().all(|line| line.len() <= WIDTH));
+    }
+
+    #[test]
+    fn a_long_sentence_goes_on_below() {
+        let mut text = String::new();
+        let sentence = "word ".repeat(20);
+        wrap(&format!("  {sentence}"), &mut text);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        assert!(lines[0].ends_with("word") && lines[1].starts_with("      word"));
+        let mut text = String::new();
+        wrap(&"x".repeat(1000), &mut text);
+        assert_eq!(text.lines().count(), LINES_MAX);
+        assert!(text.ends_with("x...\n") && text.lines().all(|line| line.len() <= WIDTH));
     }
 
     #[test]

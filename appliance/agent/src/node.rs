@@ -17,6 +17,7 @@ use crate::init_client::InitClient;
 use crate::maintenance::Gate;
 use crate::network::NetworkStatus;
 use crate::store::{Generation, Store};
+use crate::time::TimeStatus;
 use crate::tls::{self, Identity};
 
 /// How long a certificate holds that the node makes for itself, in days. Clients pin it or its
@@ -136,6 +137,8 @@ pub struct Node {
     pub forward: Forward,
     /// What the management interface does.
     pub network: watch::Sender<NetworkStatus>,
+    /// What is known of the clock.
+    pub time: watch::Sender<TimeStatus>,
     /// Whether this boot is good.
     pub boot: watch::Sender<Boot>,
     store: Store,
@@ -182,6 +185,7 @@ impl Node {
             init,
             forward,
             network: watch::Sender::new(NetworkStatus::default()),
+            time: watch::Sender::new(TimeStatus::default()),
             boot: watch::Sender::new(Boot::default()),
             store,
             current: watch::Sender::new(Arc::new(first)),

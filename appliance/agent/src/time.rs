@@ -21,6 +21,24 @@ const STEP_MIN_MS: i64 = 50;
 const INTERVAL: Duration = Duration::from_secs(1024);
 const RETRY: Duration = Duration::from_secs(16);
 
+/// What is known of the clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimeStatus {
+    /// Who set it or was asked last; else why nobody has.
+    pub source: String,
+    /// By how many milliseconds it was off then.
+    pub offset_ms: i64,
+}
+
+impl Default for TimeStatus {
+    fn default() -> TimeStatus {
+        TimeStatus {
+            source: "the system's clock".to_owned(),
+            offset_ms: 0,
+        }
+    }
+}
+
 /// Sets the clock.
 ///
 /// # Errors
@@ -35,9 +53,13 @@ pub fn step_to(time: SystemTime) -> Result<(), AgentError> {
     })
 }
 
-/// Somebody who knows has set the clock.
-pub async fn trusted(node: &Node, by: &str) {
+/// Somebody who knows has set the clock, or found it right.
+pub async fn trusted(node: &Node, by: &str, offset_ms: i64) {
     node.clock.trust();
+    node.time.send_replace(TimeStatus {
+        source: by.to_owned(),
+        offset_ms,
+    });
     if node.init.is_there() {
         let request = Request::TimeSynced { by: by.to_owned() };
         if let Err(error) = node.init.call(&request).await {
@@ -83,19 +105,30 @@ pub async fn synchronise(node: &Node) -> Result<(String, i64), AgentError> {
 
 /// Keeps the clock right for as long as the program runs.
 pub async fn keep(node: Arc<Node>) {
+    let mut changes = node.changes();
     loop {
+        let servers = changes.borrow_and_update().config.time.clone();
         let pause = match synchronise(&node).await {
             Ok((source, offset_ms)) => {
                 tracing::info!(source, offset_ms, "the clock was compared");
-                trusted(&node, &source).await;
+                trusted(&node, &source, offset_ms).await;
                 INTERVAL
             }
             Err(error) => {
                 tracing::debug!(error = chain(&error), "the clock was not compared");
+                if !node.clock.is_trusted() {
+                    node.time
+                        .send_modify(|status| status.source = chain(&error));
+                }
                 RETRY
             }
         };
-        tokio::time::sleep(pause).await;
+        // Other servers are asked at once.
+        let others = changes.wait_for(|current| current.config.time != servers);
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = others => {}
+        }
     }
 }
 

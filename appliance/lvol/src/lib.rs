@@ -19,8 +19,10 @@
 //! reach it through a mailbox; it wakes them by their wakers.
 //!
 //! # Durability
-//! A write that has completed is on the device below; where it is, is committed by the next FLUSH, FUA
-//! or timer. A management call is durable when its promise is kept.
+//! A write that has completed is on the device below, and where it is stands in the log of first writes
+//! until the next FLUSH, FUA or timer commits it. So it survives a crash of the program, and a power cut if the
+//! device has no volatile cache; with one, FLUSH and FUA do. A management call is durable when its promise
+//! is kept. `docs/adr/0008-first-writes-are-logged.md` says why that holds.
 //!
 //! # Errors
 //! Calls end in [`LvolError`], I/O in [`block::IoError`]. When a write of the metadata has failed nobody

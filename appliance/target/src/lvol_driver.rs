@@ -7,8 +7,10 @@ mod limits;
 mod space;
 mod watch;
 
+use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use api::v1::PoolSpec;
@@ -34,6 +36,8 @@ const ASK_INTERVAL: Duration = Duration::from_micros(50);
 
 /// Pieces of maps that a pool keeps in memory, when nobody says; each is 1 to 15 KiB.
 pub const MAP_CACHE_PIECES_DEFAULT: usize = 16_384;
+/// Where the kernel says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Opens pools, each with a thread of its own.
 #[derive(Debug)]
@@ -46,6 +50,11 @@ pub struct LvolDriver {
     registry: Arc<Registry>,
     /// Pieces of maps that each pool keeps in memory.
     map_cache_pieces: usize,
+    /// This boot of this machine; zeroes if nobody says.
+    boot_id: [u8; 16],
+    /// Pools that this program has opened already. One that it opens again may have been away meanwhile, on
+    /// a device that lost its power.
+    opened: Mutex<HashSet<String>>,
 }
 
 impl LvolDriver {
@@ -62,6 +71,8 @@ impl LvolDriver {
             events,
             registry,
             map_cache_pieces: MAP_CACHE_PIECES_DEFAULT,
+            boot_id: read_boot_id(Path::new(BOOT_ID)),
+            opened: Mutex::default(),
         }
     }
 
@@ -76,6 +87,7 @@ impl LvolDriver {
         PoolOptions {
             externals: Arc::new(NodeDevices(Arc::clone(&self.registry))),
             cached_pieces: self.map_cache_pieces,
+            boot_id: self.boot_id,
             ..PoolOptions::new(Arc::clone(&self.buffers))
         }
     }
@@ -119,12 +131,19 @@ impl PoolDriver for LvolDriver {
         let block_size = base.geometry().block_size;
         let (tell, told) = oneshot::channel();
         let (alive, ended) = tokio_watch::channel(());
+        // A panic while it was held left a plain set behind.
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_first = opened.insert(name.to_owned());
+        drop(opened);
         let plan = Plan {
             base,
             name: name.to_owned(),
             uuid: spec.uuid.as_deref().and_then(|uuid| uuid.parse().ok()),
             attach,
-            options: self.options(),
+            options: PoolOptions {
+                was_away: !is_first,
+                ..self.options()
+            },
         };
         let events = self.events.clone();
         let told_level = Arc::clone(&level);
@@ -185,6 +204,22 @@ impl PoolDriver for LvolDriver {
             let engine = LvolPool::new(name, pool, sizes, registry, level, ended);
             Ok(Arc::new(engine) as Arc<dyn Engine>)
         })
+    }
+}
+
+/// The boot as 16 bytes. Without it pools on devices with a volatile cache do without what their logs have
+/// after a crash.
+fn read_boot_id(path: &Path) -> [u8; 16] {
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
+    let parsed =
+        text.and_then(|text| uuid::Uuid::parse_str(text.trim()).map_err(|error| error.to_string()));
+    match parsed {
+        Ok(id) => *id.as_bytes(),
+        Err(error) => {
+            let path = path.display().to_string();
+            tracing::warn!(path, error, "which boot this is cannot be read");
+            [0; 16]
+        }
     }
 }
 

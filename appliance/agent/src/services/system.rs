@@ -185,7 +185,7 @@ impl SystemService for Services {
     }
 
     async fn get_time(&self, _: Request<GetTimeRequest>) -> Answer<Time> {
-        Ok(Response::new(time(&self.node, "the system's clock", 0)))
+        Ok(Response::new(time(&self.node)))
     }
 
     async fn set_time(&self, request: Request<SetTimeRequest>) -> Answer<Time> {
@@ -199,8 +199,8 @@ impl SystemService for Services {
                 .await
                 .map_err(|error| Status::unavailable(chain(&error)))?,
         };
-        crate::time::trusted(&self.node, &source).await;
-        Ok(Response::new(time(&self.node, &source, offset_ms)))
+        crate::time::trusted(&self.node, &source, offset_ms).await;
+        Ok(Response::new(time(&self.node)))
     }
 
     async fn get_network(&self, _: Request<GetNetworkRequest>) -> Answer<Network> {
@@ -352,12 +352,13 @@ fn plan_message(plan: &machine::Plan) -> Result<MachinePlan, Status> {
     })
 }
 
-fn time(node: &Node, source: &str, offset_ms: i64) -> Time {
+fn time(node: &Node) -> Time {
+    let status = node.time.borrow().clone();
     Time {
         unix_ms: unix_ms(node.clock.now()),
         synced: node.clock.is_trusted(),
-        source: source.to_owned(),
-        offset_ms,
+        source: status.source,
+        offset_ms: status.offset_ms,
     }
 }
 

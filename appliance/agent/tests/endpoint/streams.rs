@@ -8,7 +8,7 @@ use api::v1::system_service_client::SystemServiceClient;
 use api::v1::{GetSupportBundleRequest, LogEntry, ReadLogsRequest};
 use pki::{Role, Validity};
 
-use crate::rig::{FakeInit, RING_LINES, now, site, start};
+use crate::rig::{FakeInit, RING_LINES, YEARS, now, site, start};
 
 fn number(entry: &LogEntry) -> u64 {
     let word = entry.line.split(' ').next().unwrap();
@@ -110,7 +110,7 @@ async fn a_bundle_holds_no_key() {
     let key = pki::generate_key().unwrap();
     let names = ["localhost".to_owned()];
     let request = pki::signing_request(&key, &names).unwrap();
-    let validity = Validity::days(now(), 1);
+    let validity = Validity::days(now(), YEARS);
     let certificate = site
         .authority
         .sign_node(&request, &names, validity)

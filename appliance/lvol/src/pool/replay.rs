@@ -223,7 +223,9 @@ impl PoolWorker {
     /// they may not be any more.
     fn log_is_trusted(&self) -> bool {
         let boot_id = self.options.boot_id;
-        let is_same_boot = boot_id != [0; 16] && self.metadata.superblock().boot_id == boot_id;
+        let is_same_boot = boot_id != [0; 16]
+            && self.metadata.superblock().boot_id == boot_id
+            && !self.options.was_away;
         !self.was_pool_damaged && (!self.has_volatile_cache() || is_same_boot)
     }
 

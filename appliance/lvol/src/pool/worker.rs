@@ -42,10 +42,13 @@ pub struct PoolOptions {
     pub transaction_bytes: usize,
     /// Where block devices outside the pool are found that volumes lie on.
     pub externals: Arc<dyn ExternalDevices>,
-    /// Names this boot of this machine; zeroes if it is not known, or if the device may have lost its power
-    /// since the boot. A device with a volatile cache that was left by a crash has everything that it had
-    /// acknowledged if the boot is the same still; after another the log of first writes is not used.
+    /// Names this boot of this machine; zeroes if it is not known. A device with a volatile cache that a crash
+    /// left has everything that it had acknowledged if the boot is the same still; after another, the log of
+    /// first writes is not used.
     pub boot_id: [u8; 16],
+    /// The device may have lost its power although the boot is the same: it was away, for instance. With a
+    /// volatile cache what the log has from before is not used then.
+    pub was_away: bool,
 }
 
 impl PoolOptions {
@@ -59,6 +62,7 @@ impl PoolOptions {
             transaction_bytes: 8 << 20,
             externals: Arc::new(NoExternalDevices),
             boot_id: [0; 16],
+            was_away: false,
         }
     }
 }
@@ -379,6 +383,11 @@ impl PoolWorker {
         // Those that were being written when the last commit ended may be free by now.
         if self.shared.log().is_some_and(|log| log.free_pages()) {
             let result = Ok(());
+            return mailbox.put(Reply::Committed { ticket, result });
+        }
+        if self.shared.log().is_some_and(|log| log.is_lost()) {
+            tracing::error!("no page of the log of first writes is left; open the pool again");
+            let result = Err(IoError::Internal);
             return mailbox.put(Reply::Committed { ticket, result });
         }
         self.waiters.push(Waiter::Channel { mailbox, ticket });

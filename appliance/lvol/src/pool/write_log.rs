@@ -222,6 +222,11 @@ impl WriteLog {
         self.stuck_count.store(stuck.len() as u64, Ordering::SeqCst);
     }
 
+    /// May the device still write to all of them?
+    pub(crate) fn is_lost(&self) -> bool {
+        self.stuck_count.load(Ordering::SeqCst) == self.pages
+    }
+
     /// Rarely more than a look at the count.
     fn is_stuck(&self, first: u64, count: u64) -> bool {
         if self.stuck_count.load(Ordering::Relaxed) == 0 {

@@ -409,3 +409,9 @@ async fn a_pool_that_is_known_gets_the_name_that_the_node_has_for_it() {
         "{error}"
     );
 }
+
+#[test]
+fn the_boot_is_read_from_the_kernel() {
+    assert_ne!(read_boot_id(Path::new(BOOT_ID)), [0; 16]);
+    assert_eq!(read_boot_id(Path::new("/nonexistent")), [0; 16]);
+}

@@ -82,7 +82,7 @@ pub enum Boot {
     Uki,
     /// The UKI, which UEFI firmware fetches over HTTP.
     UefiHttp,
-    /// iPXE, which firmware fetches over TFTP; its script, kernel and initrd over TFTP and HTTP.
+    /// iPXE, which UEFI firmware fetches over TFTP, as iPXE its script; kernel and initrd over HTTP.
     Ipxe,
 }
 
@@ -227,7 +227,7 @@ impl ApplianceBuilder {
         ));
         match self.boot {
             Boot::Ipxe => {
-                text.push_str(&format!(",tftp={},bootfile=undionly.kpxe", path("tftp")));
+                text.push_str(&format!(",tftp={},bootfile=ipxe.efi", path("tftp")));
             }
             Boot::UefiHttp => {
                 let port = server.map_or(0, HttpServer::port);
@@ -248,8 +248,8 @@ impl ApplianceBuilder {
         if self.boot == Boot::Ipxe {
             let tftp = folder.join("tftp");
             fs::create_dir(&tftp).map_err(HarnessError::file("make", &tftp))?;
-            let ipxe = tools.join("root/usr/lib/ipxe/undionly.kpxe");
-            let to = tftp.join("undionly.kpxe");
+            let ipxe = tools.join("root/usr/lib/ipxe/ipxe.efi");
+            let to = tftp.join("ipxe.efi");
             fs::copy(&ipxe, &to).map_err(HarnessError::file("copy", ipxe))?;
             let template = include_str!("../../image/netboot/autoexec.ipxe");
             let script = template
@@ -313,17 +313,21 @@ impl ApplianceBuilder {
                 let card = format!("{card},romfile=");
                 firmware(&["-device", &card, "-kernel", &uki])?
             }
-            Boot::UefiHttp => {
+            Boot::UefiHttp | Boot::Ipxe => {
                 let card = format!("{card},romfile=,bootindex=1");
-                let knob =
-                    |version| format!("name=opt/org.tianocore/IPv{version}PXESupport,string=n");
                 let mut all = firmware(&["-device", &card])?;
-                for version in [4, 6] {
-                    all.extend(["-fw_cfg".to_owned(), knob(version)]);
+                // What firmware would try before, for a minute.
+                let without = if self.boot == Boot::Ipxe {
+                    &[6][..]
+                } else {
+                    &[4, 6]
+                };
+                for version in without {
+                    let knob = format!("name=opt/org.tianocore/IPv{version}PXESupport,string=n");
+                    all.extend(["-fw_cfg".to_owned(), knob]);
                 }
                 all
             }
-            Boot::Ipxe => vec!["-device".to_owned(), format!("{card},bootindex=1")],
         })
     }
 }
@@ -349,7 +353,7 @@ impl Appliance {
             drives: Vec::new(),
             config: String::new(),
             kernel: String::new(),
-            memory_mib: 1536,
+            memory_mib: 2048,
             overlay: Vec::new(),
         }
     }

@@ -533,7 +533,7 @@ fn a_deletion_of_a_large_volume_is_done_in_small_steps() {
                 taken += 1;
                 // A first write is two of the device's, one after the other.
                 assert!(
-                    taken <= 16,
+                    taken <= 32,
                     "an i/o waits for {taken} steps of the deletion"
                 );
             }

@@ -344,12 +344,15 @@ fn a_node_is_configured_and_kept_over_the_network() {
     let system = person.wait_for(&["node", "system"], "eth9");
     assert!(system.contains("trying DHCP on any interface"), "{system}");
     person.wait_for(&["node", "network"], "lent by 10.0.2.2");
-    let fixed = "[agent.network]\nmode = 'static'\naddresses = ['10.0.2.15/24']\n\
+    let fixed = "[agent.network]\nmode = 'static'\naddresses = ['10.0.2.15/24', 'fd00::7/64']\n\
         gateway = '10.0.2.2'\nmtu = 1400\n";
     person.write("static.toml", &format!("{base}{fixed}"));
     person.ctl(&["node", "config", "apply", "-f", "static.toml"]);
     let network = person.wait_for(&["node", "network"], "static");
-    assert!(network.contains("10.0.2.15/24"), "{network}");
+    assert!(
+        network.contains("10.0.2.15/24") && network.contains("fd00::7/64"),
+        "{network}"
+    );
     let routes = node.run("ip route; cat /sys/class/net/eth*/mtu").unwrap();
     assert!(
         routes.contains("default via 10.0.2.2") && routes.contains("1400"),
@@ -361,6 +364,8 @@ fn a_node_is_configured_and_kept_over_the_network() {
         "what is right again is no alert: {system}"
     );
     person.ctl(&["node", "config", "apply", "-f", "node.toml"]);
+    let network = person.wait_for(&["node", "network"], "lent by 10.0.2.2");
+    assert!(!network.contains("fd00::7"), "{network}");
     let previous = person.ctl(&["node", "config", "get", "--previous"]);
     assert!(previous.contains("static"), "{previous}");
 

@@ -144,6 +144,9 @@ fn a_node_is_configured_by_the_code_and_then_only_certificates_open_it() {
     let document = agent.ctl(&["--context", "n1", "node", "config", "get"]);
     assert!(document.contains("hostname = \"stor-1\""), "{document}");
 
+    // The same document again, signed by nobody: the node shows the certificate that it has.
+    agent.ctl(&["node", "config", "apply", "-f", "node.toml"]);
+
     // Another client of the site may do less; who has no certificate, nothing.
     agent.ctl(&["pki", "issue", "pki", "bob", "--role", "reader"]);
     let mut bob = vec!["context", "add", "bob", "--endpoint", &agent.endpoint];
@@ -197,6 +200,13 @@ fn a_node_without_a_site_makes_its_own_authority() {
     // The context has the certificate that the node signed.
     assert!(agent.ctl(&["node", "system"]).contains("configured"));
     agent.ctl(&["bdev", "list"]);
+    // Another name is another certificate, and the context learns of it.
+    for document in ["hostname = \"lone\"\n", "hostname = \"alone\"\n"] {
+        std::fs::write(agent.folder.path().join("node.toml"), document).unwrap();
+        agent.ctl(&["node", "config", "apply", "-f", "node.toml"]);
+        agent.ctl(&["bdev", "list"]);
+    }
+    assert!(agent.ctl(&["node", "system"]).contains("alone"));
     let contexts = agent.folder.path().join("contexts.toml");
     let mode = std::os::unix::fs::PermissionsExt::mode(
         &std::fs::metadata(contexts).unwrap().permissions(),

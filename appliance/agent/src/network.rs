@@ -397,8 +397,11 @@ async fn add_gateway(handle: &Handle, link: &Link, gateway: IpAddr) -> Result<()
         .map_err(|error| failed(&link.name, &error))
 }
 
-/// Takes the IPv4 addresses of an interface away; routes go with them.
+/// Takes the addresses of an interface away that it was given, in IPv6 not those that the kernel made
+/// by router announcements; routes go with them.
 async fn clear(handle: &Handle, link: &Link) -> Result<(), AgentError> {
+    use rtnetlink::packet_route::AddressFamily;
+    use rtnetlink::packet_route::address::{AddressHeader, AddressHeaderFlags, AddressScope};
     let failed = |error: rtnetlink::Error| failed(&link.name, &error);
     let all = handle
         .address()
@@ -406,8 +409,15 @@ async fn clear(handle: &Handle, link: &Link) -> Result<(), AgentError> {
         .set_link_index_filter(link.index)
         .execute();
     let all: Vec<_> = all.try_collect().await.map_err(failed)?;
-    let is_v4 = |family| matches!(family, rtnetlink::packet_route::AddressFamily::Inet);
-    for address in all.into_iter().filter(|each| is_v4(each.header.family)) {
+    let was_given = |header: &AddressHeader| match header.family {
+        AddressFamily::Inet => true,
+        AddressFamily::Inet6 => {
+            header.scope == AddressScope::Universe
+                && header.flags.contains(AddressHeaderFlags::Permanent)
+        }
+        _ => false,
+    };
+    for address in all.into_iter().filter(|each| was_given(&each.header)) {
         handle
             .address()
             .del(address)

@@ -395,16 +395,22 @@ impl Node {
         document: String,
         violations: &mut Vec<Violation>,
     ) -> Option<(Generation, Option<String>)> {
-        let key_pem = match &config.api.key {
-            Some(key) => key.clone(),
+        // One that cannot be read is nothing to go on with.
+        let kept = self.store.current().ok().flatten();
+        let given = &config.api.certificate;
+        let kept_key = kept
+            .as_ref()
+            .filter(|kept| given.as_ref() == Some(&kept.certificate_pem))
+            .map(|kept| kept.key_pem.clone());
+        let key_pem = match config.api.key.clone().or(kept_key) {
+            Some(key) => key,
             None => note(self.store.node_key(), "", violations)?,
         };
-        let given = wanted
-            .certificate_pem
-            .clone()
-            .or(config.api.certificate.clone());
         if let Some(ca_pem) = &config.api.ca {
-            let certificate_pem = match given {
+            // Clients know the node by its certificate: it stays where nobody brings another.
+            let stays = kept.filter(|kept| kept.key_pem == key_pem && kept.ca_pem == *ca_pem);
+            let given = wanted.certificate_pem.clone().or(given.clone());
+            let certificate_pem = match given.or(stays.map(|kept| kept.certificate_pem)) {
                 Some(pem) => pem,
                 None => note(
                     own_certificate(&self.store, name, config, &self.clock),
@@ -468,13 +474,22 @@ impl Node {
             authority.sign_client(request, "admin", pki::Role::Admin, validity)
         });
         let names = own_names(name, config);
-        let request = pki::signing_request(&key_pem, &names)?;
-        let validity = pki::Validity::days(now, OWN_CERTIFICATE_DAYS);
+        let stays = before.filter(|before| {
+            before.key_pem == key_pem && names_in(&before.document).as_ref() == Some(&names)
+        });
+        let certificate_pem = match stays {
+            Some(before) => before.certificate_pem,
+            None => {
+                let request = pki::signing_request(&key_pem, &names)?;
+                let validity = pki::Validity::days(now, OWN_CERTIFICATE_DAYS);
+                authority.sign_node(&request, &names, validity)?
+            }
+        };
         let generation = Generation {
             document,
             ca_pem: authority.certificate_pem().to_owned(),
             ca_key_pem: Some(ca_key_pem),
-            certificate_pem: authority.sign_node(&request, &names, validity)?,
+            certificate_pem,
             key_pem,
             fetched_from: wanted.fetched_from.clone(),
         };
@@ -693,6 +708,13 @@ fn own_names(name: &str, config: &AgentConfig) -> Vec<String> {
     let mut names = names(name, config);
     names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
     names
+}
+
+/// The names that the node's own certificate has for a document that gives it one.
+fn names_in(document: &str) -> Option<Vec<String>> {
+    let table = config::parse(document).ok()?;
+    let name = server_name_of(&table)?;
+    Some(own_names(&name, &config::read(&table).0))
 }
 
 fn server_name_of(document: &toml::Table) -> Option<String> {

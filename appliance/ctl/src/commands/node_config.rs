@@ -68,7 +68,7 @@ pub(crate) async fn run(context: &Context, verb: ConfigVerb) -> Result<(), Failu
                 });
             }
             let answer = client.apply_node_config(request).await?.into_inner();
-            if !dry_run && context.code.0.is_some() {
+            if !dry_run {
                 remember(context, &answer, credentials)?;
             }
             output::object(context.format, &answer, |answer| {
@@ -106,7 +106,7 @@ async fn signed(
         .map_err(authority::usage)
 }
 
-/// The code opens the node no more: the context gets what does.
+/// What the node shows from now on; where the code opened it, the context gets what does now.
 fn remember(
     context: &Context,
     answer: &ApplyNodeConfigResponse,
@@ -119,11 +119,16 @@ fn remember(
     let Some(entry) = contexts.contexts.get_mut(name) else {
         return Ok(());
     };
-    entry.code = None;
-    entry.ca = Some(answer.ca_pem.clone());
+    let by_code = entry.code.take().is_some();
     entry.server_name = Some(answer.server_name.clone());
     // Pinned as before: a node that signs its own certificate is known by nothing else.
-    entry.fingerprint = Some(answer.fingerprint.replace(':', ""));
+    if by_code || entry.fingerprint.is_some() {
+        entry.fingerprint = Some(answer.fingerprint.replace(':', ""));
+    }
+    if !by_code {
+        return contexts.write();
+    }
+    entry.ca = Some(answer.ca_pem.clone());
     match credentials {
         Some(credentials) => {
             let signed = &answer.admin_certificate_pem;

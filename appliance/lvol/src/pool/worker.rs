@@ -308,8 +308,13 @@ impl PoolWorker {
         if self.external_at.is_some_and(|at| at <= now) {
             self.look_for_externals();
         }
-        worked |= self.collect();
-        worked |= self.operate();
+        // Commits of work in the background, one after another, could overtake a first write for ever. A
+        // channel that has caught up wakes the worker.
+        let log = self.shared.log();
+        if log.is_none_or(|log| log.overtaken.load(Ordering::SeqCst) == 0) {
+            worked |= self.collect();
+            worked |= self.operate();
+        }
         worked |= self.check_some(now);
         let due = self.commit_due.is_some_and(|due| due <= now);
         if due || !self.waiters.is_empty() {

@@ -45,6 +45,8 @@ pub(crate) struct WriteLog {
     /// Places of the ring that the device may still write to, for nobody waits for it.
     stuck: Mutex<HashSet<u64>>,
     stuck_count: AtomicU64,
+    /// Channels whose pages a commit overtook, until their changes are in the maps.
+    pub(crate) overtaken: AtomicU64,
     /// The device keeps what it has acknowledged when its power goes.
     pub(crate) survives_power_loss: bool,
 }
@@ -89,6 +91,7 @@ impl WriteLog {
             applied: AtomicU64::new(if pages.is_empty() { 0 } else { epoch + 1 }),
             stuck: Mutex::default(),
             stuck_count: AtomicU64::new(0),
+            overtaken: AtomicU64::new(0),
             survives_power_loss,
         })
     }

@@ -4,6 +4,8 @@
 //! flight. When a write has ended its changes are made in the maps, unless a commit has begun meanwhile:
 //! then they are written again with its epoch first. Until then their granules are locked.
 
+use std::sync::atomic::Ordering;
+
 use block::{Completion, Io, IoError, Op, Submit};
 use dma::IoBuf;
 
@@ -29,6 +31,8 @@ pub(super) struct LogSide {
     writes: [LogWrite; WRITES_MAX],
     /// The log is full; the worker was asked for room.
     asked: bool,
+    /// A commit overtook what was written. Work in the background waits until this has caught up.
+    overtaken: bool,
     /// Of the last write; kept for its room.
     entries: Vec<LogEntry>,
 }
@@ -50,6 +54,7 @@ impl LogSide {
             ready: Vec::new(),
             writes: Default::default(),
             asked: false,
+            overtaken: false,
             entries: Vec::new(),
         }
     }
@@ -105,11 +110,7 @@ impl VolumeChannel {
     }
 
     fn write_ready(&mut self) {
-        if self
-            .shared
-            .stopped
-            .load(std::sync::atomic::Ordering::Acquire)
-        {
+        if self.shared.stopped.load(Ordering::Acquire) {
             return self.fail_ready(IoError::Removed);
         }
         while let Some((write, buffer, pages)) = self.next_log_write() {
@@ -192,9 +193,12 @@ impl VolumeChannel {
         let mut flights = std::mem::take(&mut write.flights);
         side.tell_oldest();
         match completion.result {
-            Err(error) => flights
-                .drain(..)
-                .for_each(|index| self.fail_logged(index, error)),
+            Err(error) => {
+                self.caught_up();
+                flights
+                    .drain(..)
+                    .for_each(|index| self.fail_logged(index, error));
+            }
             Ok(()) => self.make_changes(epoch, &mut flights),
         }
         // Its room is kept.
@@ -222,10 +226,14 @@ impl VolumeChannel {
         });
         if made.is_none() {
             // A commit has begun that may not have them, and covers what the pages say.
+            if !std::mem::replace(&mut side.overtaken, true) {
+                log.overtaken.fetch_add(1, Ordering::SeqCst);
+            }
             flights.append(&mut side.ready);
             std::mem::swap(&mut side.ready, flights);
             return;
         }
+        self.caught_up();
         for index in flights.drain(..) {
             let Some(mut flight) = self.flights[index].take() else {
                 continue;
@@ -247,6 +255,17 @@ impl VolumeChannel {
         }
     }
 
+    /// Nothing of this channel has been overtaken any more, or it is given up.
+    fn caught_up(&mut self) {
+        let (Some(log), Some(side)) = (self.shared.log(), &mut self.log) else {
+            return;
+        };
+        if std::mem::take(&mut side.overtaken) {
+            log.overtaken.fetch_sub(1, Ordering::SeqCst);
+            self.shared.wake_worker();
+        }
+    }
+
     /// The worker's answer: there is room, or there will be none.
     pub(super) fn log_has_room(&mut self, result: Result<(), IoError>) {
         if let Some(side) = &mut self.log {
@@ -259,6 +278,7 @@ impl VolumeChannel {
 
     /// Ends all that is to be logged.
     fn fail_ready(&mut self, error: IoError) {
+        self.caught_up();
         let Some(side) = &mut self.log else { return };
         for index in std::mem::take(&mut side.ready) {
             self.fail_logged(index, error);
@@ -305,6 +325,7 @@ impl VolumeChannel {
 
     /// The channel goes: the device may still write its pages.
     pub(super) fn abandon_log(&mut self) {
+        self.caught_up();
         let (Some(log), Some(side)) = (self.shared.log(), &mut self.log) else {
             return;
         };

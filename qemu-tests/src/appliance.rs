@@ -97,6 +97,8 @@ pub struct ApplianceBuilder {
     config: String,
     kernel: String,
     memory_mib: u32,
+    iommu: bool,
+    network: bool,
     /// More files for a boot from kernel and initrd: a cpio archive.
     overlay: Vec<u8>,
 }
@@ -139,6 +141,27 @@ impl ApplianceBuilder {
         self
     }
 
+    /// Gives it less memory than 2 GiB, or more.
+    #[must_use]
+    pub fn memory_mib(mut self, memory_mib: u32) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Takes its IOMMU away.
+    #[must_use]
+    pub fn without_iommu(mut self) -> Self {
+        self.iommu = false;
+        self
+    }
+
+    /// Takes its network card away; for a boot from kernel and initrd.
+    #[must_use]
+    pub fn without_network(mut self) -> Self {
+        self.network = false;
+        self
+    }
+
     /// Boots it and waits until `aditd` is ready and the agent answers.
     ///
     /// # Errors
@@ -162,11 +185,12 @@ impl ApplianceBuilder {
         let folder = tempfile::Builder::new().prefix(&prefix).tempdir();
         let folder =
             folder.map_err(HarnessError::file("make a folder in", std::env::temp_dir()))?;
-        certificates(folder.path())?;
-        write(
-            &folder.path().join("config.toml"),
-            self.document().as_bytes(),
-        )?;
+        run(ctl(folder.path()).args(["pki", "init", "site", "--name", "site"]))?;
+        let authority = folder.path().join("site/ca.pem");
+        let authority =
+            fs::read_to_string(&authority).map_err(HarnessError::file("read", &authority))?;
+        let document = self.document(&authority);
+        write(&folder.path().join("config.toml"), document.as_bytes())?;
         let server = self.serve(&tools, folder.path())?;
         let agent_port = crate::free_port()?;
         let mut arguments = self.machine(folder.path(), agent_port, server.as_ref());
@@ -204,8 +228,7 @@ impl ApplianceBuilder {
         let path = |name: &str| folder.join(name).display().to_string();
         let mut text = format!(
             "-nodefaults -no-user-config -display none -no-reboot -cpu max -smp 2 \
-             -machine q35,kernel-irqchip=split -accel {accel} -m {} \
-             -device intel-iommu,intremap=on,caching-mode=on -device virtio-rng-pci \
+             -machine q35,kernel-irqchip=split -accel {accel} -m {} -device virtio-rng-pci \
              -serial file:{} -qmp unix:{},server=on,wait=off \
              -fw_cfg name=opt/io.adit/config,file={} \
              -smbios type=1,serial=A1B2,uuid=4c4c4544-0042-3510-8054-b6c04f303233",
@@ -214,6 +237,9 @@ impl ApplianceBuilder {
             path("qmp"),
             path("config.toml"),
         );
+        if self.iommu {
+            text.push_str(" -device intel-iommu,intremap=on,caching-mode=on");
+        }
         for (number, (name, socket)) in self.drives.iter().enumerate() {
             let (socket, chassis) = (socket.display(), number + 1);
             text.push_str(&format!(
@@ -297,16 +323,18 @@ impl ApplianceBuilder {
                     initrd = folder.join("initrd");
                     write(&initrd, &bytes)?;
                 }
-                vec![
-                    "-device".to_owned(),
-                    format!("{card},romfile="),
+                let mut all = vec![
                     "-kernel".to_owned(),
                     kernel.display().to_string(),
                     "-initrd".to_owned(),
                     initrd.display().to_string(),
                     "-append".to_owned(),
                     self.words(),
-                ]
+                ];
+                if self.network {
+                    all.extend(["-device".to_owned(), format!("{card},romfile=")]);
+                }
+                all
             }
             Boot::Uki => {
                 let uki = self.image.file("efi").display().to_string();
@@ -354,6 +382,8 @@ impl Appliance {
             config: String::new(),
             kernel: String::new(),
             memory_mib: 2048,
+            iommu: true,
+            network: true,
             overlay: Vec::new(),
         }
     }
@@ -371,7 +401,7 @@ impl Appliance {
                 let words = ["context", "add", "node", "--endpoint", &endpoint];
                 let known = ["--fingerprint", &fingerprint, "--cert", "site/admin.pem"];
                 self.ctl(&[&words[..], &known, &["--key", "site/admin.key"]].concat())?;
-                self.ctl(&["node", "show"])
+                self.ctl(&["node", "system"])
             });
             if let Some(Ok(_)) = answered {
                 return Ok(());

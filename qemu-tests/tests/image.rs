@@ -197,6 +197,55 @@ fn an_idle_node_is_small_and_soon_there() {
     assert!(programs + files < IDLE_KIB_MAX);
 }
 
+/// Goal: a node that cannot have what it was told says why, in the same sentence on its console and over
+/// the network, and is managed all the same. Method: no IOMMU, more huge pages than there is memory,
+/// an `aditd` that fails at every start.
+#[test]
+fn a_node_that_cannot_drive_its_drives_says_why_and_is_managed() {
+    if skip_without_qemu() {
+        return;
+    }
+    let image = Image::make("release").unwrap();
+    let disk = VolatileDisk::new("drive-1", 64 * MIB, &Power::new()).unwrap();
+    let mut node = Appliance::builder("degraded", &image)
+        .without_iommu()
+        .drive(&disk)
+        .kernel("adit.machine.hugepages=[{size_kib=2048,pages=4000}]")
+        .kernel("adit.services.aditd.arguments=['--no-such-option']")
+        .start()
+        .unwrap();
+    let no_iommu = "bind to vfio-pci: there is no IOMMU: give this virtual machine one: \
+        -device intel-iommu in QEMU";
+    let no_memory = "MiB are kept: ask for fewer pages, or for best effort";
+    let held = "held: crashed 5 times in 60 s, last: exit 2";
+    for sentence in [no_iommu, no_memory, held] {
+        node.wait_for_console(sentence, patience(120)).unwrap();
+    }
+    node.manage().unwrap();
+    let actions = node.ctl_until(&["node", "actions", "-o", "json"], no_iommu);
+    assert!(actions.contains(no_memory), "{actions}");
+    let services = node.ctl_until(&["node", "services", "-o", "json"], held);
+    assert!(services.contains("--no-such-option"), "{services}");
+    let refused = node.ctl(&["bdev", "list"]).unwrap_err().to_string();
+    assert!(refused.contains("aditd does not answer"), "{refused}");
+}
+
+/// Goal: a node without a network comes up and says so. Method: it has no network card.
+#[test]
+fn a_node_without_a_network_says_so_and_serves_what_it_can() {
+    if skip_without_qemu() {
+        return;
+    }
+    let image = Image::make("release").unwrap();
+    let mut node = Appliance::builder("alone", &image)
+        .without_network()
+        .start()
+        .unwrap();
+    for sentence in ["aditd: ready", "no address yet"] {
+        node.wait_for_console(sentence, patience(240)).unwrap();
+    }
+}
+
 /// An archive with a service that says once what takes memory: the proportional share of each program
 /// but for what is files of the image, and the files, which live in memory.
 fn measuring(image: &Image) -> Vec<u8> {
@@ -316,6 +365,19 @@ impl Storage {
         until("the port", || self.node().forward(self.port, 4420).ok());
     }
 
+    /// The host makes a filesystem on the fourth drive; no pool takes its place unasked.
+    fn refuses_a_drive_with_a_filesystem(&self, host: &mut Guest) {
+        self.ctl(&format!("namespace add {NQN} d4n1 --nsid 4"));
+        let device = host.wait_for_namespace(NQN, 4).unwrap();
+        host.run(&format!("mkfs.ext4 -q {device}")).unwrap();
+        self.ctl(&format!("namespace remove {NQN} 4"));
+        let refused = self.node().ctl(&["pool", "create", "pond", "d4n1"]);
+        let refused = refused.unwrap_err().to_string();
+        let sentence =
+            "the device holds an ext2, ext3 or ext4 file system; use force to overwrite it";
+        assert!(refused.contains(sentence), "{refused}");
+    }
+
     /// Cuts the power with the n-th write from now on; the drives lose a part of what was not flushed.
     fn cut(&mut self, write: u64, seed: u64) -> Vec<(usize, usize)> {
         self.power.off_at_write(write);
@@ -389,6 +451,7 @@ fn a_node_that_boots_from_the_network_loses_nothing_that_was_flushed() {
          dd if=/tmp/data of={raw} oflag=direct bs=64k conv=fsync status=none"
     ))
     .unwrap();
+    storage.refuses_a_drive_with_a_filesystem(&mut host);
     let mut log = FlushLog::start(&mut host, &logged).unwrap();
     let fio = start_fio(&mut host, &load);
     for cut in 0..cuts {

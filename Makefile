@@ -35,6 +35,7 @@ run: build-deps
 
 # The appliance: docs/operations/image.md.
 image_dir := $(CARGO_TARGET_DIR)/image
+uki_bytes_max := 60000000
 image_parts = --tools "$$(qemu-tests/guest/make-root)" --programs $(CARGO_TARGET_DIR)/release
 
 image-deps:
@@ -54,6 +55,8 @@ image: image-deps
 			>$(image_dir)/adit-$$profile.spdx.json || exit 1; \
 	done
 	@ls -l $(image_dir)
+	@size=$$(stat --format %s $(image_dir)/adit-release.efi); [ "$$size" -lt $(uki_bytes_max) ] || \
+		{ echo "image: adit-release.efi takes $$size bytes, $(uki_bytes_max) are the limit" >&2; exit 1; }
 
 vm: initramfs
 	@image/vm node $(image_dir)/initramfs $(CARGO_TARGET_DIR)/release

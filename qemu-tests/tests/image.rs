@@ -350,7 +350,7 @@ impl Storage {
         }
         for number in 1..=4 {
             let name = format!("d{number}n1");
-            self.node().ctl_until(&["bdev", "list"], &name);
+            self.node().ctl_until(&["bdev", "show", &name], &name);
         }
     }
 

@@ -161,7 +161,7 @@ fn the_machine_of_a_developer_is_managed_in_one_command() {
     };
     ctl(&["bdev", "create", "nvme", "d1", "--serial", "drive-1"]);
     until("the drive", || {
-        ctl(&["bdev", "list"]).contains("d1n1").then_some(())
+        ctl(&["bdev", "show", "d1"]).contains("d1n1").then_some(())
     });
     ctl(&["pool", "create", "tank", "d1n1"]);
     ctl(&["volume", "create", "tank/v", "--size", "64MiB"]);

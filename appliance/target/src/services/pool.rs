@@ -195,7 +195,11 @@ impl Services {
         let _gate = self.pool_gate.lock().await;
         // The name of the device, and the pool that is attached from it.
         let found = self.control.read(|view| {
-            let bdev = view.model.find_bdev(&bdev_name)?.spec.name.clone();
+            let bdev = match view.model.find_bdev(&bdev_name) {
+                Some(found) => found.spec.name.clone(),
+                // A namespace of a drive is none of those that were created.
+                None => view.model.drive_of(&bdev_name).map(|_| bdev_name.clone())?,
+            };
             let attached = view.model.bdev_users(&bdev).find_map(|key| match key {
                 Key::Pool(pool) => Some(pool.clone()),
                 _ => None,

@@ -2,6 +2,7 @@
 
 mod bdevs;
 mod firmware;
+mod nodes;
 mod pools;
 mod values;
 
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::bdevs::*;
 pub(crate) use self::firmware::*;
+pub(crate) use self::nodes::{ConfigVerb, ContextVerb, MachineVerb, NodeVerb, PkiVerb, TimeVerb};
 pub(crate) use self::pools::*;
 use self::values::{ana_state, bytes_u32, milliseconds, milliseconds_u32};
 
@@ -35,14 +37,13 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Where aditd is: unix:PATH or tcp:ADDRESS:PORT
-    #[arg(
-        long,
-        global = true,
-        env = "ADIT_SERVER",
-        default_value = "unix:/run/adit/aditd.sock"
-    )]
-    pub(crate) server: String,
+    /// Where aditd is: unix:PATH or tcp:ADDRESS:PORT [default: the context in use, else
+    /// unix:/run/adit/aditd.sock]
+    #[arg(long, global = true, env = "ADIT_SERVER")]
+    pub(crate) server: Option<String>,
+    /// The node to talk to, by the name that `context add` gave it
+    #[arg(long, global = true, env = "ADIT_CONTEXT", value_name = "NAME")]
+    pub(crate) context: Option<String>,
     /// Output for people (table) or for programs (json)
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     pub(crate) output: Format,
@@ -75,6 +76,15 @@ pub(crate) enum Noun {
     /// The node itself
     #[command(subcommand)]
     Node(NodeVerb),
+    /// The hardware of a node: of this one, or of the one that a context names
+    #[command(subcommand)]
+    Machine(MachineVerb),
+    /// Nodes by name, and how each is reached
+    #[command(subcommand)]
+    Context(ContextVerb),
+    /// Certificates for nodes and their clients
+    #[command(subcommand)]
+    Pki(PkiVerb),
     /// How hosts reach this node
     #[command(subcommand)]
     Transport(TransportVerb),
@@ -258,24 +268,6 @@ pub(crate) enum ListOnly {
 pub(crate) enum IobufVerb {
     /// Show pools and who uses them
     Stat,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum NodeVerb {
-    /// Show what runs and how it is
-    Show,
-    /// Stop accepting and finish I/O
-    Drain {
-        /// How long I/O in flight may take
-        #[arg(long, default_value = "10s", value_parser = milliseconds)]
-        timeout: u64,
-    },
-    /// Drain, then end the program
-    Shutdown {
-        /// How long I/O in flight may take
-        #[arg(long, default_value = "10s", value_parser = milliseconds)]
-        timeout: u64,
-    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -477,6 +469,13 @@ pub(crate) enum NamespaceVerb {
         #[arg(long)]
         write_protect: bool,
     },
+    /// Show one, with the hosts that are registered with it and who holds a reservation
+    Show {
+        /// NQN of the subsystem
+        nqn: String,
+        /// Namespace ID
+        nsid: u32,
+    },
     /// List namespaces
     List {
         /// Only of this subsystem
@@ -652,6 +651,26 @@ mod tests {
             "aditctl transport create tcp --in-capsule-data-size 8KiB --max-queue-depth 128 \
              --max-io-size 128KiB",
             "aditctl transport list",
+            "aditctl context add n1 --endpoint 192.0.2.1:50051 --ca ca --cert c --key k",
+            "aditctl context add n1 --endpoint 192.0.2.1:50051 --code X --fingerprint ab:cd",
+            "aditctl context list",
+            "aditctl context use n1",
+            "aditctl context remove n1",
+            "aditctl --context n1 machine show",
+            "aditctl machine plan -f node.toml",
+            "aditctl machine apply --yes",
+            "aditctl node system",
+            "aditctl node logs aditd --follow --since 10m --tail 5",
+            "aditctl node kmsg --follow",
+            "aditctl node services",
+            "aditctl node bundle -f b.tar.zst",
+            "aditctl node reboot",
+            "aditctl node poweroff",
+            "aditctl node wipe nvme0n1 --serial S",
+            "aditctl node config get --previous",
+            "aditctl node config apply -f node.toml --dry-run --sign-with pki",
+            "aditctl pki init pki --name site",
+            "aditctl pki issue pki alice --role operator --days 30",
             "aditctl bdev create null n0 --size 1TiB",
             "aditctl bdev create file f0 /srv/f0 --size 4GiB",
             "aditctl bdev create file f0 /srv/f0",

@@ -9,10 +9,12 @@
 
 mod commands;
 mod connection;
+mod contexts;
 mod document;
 mod failure;
 mod grammar;
 mod output;
+mod pinned;
 mod table;
 
 use std::process::ExitCode;

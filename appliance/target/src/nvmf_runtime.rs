@@ -19,6 +19,7 @@ use fabric_wire::Nqn;
 use nvmf::{Subsystem, Ticket};
 use tokio::sync::mpsc;
 
+pub(crate) use self::devices::qos;
 use self::drives::Drives;
 pub use self::drives::LostDrive;
 use self::pools::{Handle, Pools};
@@ -224,6 +225,11 @@ impl Runtime for NvmfRuntime {
 
     fn describe_host(&self, host: &mut v1::Host) {
         self.fill_host(host);
+    }
+
+    fn bdevs(&self) -> Vec<String> {
+        let bdevs = self.plane.registry().list();
+        bdevs.iter().map(|bdev| bdev.name().to_owned()).collect()
     }
 
     fn bdev_stats(&self, name: &str, per_thread: bool, histograms: bool) -> Option<v1::BdevStats> {

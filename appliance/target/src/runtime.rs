@@ -133,6 +133,9 @@ pub trait Runtime: Send + Sync + 'static {
     /// Fills in what is known of a host besides its specification.
     fn describe_host(&self, host: &mut v1::Host);
 
+    /// Names of the block devices that are in place: volumes and namespaces of drives too.
+    fn bdevs(&self) -> Vec<String>;
+
     /// Counters of a block device; `None` while it is not in place.
     fn bdev_stats(&self, name: &str, per_thread: bool, histograms: bool) -> Option<v1::BdevStats>;
 

@@ -101,17 +101,18 @@ async fn report(global: &Global, look: &FirmwareLook) -> Result<Report, Failure>
             let not_asked = "aditd was not asked, as --root was given";
             Node::local(Tree::new(root), Err(not_asked.to_owned()))
         }
-        None if global.server.starts_with("tcp:") => {
-            let why = "aditctl does not run on that node";
-            match drives(global).await? {
-                Ok(drives) => Node::remote(drives, why),
-                Err(reason) => {
-                    let server = global.server.clone();
+        None => {
+            let (server, _) = super::server(global)?;
+            let drives = drives(global).await?;
+            match (server.uri.starts_with("tcp:"), drives) {
+                (true, Ok(drives)) => Node::remote(drives, "aditctl does not run on that node"),
+                (true, Err(reason)) => {
+                    let server = server.uri;
                     return Err(Failure::Unreachable { server, reason });
                 }
+                (false, drives) => Node::local(Tree::new("/"), drives),
             }
         }
-        None => Node::local(Tree::new("/"), drives(global).await?),
     };
     node.set_ports(profile.ports.clone());
     Ok(check(&profile, &node))

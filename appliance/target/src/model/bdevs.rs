@@ -575,7 +575,11 @@ fn check_qos(spec: &mut BdevSpec, check: &mut Check) {
         "qos",
         "a drive has no limits",
     );
-    let Some(qos) = &mut spec.qos else { return };
+    check_limits(&mut spec.qos, check);
+}
+
+fn check_limits(limits: &mut Option<QosLimits>, check: &mut Check) {
+    let Some(qos) = limits else { return };
     check.number("qos.burst_ms", &mut qos.burst_ms, 1, 0..=10_000);
     // No limit at all is the same as none given: one form for both.
     let burst_ms = qos.burst_ms;
@@ -585,6 +589,21 @@ fn check_qos(spec: &mut BdevSpec, check: &mut Check) {
             ..QosLimits::default()
         })
     {
-        spec.qos = None;
+        *limits = None;
     }
+}
+
+/// Limits of a volume in the form in which they are kept. `prefix` is the message that has them.
+///
+/// # Errors
+/// A burst that is too long.
+pub(crate) fn normal_limits(
+    name: &str,
+    prefix: &'static str,
+    mut limits: Option<QosLimits>,
+) -> Result<Option<QosLimits>, ControlError> {
+    let mut check = Check::new(format!("volume {name:?}"), prefix);
+    check_limits(&mut limits, &mut check);
+    check.finish()?;
+    Ok(limits)
 }

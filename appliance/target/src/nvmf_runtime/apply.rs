@@ -58,6 +58,8 @@ impl NvmfRuntime {
                 self.pools.put(name, prepared)?;
                 Ok(at_once())
             }
+            // What changes of it is for the next time that it is opened.
+            (Key::Pool(_), Some(_), Some(Object::Pool(_))) => Ok(at_once()),
             (Key::Pool(name), _, None) => self.pools.remove(name),
             (Key::Subsystem(_), None, Some(Object::Subsystem(new))) => {
                 self.add_subsystem(&new.spec)

@@ -45,7 +45,14 @@ impl BdevService for Services {
                 .map(|stored| describe.bdev(stored))
                 .or_else(|| describe.namespace_of_drive(&name))
         });
-        Ok(Response::new(found.ok_or_else(|| not_found(name))?))
+        let volume = match found {
+            Some(found) => return Ok(Response::new(found)),
+            None => self.volume_of_bdev(&name).await?,
+        };
+        let volume = volume.ok_or_else(|| not_found(name))?;
+        Ok(Response::new(
+            self.describe(|describe| describe.volume(&volume)),
+        ))
     }
 
     async fn list_bdevs(&self, request: Request<ListBdevsRequest>) -> Answer<ListBdevsResponse> {
@@ -70,6 +77,19 @@ impl BdevService for Services {
         let spec = required(request.bdev, "bdev")?;
         let paths = paths(request.update_mask);
         let expected = request.expected_generation;
+        if let Some(volume) = self.volume_of_bdev(&spec.name).await? {
+            let name = volume.name;
+            if expected.is_some() {
+                let problem = "a volume has no generation";
+                let what = format!("volume {name:?}");
+                return Err(ControlError::field(what, "expected_generation", problem).into());
+            }
+            let work = self.clone().limit_volume(name, spec.qos, paths);
+            let volume = self.complete(work).await?;
+            return Ok(Response::new(
+                self.describe(|describe| describe.volume(&volume)),
+            ));
+        }
         let stored = self
             .control
             .change(|edit| edit.update_bdev(&spec, &paths, expected))
@@ -162,9 +182,8 @@ impl BdevService for Services {
         let names: Vec<String> = self.describe(|describe| {
             let model = describe.view.model;
             if name.is_empty() {
-                let mut names: Vec<String> = model.bdevs().keys().cloned().collect();
-                let drives = model.bdevs().values();
-                names.extend(drives.flat_map(|stored| describe.namespaces_of_drive(stored)));
+                // Volumes, and namespaces of drives too.
+                let mut names = describe.runtime.bdevs();
                 names.sort();
                 return Ok(names);
             }
@@ -177,7 +196,7 @@ impl BdevService for Services {
         })?;
         let all = names.into_iter().map(|name| (name.clone(), name));
         let runtime = self.control.runtime();
-        let page = page(all, page_size, &page_token, |name| {
+        let page = page(all, page_size, &page_token, |name: String| {
             runtime.bdev_stats(&name, per_thread, histograms)
         })?;
         Ok(Response::new(ListBdevStatsResponse {

@@ -128,7 +128,7 @@ fn a_drive_is_checked_formatted_and_set_as_a_profile_wants_it() {
     ));
     assert!(shown.contains("exit 0"), "{shown}");
     assert!(shown.contains("\"block_size\": 4096"), "{shown}");
-    let pool = "ctl pool create p dn1 >/dev/null && ctl volume create p/v 8MiB >/dev/null";
+    let pool = "ctl pool create p dn1 >/dev/null && ctl volume create p/v --size 8MiB >/dev/null";
     guest
         .wait_until(
             "a pool on the new blocks",

@@ -1,7 +1,5 @@
 //! Profiles of firmware beside a guest with an emulated drive.
 
-#![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
-
 use program_tests::program;
 use qemu_tests::{Guest, patience, skip_without_qemu};
 

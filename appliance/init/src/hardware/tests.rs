@@ -187,7 +187,7 @@ fn a_drive_named_by_its_serial_number_is_waited_for_while_it_comes_up() {
     other.nvme(1, 1);
     other.remove(SERIAL_OF_1);
     prepared(&other, Config::default(), Vec::new(), 50, &|look| {
-        looks.set(look)
+        looks.set(look);
     });
     assert_eq!(looks.get(), 0);
 }

@@ -70,7 +70,8 @@ async fn a_namespace_in_use_is_not_formatted_and_its_users_are_named() {
 async fn a_format_of_another_drive_than_was_meant_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let (services, runtime) = with_drive(&directory).await;
-    let wrong: [(&str, fn(&mut v1::FormatDriveRequest)); 4] = [
+    type Change = fn(&mut v1::FormatDriveRequest);
+    let wrong: [(&str, Change); 4] = [
         ("serial_number", |format| format.serial_number = "S2".into()),
         ("nsid", |format| format.nsid = 0),
         ("nsid", |format| format.nsid = u32::MAX),

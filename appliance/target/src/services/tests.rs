@@ -234,31 +234,6 @@ async fn an_exported_pool_comes_back_with_its_volumes() {
 }
 
 #[tokio::test]
-async fn an_exported_pool_comes_back_from_a_namespace_of_a_drive() {
-    let directory = tempfile::tempdir().unwrap();
-    let (services, _runtime) = started(&directory).await;
-    let drive = v1::BdevSpec {
-        name: "d".into(),
-        kind: Some(v1::bdev_spec::Kind::Nvme(v1::NvmeBdev {
-            pci_address: "0000:01:00.0".into(),
-            ..v1::NvmeBdev::default()
-        })),
-        ..v1::BdevSpec::default()
-    };
-    let request = v1::CreateBdevRequest { bdev: Some(drive) };
-    services.create_bdev(Request::new(request)).await.unwrap();
-    create_pool(&services, "p", "dn1", None).await.unwrap();
-    export_pool(&services, "p").await.unwrap();
-    for _ in 0..2 {
-        let pool = import_pool(&services, "dn1", "p").await.unwrap();
-        assert_eq!(pool.spec.unwrap().bdev_name, "dn1");
-    }
-    for name in ["d", "en1"] {
-        assert!(import_pool(&services, name, "p").await.is_err(), "{name}");
-    }
-}
-
-#[tokio::test]
 async fn a_pool_that_does_not_close_stays_attached() {
     let directory = tempfile::tempdir().unwrap();
     let (services, runtime) = with_volume(&directory).await;

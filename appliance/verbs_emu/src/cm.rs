@@ -293,7 +293,7 @@ impl World {
                 self.peer_ended(peer, PendingKind::Disconnected, 0);
             }
             IdState::Connecting => {
-                self.peer_ended(peer, PendingKind::Rejected, REJECTED_BY_CONSUMER)
+                self.peer_ended(peer, PendingKind::Rejected, REJECTED_BY_CONSUMER);
             }
             _ => {}
         }

@@ -412,7 +412,8 @@ impl World {
 
     /// Looks at every queue pair again.
     pub(crate) fn activate_all(&mut self) {
-        self.active = self.qps.keys().copied().collect();
+        self.active.clear();
+        self.active.extend(self.qps.keys().copied());
     }
 
     pub(crate) fn activate(&mut self, qp_num: u32) {

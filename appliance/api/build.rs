@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
+    "adit/v1/agent.proto",
     "adit/v1/bdev.proto",
     "adit/v1/config.proto",
     "adit/v1/controller.proto",

@@ -36,6 +36,19 @@ impl FlushLog {
     ///
     /// When the guest is gone.
     pub fn start(guest: &mut Guest, device: &str) -> Result<Self, HarnessError> {
+        Self::start_with(guest, device, "notrunc,fsync")
+    }
+
+    /// As [`FlushLog::start`], but no FLUSH follows a record: it counts when its writes were acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// When the guest is gone.
+    pub fn start_unflushed(guest: &mut Guest, device: &str) -> Result<Self, HarnessError> {
+        Self::start_with(guest, device, "notrunc")
+    }
+
+    fn start_with(guest: &mut Guest, device: &str, conv: &str) -> Result<Self, HarnessError> {
         let blocks = RECORD_BYTES / 4096;
         // A closed connection of the kernel's initiator is SIGPIPE for whoever writes just then.
         let script = format!(
@@ -44,7 +57,7 @@ impl FlushLog {
              record=$((record + 1))\n\
              seq -f \"record $record line %06.0f\" 3000 | head -c {RECORD_BYTES} |\n\
              (trap '' PIPE; exec dd of={device} oflag=direct iflag=fullblock bs=4096 \
-             conv=notrunc,fsync status=none seek=$(((record - 1) * {blocks})))\n\
+             conv={conv} status=none seek=$(((record - 1) * {blocks})))\n\
              echo $record >/share/log.new; mv /share/log.new /share/log\n\
              done"
         );

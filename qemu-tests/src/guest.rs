@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use program_tests::{KilledChild, POLL_INTERVAL};
 use tempfile::TempDir;
 
-use crate::{HarnessError, initramfs, patience, tools};
+use crate::{HarnessError, initramfs, patience, qemu, tools};
 
 /// How often a guest is booted that ends before it is up.
 const BOOTS_MAX: u32 = 3;
@@ -35,7 +35,6 @@ pub struct GuestBuilder {
     arguments: Vec<String>,
     machine: &'static str,
     kernel: String,
-    forwards: String,
 }
 
 impl GuestBuilder {
@@ -55,14 +54,6 @@ impl GuestBuilder {
     pub fn qemu(mut self, arguments: &str) -> Self {
         let words = arguments.split_whitespace().map(str::to_owned);
         self.arguments.extend(words);
-        self
-    }
-
-    /// Has connections to a port of the host's 127.0.0.1 reach a port of the guest.
-    #[must_use]
-    pub fn forward(mut self, host: u16, guest: u16) -> Self {
-        let forward = format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}");
-        self.forwards.push_str(&forward);
         self
     }
 
@@ -130,7 +121,7 @@ impl GuestBuilder {
         write(&archive, &initramfs::build(&tools)?)?;
 
         let mut arguments = self.arguments(&tools, folder.path());
-        arguments.extend(self.extra_arguments(folder.path()));
+        arguments.extend(self.extra_arguments());
         let errors = folder.path().join("qemu.log");
         let errors_file = fs::File::create(&errors).map_err(HarnessError::file("make", &errors))?;
         let qemu = KilledChild::spawn(&tools::qemu(), |command| {
@@ -154,38 +145,18 @@ impl GuestBuilder {
     }
 
     fn arguments(&self, tools: &Path, folder: &Path) -> Vec<String> {
-        let accel = std::env::var("ADIT_QEMU_ACCEL").unwrap_or("tcg,thread=multi".to_owned());
         let path = |name: &str| folder.join(name).display().to_string();
-        let mut arguments: Vec<String> = "-nodefaults -no-user-config -display none -no-reboot \
-            -cpu max"
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect();
-        arguments.extend(["-machine".to_owned(), self.machine.to_owned()]);
+        let mut arguments = qemu::arguments(tools, folder, self.machine, &self.kernel);
         arguments.extend(self.arguments.iter().cloned());
-        let network = format!("user,id=net,ipv6=off{}", self.forwards);
-        arguments.extend(["-netdev".to_owned(), network]);
-        let devices = "-device virtio-rng-pci -device virtio-net-pci,netdev=net,romfile= \
+        let devices = "-netdev user,id=net,ipv6=off \
+            -device virtio-rng-pci -device virtio-net-pci,netdev=net,romfile= \
             -device virtio-serial-pci -device virtserialport,chardev=agent,name=adit.agent \
             -device virtio-9p-pci,fsdev=root,mount_tag=root \
             -device virtio-9p-pci,fsdev=share,mount_tag=share";
         arguments.extend(devices.split_whitespace().map(str::to_owned));
         let pairs = [
-            ("-accel", accel),
             ("-smp", self.cpus.to_string()),
             ("-m", self.memory_mib.to_string()),
-            ("-kernel", tools.join("vmlinuz").display().to_string()),
-            ("-initrd", path("initramfs")),
-            // A panic ends QEMU. Mitigations would only slow the emulation down.
-            (
-                "-append",
-                format!(
-                    "console=ttyS0 panic=-1 loglevel=4 mitigations=off{}",
-                    self.kernel
-                ),
-            ),
-            ("-qmp", format!("unix:{},server=on,wait=off", path("qmp"))),
-            ("-serial", format!("file:{}", path("serial.log"))),
             (
                 "-chardev",
                 format!("socket,id=agent,server=on,wait=off,path={}", path("agent")),
@@ -211,16 +182,9 @@ impl GuestBuilder {
         arguments
     }
 
-    /// The monitor, disks and the folder of programs.
-    fn extra_arguments(&self, folder: &Path) -> Vec<String> {
-        let monitor = folder.join("monitor").display().to_string();
-        let mut pairs = vec![
-            (
-                "-chardev",
-                format!("socket,id=monitor,server=on,wait=off,path={monitor}"),
-            ),
-            ("-mon", "chardev=monitor,mode=readline".to_owned()),
-        ];
+    /// Disks and the folder of programs.
+    fn extra_arguments(&self) -> Vec<String> {
+        let mut pairs = Vec::new();
         for (name, socket) in &self.disks {
             let socket = socket.display();
             pairs.push((
@@ -289,7 +253,6 @@ impl Guest {
             arguments: Vec::new(),
             machine: "q35",
             kernel: String::new(),
-            forwards: String::new(),
         }
     }
 
@@ -372,37 +335,17 @@ impl Guest {
             .map(|output| output.stdout)
     }
 
-    /// Sends a command to QEMU's monitor (QMP): `{"execute":"system_reset"}`. Its answer.
+    /// Runs a command of QEMU's machine protocol, such as `device_del`; what it returned.
     ///
     /// # Errors
     ///
-    /// When the monitor does not answer, or with an error.
-    pub fn monitor(&mut self, command: &str) -> Result<String, HarnessError> {
-        let failed = |source| HarnessError::Agent { source };
-        let socket = self.share.with_file_name("qmp");
-        let mut stream = UnixStream::connect(socket).map_err(failed)?;
-        let limit = Some(patience(RUN_DEADLINE_SECONDS));
-        stream.set_read_timeout(limit).map_err(failed)?;
-        let mut lines = BufReader::new(stream.try_clone().map_err(failed)?).lines();
-        for command in [r#"{"execute":"qmp_capabilities"}"#, command] {
-            stream.write_all(command.as_bytes()).map_err(failed)?;
-            let answer = loop {
-                let line = lines.next().unwrap_or(Err(ErrorKind::UnexpectedEof.into()));
-                let line = line.map_err(failed)?;
-                // Greeting and events come in between.
-                if line.starts_with(r#"{"return""#) || line.starts_with(r#"{"error""#) {
-                    break line;
-                }
-            };
-            if answer.starts_with(r#"{"error""#) {
-                let command = command.to_owned();
-                return Err(HarnessError::Answer { command, answer });
-            }
-            if !command.contains("qmp_capabilities") {
-                return Ok(answer);
-            }
-        }
-        unreachable!("the second command has been answered")
+    /// When QEMU does not answer, or with an error.
+    pub fn qmp(
+        &mut self,
+        command: &str,
+        arguments: &serde_json::Value,
+    ) -> Result<serde_json::Value, HarnessError> {
+        qemu::execute(&self.share.with_file_name("qmp"), command, arguments)
     }
 
     /// What QEMU itself has written, traces among it.
@@ -452,37 +395,8 @@ impl Guest {
     ///
     /// When the port is taken, or QEMU does not answer.
     pub fn forward(&mut self, host_port: u16, guest_port: u16) -> Result<(), HarnessError> {
-        let command = format!("hostfwd_add net tcp:127.0.0.1:{host_port}-:{guest_port}");
-        let path = self.share.with_file_name("monitor");
-        let failed = |source| HarnessError::Agent { source };
-        let mut monitor = UnixStream::connect(&path).map_err(failed)?;
-        let limited = monitor.set_read_timeout(Some(patience(30)));
-        limited.map_err(failed)?;
-        let mut said = String::new();
-        let mut prompts = 0;
-        // The first prompt greets, the one after the command is its end.
-        while prompts < 2 {
-            let mut bytes = [0; 1024];
-            let count = monitor.read(&mut bytes).map_err(failed)?;
-            if count == 0 {
-                return Err(failed(ErrorKind::UnexpectedEof.into()));
-            }
-            said.push_str(&String::from_utf8_lossy(&bytes[..count]));
-            let seen = said.matches("(qemu) ").count();
-            if prompts == 0 && seen > 0 {
-                said.clear();
-                prompts = 1;
-                let sent = monitor.write_all(format!("{command}\n").as_bytes());
-                sent.map_err(failed)?;
-            } else if prompts == 1 && said.contains("\n") && said.ends_with("(qemu) ") {
-                prompts = 2;
-            }
-        }
-        if said.contains("could not") || said.contains("rror") {
-            let answer = said;
-            return Err(HarnessError::Answer { command, answer });
-        }
-        Ok(())
+        let line = format!("hostfwd_add net tcp:127.0.0.1:{host_port}-:{guest_port}");
+        qemu::monitor_line(&self.share.with_file_name("qmp"), &line)
     }
 
     /// Mounts and names what [`GuestBuilder::disk`] and [`GuestBuilder::programs`] asked for.

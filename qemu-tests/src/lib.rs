@@ -34,6 +34,7 @@ mod guest;
 mod initiator;
 mod initramfs;
 mod node;
+mod qemu;
 mod tools;
 mod volatile_disk;
 

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use program_tests::{KilledChild, POLL_INTERVAL, program};
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::initramfs::{Archive, MODE_CONSOLE, MODE_DIRECTORY, MODE_FILE, MODE_LINK, MODE_PROGRAM};
-use crate::{HarnessError, patience, tools};
+use crate::{HarnessError, patience, qemu, tools};
 
 const BOOT_DEADLINE_SECONDS: u64 = 180;
 const RUN_DEADLINE_SECONDS: u64 = 120;
@@ -37,6 +39,8 @@ pub struct NodeBuilder {
     kernel: String,
     qemu: Vec<String>,
     files: Vec<(String, Vec<u8>)>,
+    /// Programs of the project, and where they are in the node.
+    programs: Vec<(&'static str, &'static str)>,
 }
 
 impl NodeBuilder {
@@ -65,6 +69,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Adds a program of the project.
+    #[must_use]
+    pub fn program(mut self, name: &'static str, path: &'static str) -> Self {
+        self.programs.push((name, path));
+        self
+    }
+
     /// Starts the machine and does not wait for it.
     ///
     /// # Errors
@@ -77,7 +88,7 @@ impl NodeBuilder {
         let folder =
             folder.map_err(HarnessError::file("make a folder in", std::env::temp_dir()))?;
         let archive = folder.path().join("initramfs");
-        let bytes = build(&tools, folder.path(), &self.files)?;
+        let bytes = build(&tools, folder.path(), &self)?;
         fs::write(&archive, bytes).map_err(HarnessError::file("write", &archive))?;
         let errors = folder.path().join("qemu.log");
         let errors_file = fs::File::create(&errors).map_err(HarnessError::file("make", &errors))?;
@@ -109,35 +120,16 @@ impl NodeBuilder {
     }
 
     fn arguments(&self, tools: &Path, folder: &Path) -> Vec<String> {
-        let accel = std::env::var("ADIT_QEMU_ACCEL").unwrap_or("tcg,thread=multi".to_owned());
-        let path = |name: &str| folder.join(name).display().to_string();
-        let mut arguments: Vec<String> = "-nodefaults -no-user-config -display none -no-reboot \
-            -machine q35 -cpu max -smp 2 -m 1024 -device virtio-serial-pci \
-            -device virtserialport,chardev=probe,name=adit.probe"
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect();
-        let pairs = [
-            ("-accel", accel),
-            ("-kernel", tools.join("vmlinuz").display().to_string()),
-            ("-initrd", path("initramfs")),
-            (
-                "-append",
-                format!(
-                    "console=ttyS0 panic=-1 loglevel=4 mitigations=off{}",
-                    self.kernel
-                ),
-            ),
-            ("-serial", format!("file:{}", path("serial.log"))),
-            ("-qmp", format!("unix:{},server=on,wait=off", path("qmp"))),
-            (
-                "-chardev",
-                format!("socket,id=probe,server=on,wait=off,path={}", path("probe")),
-            ),
-        ];
-        for (option, value) in pairs {
-            arguments.extend([option.to_owned(), value]);
-        }
+        let mut arguments = qemu::arguments(tools, folder, "q35", &self.kernel);
+        let devices = "-smp 2 -m 1024 -device virtio-serial-pci \
+            -device virtserialport,chardev=probe,name=adit.probe";
+        arguments.extend(devices.split_whitespace().map(str::to_owned));
+        let probe = folder.join("probe");
+        let chardev = format!(
+            "socket,id=probe,server=on,wait=off,path={}",
+            probe.display()
+        );
+        arguments.extend(["-chardev".to_owned(), chardev]);
         arguments.extend(self.qemu.iter().cloned());
         arguments
     }
@@ -175,6 +167,11 @@ impl Node {
             files: files
                 .map(|(path, text)| (path.to_owned(), text.as_bytes().to_owned()))
                 .to_vec(),
+            programs: vec![
+                ("adit-init", "init"),
+                ("aditd", "usr/bin/aditd"),
+                ("aditctl", "usr/bin/aditctl"),
+            ],
         }
     }
 
@@ -210,7 +207,9 @@ impl Node {
         };
         let (status, output) = line.split_once(' ').unwrap_or((&line, ""));
         let status = status.parse().map_err(|_| not_understood())?;
-        let output = from_base64(output).ok_or_else(not_understood)?;
+        let output = BASE64_STANDARD
+            .decode(output)
+            .map_err(|_| not_understood())?;
         Ok((status, String::from_utf8_lossy(&output).into_owned()))
     }
 
@@ -221,7 +220,7 @@ impl Node {
     /// When the node is gone.
     pub fn begin(&mut self, script: &str) -> Result<(), HarnessError> {
         let probe = self.probe.as_mut().expect("boot() has connected it");
-        let line = format!("{}\n", to_base64(script.as_bytes()));
+        let line = format!("{}\n", BASE64_STANDARD.encode(script));
         probe
             .write_all(line.as_bytes())
             .map_err(|source| HarnessError::Agent { source })
@@ -249,6 +248,27 @@ impl Node {
         };
         let bytes = fs::read(folder.path().join("serial.log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits until the console shows what `find` finds in it.
+    ///
+    /// # Errors
+    ///
+    /// When it does not within `limit`.
+    pub fn find_on_console<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        find: impl Fn(&str) -> Option<T>,
+    ) -> Result<T, HarnessError> {
+        let start = Instant::now();
+        loop {
+            if let Some(found) = find(&self.console()) {
+                return Ok(found);
+            }
+            self.check(what, start, limit)?;
+            std::thread::sleep(POLL_INTERVAL);
+        }
     }
 
     /// Waits until the console shows `text`.
@@ -282,28 +302,13 @@ impl Node {
         }
     }
 
-    /// Sends a command to QEMU, such as `system_powerdown`.
+    /// Runs a command of QEMU's machine protocol that has no arguments, such as `system_powerdown`.
     ///
     /// # Errors
     ///
-    /// When QEMU does not take it.
+    /// When QEMU does not answer, or with an error.
     pub fn qmp(&mut self, command: &str) -> Result<(), HarnessError> {
-        let talk = |source| HarnessError::Agent { source };
-        let path = self.path("qmp");
-        let mut stream = UnixStream::connect(path).map_err(talk)?;
-        stream.set_read_timeout(Some(patience(30))).map_err(talk)?;
-        let mut answer = String::new();
-        for line in ["qmp_capabilities", command] {
-            let line = format!("{{\"execute\":\"{line}\"}}\n");
-            stream.write_all(line.as_bytes()).map_err(talk)?;
-            // Its greeting, events and the answer are lines.
-            answer = read_until_return(&mut stream).map_err(talk)?;
-        }
-        if answer.contains("\"error\"") {
-            let command = command.to_owned();
-            return Err(HarnessError::Answer { command, answer });
-        }
-        Ok(())
+        qemu::execute(&self.path("qmp"), command, &json!({})).map(drop)
     }
 
     /// Waits until the machine has ended by itself: powered off or, as it runs with `-no-reboot`, reset.
@@ -405,31 +410,8 @@ impl Drop for Node {
     }
 }
 
-fn read_until_return(stream: &mut UnixStream) -> std::io::Result<String> {
-    let mut all = Vec::new();
-    let mut byte = [0];
-    loop {
-        all.clear();
-        loop {
-            stream.read_exact(&mut byte)?;
-            if byte[0] == b'\n' {
-                break;
-            }
-            all.push(byte[0]);
-        }
-        let line = String::from_utf8_lossy(&all).into_owned();
-        if line.contains("\"return\"") || line.contains("\"error\"") {
-            return Ok(line);
-        }
-    }
-}
-
 /// The initramfs of a node.
-fn build(
-    tools: &Path,
-    scratch: &Path,
-    files: &[(String, Vec<u8>)],
-) -> Result<Vec<u8>, HarnessError> {
+fn build(tools: &Path, scratch: &Path, node: &NodeBuilder) -> Result<Vec<u8>, HarnessError> {
     let read = |path: &Path| fs::read(path).map_err(HarnessError::file("read", path));
     let mut archive = Archive::default();
     for folder in [
@@ -452,11 +434,7 @@ fn build(
         archive.add(&format!("sbin/{name}"), MODE_LINK, (0, 0), b"/init");
     }
     let mut libraries: Vec<PathBuf> = Vec::new();
-    for (name, target) in [
-        ("adit-init", "init"),
-        ("aditd", "usr/bin/aditd"),
-        ("aditctl", "usr/bin/aditctl"),
-    ] {
+    for (name, target) in &node.programs {
         let path = program(name);
         archive.add(target, MODE_PROGRAM, (0, 0), &stripped(&path, scratch)?);
         libraries.extend(libraries_of(&path));
@@ -471,7 +449,7 @@ fn build(
         archive.add(&name, MODE_PROGRAM, (0, 0), &read(library)?);
     }
     add_modules(&mut archive, tools, &mut folders)?;
-    for (path, content) in files {
+    for (path, content) in &node.files {
         archive.add(path, MODE_FILE, (0, 0), content);
     }
     Ok(archive.finish())
@@ -561,55 +539,4 @@ fn add_modules(
         );
     }
     Ok(())
-}
-
-const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-fn to_base64(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let at = |index: usize| u32::from(chunk.get(index).copied().unwrap_or(0));
-        let group = at(0) << 16 | at(1) << 8 | at(2);
-        for index in 0..4 {
-            let digit = BASE64[(group >> (18 - 6 * index) & 63) as usize];
-            text.push(if index <= chunk.len() {
-                char::from(digit)
-            } else {
-                '='
-            });
-        }
-    }
-    text
-}
-
-fn from_base64(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let (mut group, mut bits) = (0u32, 0);
-    for byte in text.bytes().filter(|byte| *byte != b'=') {
-        let digit = BASE64.iter().position(|each| *each == byte)?;
-        group = group << 6 | u32::try_from(digit).ok()?;
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            bytes.push((group >> bits & 0xff) as u8);
-        }
-    }
-    Some(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scripts_and_answers_survive_base64() {
-        for text in ["", "a", "ab", "abc", "echo \"hello\"\nexit 3\n"] {
-            assert_eq!(
-                from_base64(&to_base64(text.as_bytes())).unwrap(),
-                text.as_bytes()
-            );
-        }
-        assert_eq!(to_base64(b"ab"), "YWI=");
-        assert_eq!(from_base64("%"), None);
-    }
 }

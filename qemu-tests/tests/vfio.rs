@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use program_tests::program;
 use qemu_tests::{Guest, GuestBuilder, patience, skip_without_qemu};
+use serde_json::json;
 use tempfile::TempDir;
 
 const NQN: &str = "nqn.2026-11.io.adit:drives";
@@ -255,9 +256,7 @@ fn a_drive_is_pulled_out_and_plugged_in_again() {
         ),
     );
     for _ in 0..2 {
-        guest
-            .monitor(r#"{"execute":"device_del","arguments":{"id":"hot"}}"#)
-            .unwrap();
+        guest.qmp("device_del", &json!({"id": "hot"})).unwrap();
         wait_until(
             &mut guest,
             "the drive to be let go of",
@@ -269,8 +268,10 @@ fn a_drive_is_pulled_out_and_plugged_in_again() {
         );
         // QEMU takes the device away a little after the guest has powered its slot off.
         let deadline = std::time::Instant::now() + patience(60);
-        let plug = r#"{"execute":"device_add","arguments":{"driver":"nvme","id":"hot","bus":"rp01","serial":"HOT","drive":"h1"}}"#;
-        while let Err(error) = guest.monitor(plug) {
+        let plug = json!({
+            "driver": "nvme", "id": "hot", "bus": "rp01", "serial": "HOT", "drive": "h1"
+        });
+        while let Err(error) = guest.qmp("device_add", &plug) {
             assert!(std::time::Instant::now() < deadline, "{error:?}");
             std::thread::sleep(Duration::from_millis(200));
         }

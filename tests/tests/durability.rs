@@ -310,8 +310,7 @@ fn a_restart_restores_everything() {
     }
 }
 
-/// Goal: what cannot be restored is pending, shown, and comes up by itself. Method: while `aditd` is
-/// down its file is moved away and its port taken.
+/// Goal: a reservation with persistence on holds from the first command after a restart, and is shown.
 #[test]
 fn a_reservation_that_persists_survives_kill_9() {
     use nvme_spec::reservation::{ReservationType, acquire, cptpl, register};
@@ -356,7 +355,27 @@ fn a_reservation_that_persists_survives_kill_9() {
         adit.start().unwrap();
         // From the first command on, though the holder has not come back.
         assert!(is_fenced(&mut connect(2)));
-        assert!(!is_fenced(&mut connect(1)));
+        let mut holder = connect(1);
+        assert!(!is_fenced(&mut holder));
+        let shown = adit.ctl_json(&["namespace", "show", NQN, "1"]).unwrap();
+        let reservation = &shown["reservation"];
+        assert_eq!(reservation["type"], "RESERVATION_TYPE_EXCLUSIVE_ACCESS");
+        assert_eq!(reservation["persists_through_power_loss"], true);
+        let registrants = reservation["registrants"].as_array().unwrap();
+        assert_eq!(registrants.len(), 1, "{shown}");
+        assert_eq!(registrants[0]["key"], "0000000000000007");
+        assert_eq!(registrants[0]["holder"], true);
+        let nqns = registrants[0]["host_nqns"].as_array().unwrap();
+        assert_eq!(nqns.len(), 1, "the host is connected: {shown}");
+        let text = adit.ctl(&["namespace", "show", NQN, "1"]).unwrap();
+        for word in [
+            "exclusive",
+            "stays over a restart",
+            "0000000000000007",
+            "yes",
+        ] {
+            assert!(text.contains(word), "{word}: {text}");
+        }
     }
     // What the holder clears is gone, and stays so.
     let sqe = Sqe::reservation_release(cid, nsid, nvme_spec::reservation::release::CLEAR, 0);
@@ -365,8 +384,12 @@ fn a_reservation_that_persists_survives_kill_9() {
     adit.kill_9();
     adit.start().unwrap();
     assert!(!is_fenced(&mut connect(2)));
+    let shown = adit.ctl_json(&["namespace", "show", NQN, "1"]).unwrap();
+    assert!(shown["reservation"].is_null(), "{shown}");
 }
 
+/// Goal: what cannot be restored is pending, shown, and comes up by itself. Method: while `aditd` is
+/// down its file is moved away and its port taken.
 #[test]
 fn what_is_missing_is_pending_and_comes_up_when_it_appears() {
     let mut adit = Adit::builder().start().unwrap();

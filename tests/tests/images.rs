@@ -153,10 +153,23 @@ fn images_go_in_and_come_out_sparse_and_the_same() {
     }));
 }
 
+/// Runs `qemu-img`. `None`, with the reason printed, where there is none and nobody insists on one: `make test`
+/// does, with `ADIT_QEMU_TESTS=require`.
+fn qemu_img(words: &[&str]) -> Option<std::process::Output> {
+    match std::process::Command::new("qemu-img").args(words).output() {
+        Ok(output) => Some(output),
+        Err(error) => {
+            let required = std::env::var("ADIT_QEMU_TESTS").is_ok_and(|value| value == "require");
+            assert!(!required, "qemu-img: {error}; `make deps` installs it");
+            println!("skipped a part: there is no qemu-img on this machine");
+            None
+        }
+    }
+}
+
 /// QEMU's own program reads what is written here as what went in.
 fn qemu_img_agrees(qcow2: &Path, raw: &Path) {
-    let run = |words: &[&str]| std::process::Command::new("qemu-img").args(words).output();
-    let Ok(compared) = run(&[
+    let compare = [
         "compare",
         "-f",
         "qcow2",
@@ -164,13 +177,78 @@ fn qemu_img_agrees(qcow2: &Path, raw: &Path) {
         "raw",
         text(qcow2),
         text(raw),
-    ]) else {
-        println!("skipped a part: there is no qemu-img on this machine");
+    ];
+    let Some(compared) = qemu_img(&compare) else {
         return;
     };
     assert!(compared.status.success(), "{compared:?}");
-    let checked = run(&["check", "-f", "qcow2", text(qcow2)]).unwrap();
+    let checked = qemu_img(&["check", "-f", "qcow2", text(qcow2)]).unwrap();
     assert!(checked.status.success(), "{checked:?}");
+}
+
+/// Goal: what `qemu-img` writes is imported as what it wrote, or refused with what is to be done; what is
+/// exported it reads and finds nothing wrong with.
+#[test]
+fn images_of_qemu_img_are_imported_or_refused() {
+    let adit = with_pool("256MiB");
+    let folder = adit.state_dir().to_owned();
+    let raw = folder.join("raw");
+    image(&raw, 40 * MIB + 512, &[(0, 2), (17, 1), (40, 1)], 7);
+    // Of one byte, so that it can be compressed.
+    let file = File::options().write(true).open(&raw).unwrap();
+    file.write_all_at(&vec![0x61; 3 * MIB as usize], 5 * MIB)
+        .unwrap();
+    let made = folder.join("made.qcow2");
+    let out = folder.join("out.raw");
+    let again = folder.join("again.qcow2");
+    for options in [
+        &["-o", "compat=1.1"][..],
+        &["-o", "compat=0.10"],
+        &["-o", "cluster_size=4k"],
+        &["-o", "cluster_size=2M"],
+        &["-o", "lazy_refcounts=on"],
+        &["-o", "preallocation=metadata"],
+        &["-c"],
+        &["-c", "-o", "cluster_size=4k"],
+    ] {
+        let words = [
+            &["convert", "-f", "raw", "-O", "qcow2"],
+            options,
+            &[text(&raw), text(&made)],
+        ];
+        let Some(converted) = qemu_img(&words.concat()) else {
+            return;
+        };
+        assert!(converted.status.success(), "{options:?}: {converted:?}");
+        adit.ctl(&["volume", "import", "tank/v", text(&made)])
+            .unwrap();
+        for path in [&out, &again] {
+            adit.ctl(&["volume", "export", "tank/v", text(path)])
+                .unwrap();
+        }
+        assert!(same(&raw, &out), "{options:?}");
+        qemu_img_agrees(&again, &raw);
+        adit.ctl(&["volume", "delete", "tank/v"]).unwrap();
+        for path in [&made, &out, &again] {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let refused = |words: &[&str], why: &str| {
+        let created = qemu_img(words).unwrap();
+        assert!(created.status.success(), "{created:?}");
+        let refused = adit.ctl_fails(&["volume", "import", "tank/v", text(&made)]);
+        assert!(refused.contains(why), "{words:?}: {refused}");
+        fs::remove_file(&made).unwrap();
+    };
+    let (base, new) = (text(&raw), text(&made));
+    let overlay = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", base, new];
+    refused(&overlay, "a backing file");
+    let convert = ["convert", "-f", "raw", "-O", "qcow2", "-o"];
+    let zstd = [&convert[..], &["compression_type=zstd", "-c", base, new]].concat();
+    refused(&zstd, "compression of type");
+    let subclusters = [&convert[..], &["extended_l2=on", base, new]].concat();
+    refused(&subclusters, "qemu-img convert");
+    assert_eq!(volumes(&adit), 0);
 }
 
 /// Goal: an import survives the program. Method: kill it when a part is done, start it, compare.

@@ -5,8 +5,9 @@
 
 use std::time::{Duration, Instant};
 
+use nvme_spec::Status;
 use program_tests::{
-    Adit, Dice, Host, HostOptions, Ledger, Load, LoadOptions, thread_cpu_time, until,
+    Adit, Dice, Host, HostError, HostOptions, Ledger, Load, LoadOptions, thread_cpu_time, until,
 };
 
 const NQN: &str = "nqn.2026-11.io.adit.test:pool";
@@ -365,34 +366,205 @@ fn a_full_pool_refuses_writes_and_goes_on_when_space_comes_back() {
     let other_port = adit.export(&other_nqn, "tank/w").unwrap();
     let (mut host, mut other) = (connect(port, NQN), connect(other_port, &other_nqn));
     other.write(0, pattern(7)).unwrap();
-    let written = (0..).find(|index| {
-        let lba = index * u64::from(BLOCKS);
-        match host.write(lba, pattern(1)) {
+    let level = || {
+        let pool = adit.ctl_json(&["pool", "show", "tank"]).unwrap();
+        pool["space_level"].as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(level(), "POOL_SPACE_LEVEL_OK");
+    // The first cluster that cannot be had, and only that: Capacity Exceeded, a status of commands (NVM
+    // Command Set, Write).
+    let is_full =
+        |host: &mut Host, index: u64| match host.write(index * u64::from(BLOCKS), pattern(1)) {
             Ok(()) => false,
-            Err(error) => {
-                assert!(!error.is_connection(), "{error}");
-                let error = error.to_string();
-                assert!(
-                    error.contains("capacity") || error.contains("Capacity"),
-                    "{error}"
-                );
+            Err(HostError::Status { status, .. }) => {
+                assert!(status.is(Status::CAPACITY_EXCEEDED), "{status}");
                 true
             }
-        }
-    });
-    let written = written.unwrap();
+            Err(error) => panic!("{error}"),
+        };
+    let written = (0..).find(|index| is_full(&mut host, *index)).unwrap();
     host.flush().unwrap();
+    until("the level of the pool", || {
+        (level() == "POOL_SPACE_LEVEL_FULL").then_some(())
+    });
+    until("the events", || {
+        let log = adit.log();
+        let told = |level: &str| log.contains(&format!("{level}: "));
+        told("full").then_some(())
+    });
     // What is mapped goes on, on this volume and the other.
     host.write((written - 1) * u64::from(BLOCKS), pattern(2))
         .unwrap();
     other.write(0, pattern(8)).unwrap();
     assert_eq!(host.read(0, BLOCKS).unwrap(), pattern(1));
+    assert_eq!(other.read(0, BLOCKS).unwrap(), pattern(8));
     drop(other);
     adit.ctl(&["subsystem", "delete", &other_nqn]).unwrap();
     adit.ctl(&["volume", "delete", "tank/w"]).unwrap();
     until("space", || {
         host.write(written * u64::from(BLOCKS), pattern(3)).ok()
     });
+
+    // Full again, with a snapshot below: overwriting needs a cluster, until the snapshot has gone.
+    let full = (written..)
+        .find(|index| is_full(&mut host, *index))
+        .unwrap();
+    adit.ctl(&["snapshot", "create", "tank/v@s"]).unwrap();
+    assert!(is_full(&mut host, 0));
+    assert_eq!(host.read(0, BLOCKS).unwrap(), pattern(1));
+    host.flush().unwrap();
+    adit.ctl(&["snapshot", "delete", "tank/v@s"]).unwrap();
+    until("what the snapshot had", || host.write(0, pattern(4)).ok());
+    assert!(is_full(&mut host, full));
+
+    // The pool grows under it.
+    adit.ctl(&["bdev", "resize", "disk", "--size", "512MiB"])
+        .unwrap();
+    adit.ctl(&["pool", "grow", "tank"]).unwrap();
+    until("the new clusters", || {
+        host.write(full * u64::from(BLOCKS), pattern(5)).ok()
+    });
+    until("the level to fall", || {
+        (level() == "POOL_SPACE_LEVEL_OK").then_some(())
+    });
+    host.flush().unwrap();
+    for (index, byte) in [(0, 4), (1, 1), (full, 5)] {
+        let read = host.read(index * u64::from(BLOCKS), BLOCKS).unwrap();
+        assert_eq!(read, pattern(byte), "cluster {index}");
+    }
+}
+
+/// Goal: limits, labels and thresholds are the pool's: they are there after `kill -9` and on another node.
+#[test]
+fn what_is_said_of_volumes_and_pools_goes_with_them_to_another_node() {
+    let mut adit = Adit::builder().start().unwrap();
+    let path = adit.state_dir().join("pool.img").display().to_string();
+    adit.ctl(&["bdev", "create", "file", "disk", &path, "--size", "256MiB"])
+        .unwrap();
+    let run = |adit: &Adit, line: &str| adit.ctl(&line.split(' ').collect::<Vec<_>>()).unwrap();
+    run(
+        &adit,
+        "pool create tank disk --warn-percent 40 --critical-percent 60 --label rack=7",
+    );
+    run(
+        &adit,
+        "volume create tank/v --size 1GiB --qos-iops 5000 --qos-write-bandwidth 8MiB --label tier=1",
+    );
+    run(&adit, "volume create tank/w --size 1GiB --label tier=2");
+    run(&adit, "bdev qos tank/w --iops 70");
+    run(&adit, "volume qos tank/w --burst 20ms");
+    run(&adit, "snapshot create tank/v@s tank/w@s --label why=test");
+    run(&adit, "volume clone tank/v@s tank/c --label tier=3");
+    run(&adit, "pool set tank --warn-percent 50");
+    run(&adit, "pool label tank rack=8 row=b");
+    run(&adit, "pool label tank row-");
+    let refused = adit.ctl_fails(&["volume", "label", "tank/v", "adit.qos.burst_ms=5"]);
+    assert!(refused.contains("not for its owner"), "{refused}");
+    let check = |adit: &Adit, pool: &str| {
+        let name = |rest: &str| format!("{pool}/{rest}");
+        let show = |rest: &str| adit.ctl_json(&["volume", "show", &name(rest)]).unwrap();
+        let v = show("v");
+        assert_eq!(number(&v["qos"]["rw_ios_per_sec"]), 5000, "{v}");
+        assert_eq!(number(&v["qos"]["w_bytes_per_sec"]), 8 << 20, "{v}");
+        assert_eq!(v["labels"], serde_json::json!({"tier": "1"}));
+        let w = show("w");
+        assert_eq!(number(&w["qos"]["rw_ios_per_sec"]), 70, "{w}");
+        assert_eq!(number(&w["qos"]["burst_ms"]), 20, "{w}");
+        assert!(show("c")["qos"].is_null(), "a clone has its own");
+        let bdev = adit.ctl_json(&["bdev", "show", &name("w")]).unwrap();
+        assert_eq!(bdev["spec"]["qos"], w["qos"]);
+        let listed = |words: &[&str], list: &str| -> Vec<String> {
+            let answer = adit.ctl_json(words).unwrap();
+            let all = answer[list].as_array().cloned().unwrap_or_default();
+            let names = all.iter().map(|item| item["name"].as_str().unwrap());
+            names.map(str::to_owned).collect()
+        };
+        let volumes = ["volume", "list", "--label", "tier=3"];
+        assert_eq!(listed(&volumes, "volumes"), [name("c")]);
+        let snapshots = ["snapshot", "list", "--label", "why=test"];
+        assert_eq!(listed(&snapshots, "snapshots"), [name("v@s"), name("w@s")]);
+        let shown = adit.ctl_json(&["pool", "show", pool]).unwrap();
+        assert_eq!(shown["labels"], serde_json::json!({"rack": "8"}));
+        assert_eq!(number(&shown["warning_percent"]), 50);
+        assert_eq!(number(&shown["critical_percent"]), 60);
+        let text = adit.ctl(&["pool", "show", pool]).unwrap();
+        for word in ["rack=8", "warning at 50 %", "pieces in memory"] {
+            assert!(text.contains(word), "{word}: {text}");
+        }
+        // Counters of all devices are also those of volumes and snapshots.
+        let stats = listed(&["bdev", "stat"], "bdevs");
+        for rest in ["c", "v", "v@s", "w", "w@s"] {
+            assert!(stats.contains(&name(rest)), "{rest}: {stats:?}");
+        }
+    };
+    check(&adit, "tank");
+    adit.kill_9();
+    adit.start().unwrap();
+    check(&adit, "tank");
+    run(&adit, "pool export tank");
+    run(&adit, "bdev delete disk");
+
+    let other = Adit::builder().start().unwrap();
+    other
+        .ctl(&["bdev", "create", "file", "moved", &path])
+        .unwrap();
+    run(&other, "pool import moved");
+    check(&other, "tank");
+    // The limit holds, not only the text: with a burst of 20 ms 70 a second is 50 in 700 ms.
+    let port = other.export(NQN, "tank/w").unwrap();
+    let mut host = connect(port, NQN);
+    let start = Instant::now();
+    for index in 0..50 {
+        host.write(index * 8, vec![1; 512]).unwrap();
+    }
+    assert!(start.elapsed() >= Duration::from_millis(500));
+    let refused = other.ctl_fails(&["pool", "rename", "tank", "lake"]);
+    assert!(refused.contains(&format!("namespace {NQN}/1")), "{refused}");
+    drop(host);
+    run(&other, &format!("subsystem delete {NQN}"));
+    run(&other, "pool rename tank lake");
+    check(&other, "lake");
+}
+
+/// Goal: a pool is renamed wholly or not at all, wherever the program is killed; a namespace finds it.
+#[test]
+fn a_renamed_pool_keeps_its_name_over_kill_9() {
+    let mut adit = with_pool();
+    let mut name = "tank".to_owned();
+    for round in 0..6_u32 {
+        let new_name = format!("lake{round}");
+        let socket = format!("unix:{}", adit.socket().display());
+        let mut call = std::process::Command::new(program_tests::program("aditctl"))
+            .args(["--server", &socket, "pool", "rename", &name, &new_name])
+            .stderr(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // Somewhere in the middle, or after the end; meanwhile others are answered.
+        for _ in 0..round {
+            adit.ctl(&["node", "show"]).unwrap();
+        }
+        let is_done = call
+            .try_wait()
+            .unwrap()
+            .is_some_and(|status| status.success());
+        adit.kill_9();
+        let acknowledged = call.wait().unwrap().success();
+        adit.start().unwrap();
+        let pool = until("the pool", || {
+            let pools = adit.ctl_json(&["pool", "list"]).ok()?;
+            let pool = pools["pools"][0].clone();
+            number(&pool["volumes"]).eq(&1).then_some(pool)
+        });
+        let found = pool["spec"]["name"].as_str().unwrap().to_owned();
+        if is_done || acknowledged {
+            assert_eq!(found, new_name, "it was acknowledged");
+        }
+        assert!(found == name || found == new_name, "{found}");
+        let shown = adit.ctl(&["volume", "show", &format!("{found}/v")]);
+        assert!(shown.is_ok(), "{shown:?}");
+        name = found;
+    }
 }
 
 /// Goal: the thread of a pool sleeps while there is nothing to do.

@@ -389,3 +389,50 @@ fn packages_come_from_the_public_registry() {
         .collect();
     assert!(other.is_empty(), "{other:#?}");
 }
+
+/// The names of tests in the tables of docs/pools.md: words in backticks with `::` or `…` in them.
+fn named_tests(text: &str) -> BTreeSet<String> {
+    let rows = text.lines().filter(|line| line.starts_with('|'));
+    let words = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
+    let is_name = |word: &&str| {
+        let is_letter =
+            |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:…*".contains(c);
+        word.chars().all(is_letter) && (word.contains("::") || word.contains('…'))
+    };
+    words.filter(is_name).map(str::to_owned).collect()
+}
+
+/// Goal: whoever reads what a pool promises finds the test that says so. Method: a name's last part is a test
+/// of a file, a beginning of one (`…`), or anything in a module (`*`).
+#[test]
+fn every_test_that_the_pages_name_is_there() {
+    let files: Vec<PathBuf> = tracked().into_iter().filter(|path| is_rust(path)).collect();
+    if files.is_empty() {
+        return;
+    }
+    let code: Vec<String> = files.iter().map(|path| read(path)).collect();
+    let is_module = |name: &str| {
+        let of_file = |path: &PathBuf| path.iter().any(|part| part == name);
+        files.iter().any(|path| of_file(&path.with_extension("")))
+    };
+    let is_test = |beginning: &str| {
+        let wanted = format!("fn {beginning}");
+        code.iter().any(|text| text.contains(&wanted))
+    };
+    let names = named_tests(&fs::read_to_string(root().join("docs/pools.md")).unwrap());
+    assert!(names.len() > 40, "{names:?}");
+    let is_there = |name: &&String| {
+        let parts: Vec<&str> = name.split("::").collect();
+        let last = parts[parts.len() - 1].trim_start_matches('…');
+        match last.strip_suffix(['…', '*']) {
+            Some("") => parts.len() > 1 && is_module(parts[parts.len() - 2]),
+            Some(beginning) => is_test(beginning),
+            None => is_test(&format!("{last}()")) || is_module(last),
+        }
+    };
+    let missing: Vec<&String> = names.iter().filter(|name| !is_there(name)).collect();
+    assert!(
+        missing.is_empty(),
+        "docs/pools.md names no test: {missing:?}"
+    );
+}

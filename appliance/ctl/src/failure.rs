@@ -63,6 +63,28 @@ pub(crate) enum Failure {
     /// A pool is not well.
     #[error("{0} things are wrong; aditctl pool repair does what is said of each")]
     Findings(usize),
+    /// A profile cannot be used.
+    #[error("{0}")]
+    Profile(String),
+    /// Firmware or drives are not as wanted.
+    #[error("{differs} settings are not as {profile} wants them")]
+    FirmwareDiffers {
+        /// The profile.
+        profile: String,
+        /// How many.
+        differs: usize,
+    },
+    /// Nothing is known to differ, but not all is known.
+    #[error(
+        "{unreadable} settings that {profile} asks for cannot be read, the rest is as wanted; \
+         --allow-unreadable makes that good enough"
+    )]
+    FirmwareUnreadable {
+        /// The profile.
+        profile: String,
+        /// How many.
+        unreadable: usize,
+    },
     /// The initiator could not do what was asked.
     #[error("{what} failed: {reason}")]
     Host {
@@ -96,6 +118,8 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Failure::Usage(_) => ExitCode::from(2),
+            Failure::FirmwareDiffers { .. } => ExitCode::from(3),
+            Failure::FirmwareUnreadable { .. } => ExitCode::from(4),
             _ => ExitCode::FAILURE,
         }
     }

@@ -1,6 +1,8 @@
 //! The grammar: nouns, verbs and options. The doc comments are the help texts.
 
 mod bdevs;
+mod firmware;
+mod nodes;
 mod pools;
 mod transports;
 mod values;
@@ -11,6 +13,8 @@ use api::quantity::parse_bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use self::bdevs::*;
+pub(crate) use self::firmware::*;
+pub(crate) use self::nodes::{ConfigVerb, ContextVerb, MachineVerb, NodeVerb, PkiVerb, TimeVerb};
 pub(crate) use self::pools::*;
 pub(crate) use self::transports::*;
 use self::values::{ana_state, bytes_u32, milliseconds};
@@ -18,7 +22,7 @@ use self::values::{ana_state, bytes_u32, milliseconds};
 /// Manage an Adit node.
 ///
 /// Sizes take units (512MiB, 1TiB, 4KiB), times too (10s, 500ms). Exit codes: 0 done, 1 failed,
-/// 2 wrong usage.
+/// 2 wrong usage, 3 and 4 as firmware check says.
 #[derive(Debug, Parser)]
 #[command(
     name = "aditctl",
@@ -35,14 +39,13 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Where aditd is: unix:PATH or tcp:ADDRESS:PORT
-    #[arg(
-        long,
-        global = true,
-        env = "ADIT_SERVER",
-        default_value = "unix:/run/adit/aditd.sock"
-    )]
-    pub(crate) server: String,
+    /// Where aditd is: unix:PATH or tcp:ADDRESS:PORT [default: the context in use, else
+    /// unix:/run/adit/aditd.sock]
+    #[arg(long, global = true, env = "ADIT_SERVER")]
+    pub(crate) server: Option<String>,
+    /// The node to talk to, by the name that `context add` gave it
+    #[arg(long, global = true, env = "ADIT_CONTEXT", value_name = "NAME")]
+    pub(crate) context: Option<String>,
     /// Output for people (table) or for programs (json)
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     pub(crate) output: Format,
@@ -75,6 +78,15 @@ pub(crate) enum Noun {
     /// The node itself
     #[command(subcommand)]
     Node(NodeVerb),
+    /// The hardware of a node: of this one, or of the one that a context names
+    #[command(subcommand)]
+    Machine(MachineVerb),
+    /// Nodes by name, and how each is reached
+    #[command(subcommand)]
+    Context(ContextVerb),
+    /// Certificates for nodes and their clients
+    #[command(subcommand)]
+    Pki(PkiVerb),
     /// How hosts reach this node
     #[command(subcommand)]
     Transport(TransportVerb),
@@ -132,6 +144,9 @@ pub(crate) enum Noun {
     /// Connected queue pairs
     #[command(subcommand)]
     Qpair(QpairVerb),
+    /// Settings of firmware and drives, beside what a profile wants
+    #[command(subcommand)]
+    Firmware(FirmwareVerb),
     /// Find out why a host cannot use a subsystem: walks from the node to a connection
     Check {
         /// NQN of the subsystem
@@ -255,24 +270,6 @@ pub(crate) enum ListOnly {
 pub(crate) enum IobufVerb {
     /// Show pools and who uses them
     Stat,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum NodeVerb {
-    /// Show what runs and how it is
-    Show,
-    /// Stop accepting and finish I/O
-    Drain {
-        /// How long I/O in flight may take
-        #[arg(long, default_value = "10s", value_parser = milliseconds)]
-        timeout: u64,
-    },
-    /// Drain, then end the program
-    Shutdown {
-        /// How long I/O in flight may take
-        #[arg(long, default_value = "10s", value_parser = milliseconds)]
-        timeout: u64,
-    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -406,6 +403,13 @@ pub(crate) enum NamespaceVerb {
         /// Refuse writes
         #[arg(long)]
         write_protect: bool,
+    },
+    /// Show one, with the hosts that are registered with it and who holds a reservation
+    Show {
+        /// NQN of the subsystem
+        nqn: String,
+        /// Namespace ID
+        nsid: u32,
     },
     /// List namespaces
     List {
@@ -582,6 +586,26 @@ mod tests {
             "aditctl transport create tcp --in-capsule-data-size 8KiB --max-queue-depth 128 \
              --max-io-size 128KiB",
             "aditctl transport list",
+            "aditctl context add n1 --endpoint 192.0.2.1:50051 --ca ca --cert c --key k",
+            "aditctl context add n1 --endpoint 192.0.2.1:50051 --code X --fingerprint ab:cd",
+            "aditctl context list",
+            "aditctl context use n1",
+            "aditctl context remove n1",
+            "aditctl --context n1 machine show",
+            "aditctl machine plan -f node.toml",
+            "aditctl machine apply --yes",
+            "aditctl node system",
+            "aditctl node logs aditd --follow --since 10m --tail 5",
+            "aditctl node kmsg --follow",
+            "aditctl node services",
+            "aditctl node bundle -f b.tar.zst",
+            "aditctl node reboot",
+            "aditctl node poweroff",
+            "aditctl node wipe nvme0n1 --serial S",
+            "aditctl node config get --previous",
+            "aditctl node config apply -f node.toml --dry-run --sign-with pki",
+            "aditctl pki init pki --name site",
+            "aditctl pki issue pki alice --role operator --days 30",
             "aditctl bdev create null n0 --size 1TiB",
             "aditctl bdev create file f0 /srv/f0 --size 4GiB",
             "aditctl bdev create file f0 /srv/f0",

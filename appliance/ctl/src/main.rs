@@ -2,16 +2,19 @@
 //!
 //! What it is: a grammar of nouns and verbs ([`grammar`]), one gRPC call or a few behind each, tables
 //! for people and `-o json` for programs. What it is not: it knows nothing that the API does not
-//! offer, keeps no state and checks no rule that is the server's.
+//! offer, keeps no state and checks no rule that is the server's. One noun looks at the machine that it
+//! runs on: `firmware`, as what firmware has set up is there for anybody to read.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage; 3 and 4 of `firmware`: not as wanted, not all known.
 
 mod commands;
 mod connection;
+mod contexts;
 mod document;
 mod failure;
 mod grammar;
 mod output;
+mod pinned;
 mod table;
 
 use std::process::ExitCode;

@@ -11,6 +11,7 @@ use nix::unistd::{Pid, getpid, setsid, sync};
 
 use crate::control::{Answer, Request, SOCKET, call};
 use crate::log::{Level, Log};
+use crate::supervisor::ServiceReport;
 use crate::{crash, hardware, pid1};
 
 /// How long process 1 may take to answer.
@@ -167,16 +168,17 @@ fn show(request: &Request) -> Result<(), String> {
         Answer::Status { groups } => {
             for (group, items) in groups {
                 for item in items {
-                    let state = format!("{:?}", item.state).to_lowercase();
-                    println!("{group:10} {state:9} {}: {}", item.name, item.text);
+                    println!("{group:10} {:9} {}: {}", item.state, item.name, item.text);
                 }
             }
         }
         Answer::Services { services } => {
             for each in services {
-                let state = format!("{:?}", each.state).to_lowercase();
                 let pid = each.pid.map_or("-".to_owned(), |pid| pid.to_string());
-                println!("{:16} {state:9} {pid:>6} {}", each.name, each.text);
+                let ServiceReport {
+                    name, state, text, ..
+                } = each;
+                println!("{name:16} {state:9} {pid:>6} {text}");
             }
         }
         Answer::Logs { lines, .. } => {

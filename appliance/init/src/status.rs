@@ -1,6 +1,7 @@
 //! What init did and how it went, as data: JSON files in `/run/adit/status`, one for each group.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,18 @@ pub enum State {
     Degraded,
     /// Not done.
     Failed,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Skipped => "skipped",
+            Self::Waiting => "waiting",
+            Self::Degraded => "degraded",
+            Self::Failed => "failed",
+        })
+    }
 }
 
 /// One thing that was wanted, how it is, and why it was wanted.

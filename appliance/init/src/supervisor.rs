@@ -2,6 +2,7 @@
 //! out; process 1 carries them out.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +103,22 @@ pub enum ServiceState {
     Ended,
     /// It crashed too often and stays so until somebody starts it.
     Held,
+}
+
+impl fmt::Display for ServiceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Waiting => "waiting",
+            Self::Pausing => "pausing",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Late => "late",
+            Self::Ending => "ending",
+            Self::Done => "done",
+            Self::Ended => "ended",
+            Self::Held => "held",
+        })
+    }
 }
 
 /// A service as it is told over the control socket.

@@ -19,8 +19,10 @@
 //! reach it through a mailbox; it wakes them by their wakers.
 //!
 //! # Durability
-//! A write that has completed is on the device below; where it is, is committed by the next FLUSH, FUA
-//! or timer. A management call is durable when its promise is kept.
+//! A write that has completed is on the device below, and where it is stands in the log of first writes
+//! until the next FLUSH, FUA or timer commits it. So it survives a crash of the program, and a power cut if the
+//! device has no volatile cache; with one, FLUSH and FUA do. A management call is durable when its promise
+//! is kept. `docs/adr/0008-first-writes-are-logged.md` says why that holds.
 //!
 //! # Errors
 //! Calls end in [`LvolError`], I/O in [`block::IoError`]. When a write of the metadata has failed nobody
@@ -37,7 +39,7 @@ pub use pool::{
     Checkup, CreateOptions, Extents, ExternalDevices, ExternalInfo, Finding, Host, LabelChanges,
     MapCursor, MappedRun, MappedRuns, NewVolume, Next, NoExternalDevices, Operation, OperationKind,
     OperationState, POOL_BYTES_MAX, Pool, PoolInfo, PoolOptions, PoolWorker, Promise,
-    REPAIRED_LABEL, VolumeChange, VolumeExtent, VolumeInfo,
+    REPAIRED_LABEL, RESERVED_LABELS, VolumeChange, VolumeExtent, VolumeInfo,
 };
 pub use volume::Volume;
 

@@ -29,6 +29,9 @@ const GONE: u32 = u32::MAX;
 /// Log pages and registers lie below.
 const REGISTERS_MIN: u64 = 0x1000;
 
+/// FNA: a format of one namespace is one of all (Base §5.1.13, Identify Controller).
+const FNA_FORMATS_ALL: u8 = 1 << 0;
+
 /// How often CSTS is read while a change of it is waited for.
 const CSTS_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -286,7 +289,9 @@ impl Controller {
 
     /// Takes the namespaces that a Format NVM concerns out of use.
     fn close_for_format(&mut self, nsid: Nsid) -> Result<(), NvmeError> {
-        let concerned = |known: &Nsid| nsid.is_all() || *known == nsid;
+        let fna = self.identify.as_ref().map_or(0, |identify| identify.fna);
+        let all = nsid.is_all() || fna & FNA_FORMATS_ALL != 0;
+        let concerned = |known: &Nsid| all || *known == nsid;
         let mut namespaces = self.namespaces.iter().filter(|(nsid, _)| concerned(nsid));
         let used = namespaces.find(|(_, namespace)| !namespace.is_gone() && !namespace.try_close());
         let Some((nsid, _)) = used else {

@@ -147,6 +147,19 @@ impl SimDevice {
         self.state().medium.cut(seed)
     }
 
+    /// What the end of the program alone could leave now, the device having power still: all that has
+    /// completed, and of what is in flight what [`SimDevice::cut`] with this seed would.
+    #[must_use]
+    pub fn killed(&self, seed: u64) -> Image {
+        self.state().medium.killed(seed)
+    }
+
+    /// Whether it has a volatile cache.
+    #[must_use]
+    pub fn has_volatile_cache(&self) -> bool {
+        self.shared.options.volatile_write_cache
+    }
+
     /// What reads see now: what a clean stop leaves.
     #[must_use]
     pub fn image(&self) -> Image {

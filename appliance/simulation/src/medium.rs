@@ -179,20 +179,41 @@ impl Medium {
     /// What a power cut could leave. Seed 0: nothing unflushed; seed 1: everything, also what is in
     /// flight; others: a subset, drawn by write, by page or by sector.
     pub(crate) fn cut(&self, seed: u64) -> Image {
-        let mut image = self.durable.clone();
         let mut random = Random::new(seed);
+        let cached = self.cached.iter();
+        let cached = cached.map(|cached| (&cached.change, cached.durable));
+        let in_flight = self.in_flight.values().map(|change| (change, false));
+        self.lose(
+            self.durable.clone(),
+            seed,
+            &mut random,
+            cached.chain(in_flight),
+        )
+    }
+
+    /// What the end of the program alone could leave, the device having power still: all that has completed,
+    /// and of what is in flight what a power cut with this seed would.
+    pub(crate) fn killed(&self, seed: u64) -> Image {
+        let mut random = Random::new(seed);
+        let in_flight = self.in_flight.values().map(|change| (change, false));
+        self.lose(self.current.clone(), seed, &mut random, in_flight)
+    }
+
+    /// The image with those of the changes that survive, and those that are durable.
+    fn lose<'a>(
+        &self,
+        mut image: Image,
+        seed: u64,
+        random: &mut Random,
+        changes: impl Iterator<Item = (&'a Change, bool)>,
+    ) -> Image {
         let share = match seed {
             0 => 0,
             1 => 256,
             _ => [16, 64, 128, 128, 192, 240][random.below(6) as usize],
         };
         let granule = [self.tear_bytes, self.tear_bytes, 4096, u64::MAX][random.below(4) as usize];
-        let all = self
-            .cached
-            .iter()
-            .map(|cached| (&cached.change, cached.durable));
-        let all = all.chain(self.in_flight.values().map(|change| (change, false)));
-        for (change, durable) in all {
+        for (change, durable) in changes {
             let mut last = None;
             let mut survives = |at: u64| {
                 let place = at / granule;

@@ -63,6 +63,12 @@ impl Replay<'_> {
         self.medium.cut(seed)
     }
 
+    /// What the end of the program alone could leave here, as [`crate::SimDevice::killed`].
+    #[must_use]
+    pub fn killed(&self, seed: u64) -> Image {
+        self.medium.killed(seed)
+    }
+
     /// Completed changes that no flush covers yet.
     #[must_use]
     pub fn unflushed(&self) -> usize {

@@ -409,3 +409,20 @@ fn image_reopens_as_a_device() {
     assert_eq!(out, block(4));
     assert_eq!(again.unflushed(), 0);
 }
+
+#[test]
+fn what_has_completed_survives_the_end_of_the_program() {
+    let device = device(1);
+    let mut rig = Rig::new(&device);
+    rig.write(0, 1, false);
+    rig.drain();
+    rig.write(1, 2, false);
+    assert_eq!(device.unflushed(), 1);
+    let mut seen = [false; 2];
+    for seed in 0..50 {
+        let image = device.killed(seed);
+        assert_eq!(at(&image, 0), 1);
+        seen[usize::from(at(&image, 1) == 2)] = true;
+    }
+    assert_eq!(seen, [true; 2], "what was in flight survives or not");
+}

@@ -9,6 +9,7 @@ use api::quantity::{parse_bytes, parse_duration_ns};
 use clap::Parser;
 use serde::{Deserialize, Deserializer};
 
+use crate::lvol_driver::MAP_CACHE_PIECES_DEFAULT;
 use crate::model;
 
 /// Why the configuration is not one. The text names the file and the line, or the flag.
@@ -152,6 +153,7 @@ struct File {
     tls: Option<Tls>,
     memory: Memory,
     limits: LimitsTable,
+    pools: PoolsTable,
     log: Log,
 }
 
@@ -256,6 +258,23 @@ struct LimitsTable {
     connections_max: Option<u32>,
 }
 
+/// How pools are run.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct PoolsTable {
+    /// Pieces of maps that each pool keeps in memory while nobody uses them.
+    #[serde(deserialize_with = "map_cache_pieces")]
+    map_cache_pieces: u32,
+}
+
+impl Default for PoolsTable {
+    fn default() -> PoolsTable {
+        PoolsTable {
+            map_cache_pieces: MAP_CACHE_PIECES_DEFAULT as u32,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Log {
@@ -297,6 +316,8 @@ pub struct Config {
     pub limits: model::Limits,
     /// Bound on connected queue pairs.
     pub connections_max: u32,
+    /// Pieces of maps that each pool keeps in memory while nobody uses them; each is 1 to 15 KiB.
+    pub map_cache_pieces: usize,
     /// What is logged.
     pub log_filter: String,
     /// Where the log goes.
@@ -399,6 +420,7 @@ fn merge(flags: &Flags, file: File) -> Result<Config, ConfigError> {
         memory: file.memory,
         limits,
         connections_max: table.connections_max.unwrap_or(4096),
+        map_cache_pieces: file.pools.map_cache_pieces as usize,
         log_filter: flags
             .log
             .clone()
@@ -464,6 +486,10 @@ fn small_pool_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D
     at_least(deserializer, 64)
 }
 
+fn map_cache_pieces<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    at_least(deserializer, 64)
+}
+
 fn large_pool_count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     at_least(deserializer, 8)
 }
@@ -488,6 +514,8 @@ mod tests {
         large_bufsize = "132KiB"
         [limits]
         subsystems_max = 10
+        [pools]
+        map_cache_pieces = 100
         [log]
         filter = "debug"
         to = "stderr"
@@ -503,6 +531,7 @@ mod tests {
         assert_eq!(config.memory.large_bufsize, Size(135_168));
         assert_eq!(config.memory.small_bufsize, Size(8192));
         assert_eq!(config.limits.subsystems_max, 10);
+        assert_eq!(config.map_cache_pieces, 100);
         assert_eq!(
             (config.log_filter.as_str(), config.log_to),
             ("debug", LogTo::Stderr)
@@ -541,6 +570,7 @@ mod tests {
             ("metrics = \"here\"", "line 1", ""),
             ("drain_timeout = \"soon\"", "line 1", "soon"),
             ("[limits]\n\nbdevs = 5", "line 3", "bdevs"),
+            ("[pools]\nmap_cache_pieces = 1", "line 2", "too few"),
             ("a = \n", "line 1", ""),
         ] {
             let error = parse(text).unwrap_err();

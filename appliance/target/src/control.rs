@@ -293,11 +293,11 @@ impl Control {
         };
         let mut prepared = Ahead::new();
         for Edit { key, new, .. } in new {
-            let Some(preparing) = new.and_then(|new| self.prepare(&new, true, attach)) else {
+            let Some(preparing) = new.and_then(|new| self.prepare(&new, true, &attach)) else {
                 continue;
             };
             let result = preparing.await;
-            let is_made = matches!((&key, attach), (Key::Pool(_), Attach::Create { .. }));
+            let is_made = matches!((&key, &attach), (Key::Pool(_), Attach::Create { .. }));
             match result {
                 Err(RuntimeError::Pending(reason)) if is_made => return Err(refused(&key, reason)),
                 Err(RuntimeError::Refused(reason)) => return Err(refused(&key, reason)),
@@ -308,10 +308,10 @@ impl Control {
     }
 
     /// Opens what an object needs; `None` when it needs nothing.
-    fn prepare(&self, object: &Object, is_new: bool, attach: Attach) -> Option<Preparing> {
+    fn prepare(&self, object: &Object, is_new: bool, attach: &Attach) -> Option<Preparing> {
         match object {
             Object::Bdev(bdev) => Some(self.runtime.prepare(&bdev.spec, is_new)),
-            Object::Pool(pool) => Some(self.runtime.prepare_pool(&pool.spec, attach)),
+            Object::Pool(pool) => Some(self.runtime.prepare_pool(&pool.spec, attach.clone())),
             _ => None,
         }
     }
@@ -643,7 +643,7 @@ impl Control {
             (object, missing(&inner, &edit))
         };
         let preparing = match &waits {
-            None => self.prepare(&object, false, Attach::Open),
+            None => self.prepare(&object, false, &Attach::Open),
             Some(_) => None,
         };
         let prepared = match preparing {

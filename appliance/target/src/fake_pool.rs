@@ -3,20 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use api::v1::{self, OperationKind, OperationState};
+use api::v1::{self, OperationKind, OperationState, PoolSpec};
 use block::Bdev;
 use block::malloc::{Malloc, MallocOptions};
 use uuid::Uuid;
 
 use crate::error::ControlError;
 use crate::pool::{
-    Attach, Engine, Job, Opening, Pool, PoolDriver, VolumeDevice, VolumePage, VolumeQuery, Work,
+    Attach, Engine, Job, Labels, Opening, Pool, PoolChange, PoolDriver, VolumeChange, VolumeDevice,
+    VolumePage, VolumeQuery, VolumeSettings, Work,
 };
 use crate::runtime::RuntimeError;
 
 #[derive(Debug)]
 pub(crate) struct FakePool {
-    name: String,
+    name: Mutex<String>,
+    uuid: Uuid,
     cluster_size: u64,
     inner: Mutex<Inner>,
 }
@@ -25,6 +27,8 @@ pub(crate) struct FakePool {
 pub(crate) struct Inner {
     /// By the name within the pool.
     pub(crate) volumes: BTreeMap<String, v1::Volume>,
+    /// What was made or changed last of the pool itself.
+    pub(crate) pool: v1::Pool,
     /// Likewise; made when somebody asks.
     devices: BTreeMap<String, VolumeDevice>,
     pub(crate) operations: Vec<v1::Operation>,
@@ -42,14 +46,22 @@ fn ready<T: Send + 'static>(result: Result<T, ControlError>) -> Work<T> {
 impl FakePool {
     pub(crate) fn new(name: &str, cluster_size: Option<u64>) -> FakePool {
         FakePool {
-            name: name.to_owned(),
+            name: Mutex::new(name.to_owned()),
+            uuid: Uuid::new_v4(),
             cluster_size: cluster_size.unwrap_or(1 << 20),
             inner: Mutex::default(),
         }
     }
 
     pub(crate) fn name(&self) -> String {
-        self.name.clone()
+        self.name.lock().unwrap().clone()
+    }
+
+    pub(crate) fn rename(&self, name: &str) {
+        *self.name.lock().unwrap() = name.to_owned();
+        for (rest, volume) in &mut self.inner().volumes {
+            volume.name = format!("{name}/{rest}");
+        }
     }
 
     pub(crate) fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -59,7 +71,7 @@ impl FakePool {
     fn put(&self, name: &str, volume: v1::Volume) -> Work<()> {
         let mut inner = self.inner();
         inner.calls.push(format!("make {name}"));
-        let name_in_full = format!("{}/{name}", self.name);
+        let name_in_full = format!("{}/{name}", self.name());
         let volume = v1::Volume {
             name: name_in_full.clone(),
             block_size: 4096,
@@ -80,7 +92,7 @@ impl FakePool {
         let mut inner = self.inner();
         let id = inner.operations.len() as u64 + 1;
         inner.operations.push(v1::Operation {
-            name: format!("{}/{id}", self.name),
+            name: format!("{}/{id}", self.name()),
             kind: kind.into(),
             object: object.to_owned(),
             state: OperationState::Running.into(),
@@ -95,7 +107,8 @@ impl Pool for FakePool {
     fn reading(&self) -> Work<v1::Pool> {
         ready(Ok(v1::Pool {
             cluster_size_bytes: self.cluster_size,
-            ..v1::Pool::default()
+            uuid: self.uuid.to_string(),
+            ..self.inner().pool.clone()
         }))
     }
 
@@ -114,7 +127,7 @@ impl Pool for FakePool {
             Job::Import { name, .. } => (OperationKind::Import, name),
             Job::Export { name, .. } => (OperationKind::Export, name),
             Job::Copy { snapshot, .. } => (OperationKind::Copy, snapshot),
-            Job::Scrub { .. } => (OperationKind::Scrub, &self.name),
+            Job::Scrub { .. } => (OperationKind::Scrub, &self.name()),
         };
         let id = self.operation(kind, object);
         self.inner().calls.push(format!("{job:?}"));
@@ -128,7 +141,9 @@ impl Pool for FakePool {
     fn volumes(&self, query: VolumeQuery) -> Work<VolumePage> {
         let inner = self.inner();
         let fits = |(name, volume): &(&String, &v1::Volume)| {
-            volume.snapshot == query.snapshots && name.starts_with(&query.prefix)
+            let mut labels = query.labels.iter();
+            let has_all = labels.all(|(key, value)| volume.labels.get(key) == Some(value));
+            volume.snapshot == query.snapshots && name.starts_with(&query.prefix) && has_all
         };
         let all: Vec<_> = inner.volumes.iter().filter(fits).collect();
         let page = all.iter().filter(|(name, _)| **name > query.after);
@@ -141,35 +156,45 @@ impl Pool for FakePool {
         }))
     }
 
-    fn create_volume(&self, name: &str, size_bytes: u64, thick: bool) -> Work<()> {
+    fn create_volume(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        thick: bool,
+        settings: VolumeSettings,
+    ) -> Work<()> {
         self.put(
             name,
             v1::Volume {
                 size_bytes,
                 thick,
+                labels: settings.labels.into_iter().collect(),
+                qos: settings.qos,
                 ..v1::Volume::default()
             },
         )
     }
 
-    fn clone_volume(&self, snapshot: &str, name: &str) -> Work<()> {
+    fn clone_volume(&self, snapshot: &str, name: &str, settings: VolumeSettings) -> Work<()> {
         let size_bytes = self.inner().volumes[snapshot].size_bytes;
         self.put(
             name,
             v1::Volume {
                 size_bytes,
-                parent: format!("{}/{snapshot}", self.name),
+                parent: format!("{}/{snapshot}", self.name()),
+                labels: settings.labels.into_iter().collect(),
                 ..v1::Volume::default()
             },
         )
     }
 
-    fn clone_bdev(&self, bdev_name: &str, name: &str) -> Work<()> {
+    fn clone_bdev(&self, bdev_name: &str, name: &str, settings: VolumeSettings) -> Work<()> {
         self.put(
             name,
             v1::Volume {
                 size_bytes: 8192,
                 parent: bdev_name.to_owned(),
+                labels: settings.labels.into_iter().collect(),
                 ..v1::Volume::default()
             },
         )
@@ -193,7 +218,7 @@ impl Pool for FakePool {
         for old in names {
             let new = format!("{new_name}{}", &old[name.len()..]);
             let mut volume = inner.volumes.remove(&old).unwrap();
-            volume.name = format!("{}/{new}", self.name);
+            volume.name = format!("{}/{new}", self.name());
             inner.volumes.insert(new.clone(), volume);
             if let Some(device) = inner.devices.remove(&old) {
                 inner.devices.insert(new, device);
@@ -213,12 +238,12 @@ impl Pool for FakePool {
         ready(Ok(Some(self.operation(OperationKind::Delete, name))))
     }
 
-    fn change_volume(
-        &self,
-        name: &str,
-        labels: Vec<(String, Option<String>)>,
-        read_only: Option<bool>,
-    ) -> Work<()> {
+    fn change_volume(&self, name: &str, change: VolumeChange) -> Work<()> {
+        let VolumeChange {
+            labels,
+            read_only,
+            qos,
+        } = change;
         let mut inner = self.inner();
         let volume = inner.volumes.get_mut(name).unwrap();
         for (key, value) in labels {
@@ -228,10 +253,24 @@ impl Pool for FakePool {
             }
         }
         volume.read_only = read_only.unwrap_or(volume.read_only);
+        if let Some(qos) = qos {
+            volume.qos = (qos != v1::QosLimits::default()).then_some(qos);
+        }
         ready(Ok(()))
     }
 
-    fn set_labels(&self, _: Vec<(String, Option<String>)>) -> Work<()> {
+    fn change(&self, change: PoolChange) -> Work<()> {
+        let mut inner = self.inner();
+        let pool = &mut inner.pool;
+        for (key, value) in change.labels {
+            match value {
+                Some(value) => drop(pool.labels.insert(key, value)),
+                None => drop(pool.labels.remove(&key)),
+            }
+        }
+        pool.warning_percent = change.warning_percent.unwrap_or(pool.warning_percent);
+        pool.critical_percent = change.critical_percent.unwrap_or(pool.critical_percent);
+        drop(inner);
         ready(Ok(()))
     }
 
@@ -251,7 +290,7 @@ impl Pool for FakePool {
         ready(Ok(()))
     }
 
-    fn create_snapshots(&self, names: &[(String, String)]) -> Work<()> {
+    fn create_snapshots(&self, names: &[(String, String)], labels: Labels) -> Work<()> {
         for (volume, snapshot) in names {
             let size_bytes = self.inner().volumes[volume].size_bytes;
             drop(self.put(
@@ -260,6 +299,7 @@ impl Pool for FakePool {
                     size_bytes,
                     snapshot: true,
                     read_only: true,
+                    labels: labels.iter().cloned().collect(),
                     ..v1::Volume::default()
                 },
             ));
@@ -294,11 +334,13 @@ impl Engine for FakePool {
             return ready(Ok(None));
         };
         let block_count = volume.size_bytes / 4096;
+        let qos = crate::nvmf_runtime::qos(volume.qos.as_ref());
         let make = || VolumeDevice {
             name: name.to_owned(),
             uuid: Uuid::new_v4(),
             nguid: *Uuid::new_v4().as_bytes(),
             read_only: false,
+            qos,
             device: Malloc::new(MallocOptions::new(4096, block_count)).unwrap(),
         };
         let device = inner
@@ -307,7 +349,11 @@ impl Engine for FakePool {
             .or_insert_with(make)
             .clone();
         let name = name.to_owned();
-        ready(Ok(Some(VolumeDevice { name, ..device })))
+        ready(Ok(Some(VolumeDevice {
+            name,
+            qos,
+            ..device
+        })))
     }
 
     fn devices(&self) -> Work<Vec<VolumeDevice>> {
@@ -340,7 +386,8 @@ impl PoolDriver for FakeDriver {
         ready(Ok(on_device.get(base.name()).map(|pool| pool.name())))
     }
 
-    fn open(&self, base: Arc<Bdev>, name: &str, attach: Attach) -> Opening {
+    fn open(&self, base: Arc<Bdev>, spec: &PoolSpec, attach: Attach) -> Opening {
+        let name = &spec.name;
         let mut on_device = self.on_device.lock().unwrap();
         if let Attach::Create { cluster_size, .. } = attach {
             let pool = Arc::new(FakePool::new(name, cluster_size));

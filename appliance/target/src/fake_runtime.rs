@@ -91,13 +91,24 @@ impl Runtime for FakeRuntime {
             let mut memory = self.memory();
             let there = memory.on_device.get(&spec.bdev_name).cloned();
             match (attach, there) {
-                (Attach::Open, Some(pool)) => Ok(Box::new(pool) as Prepared),
+                (Attach::Open, Some(pool)) => {
+                    pool.rename(&spec.name);
+                    Ok(Box::new(pool) as Prepared)
+                }
                 (Attach::Open, None) => Err(RuntimeError::Pending("no pool there".to_owned())),
                 (Attach::Create { force: false, .. }, Some(_)) => {
                     Err(RuntimeError::Refused("it holds a pool".to_owned()))
                 }
-                (Attach::Create { cluster_size, .. }, _) => {
+                (
+                    Attach::Create {
+                        cluster_size,
+                        change,
+                        ..
+                    },
+                    _,
+                ) => {
                     let pool = Arc::new(FakePool::new(&spec.name, cluster_size));
+                    drop(pool.change(change));
                     let device = spec.bdev_name.clone();
                     memory.on_device.insert(device, Arc::clone(&pool));
                     Ok(Box::new(pool) as Prepared)
@@ -151,6 +162,20 @@ impl Runtime for FakeRuntime {
     fn describe_namespace(&self, _: &mut v1::Namespace) {}
     fn describe_listener(&self, _: &mut v1::Listener) {}
     fn describe_host(&self, _: &mut v1::Host) {}
+    fn bdevs(&self) -> Vec<String> {
+        let memory = self.memory();
+        let mut names: Vec<String> = Vec::new();
+        for key in &memory.there {
+            if let Key::Bdev(name) = key {
+                names.push(name.clone());
+            }
+        }
+        for (pool, open) in &memory.open {
+            let inner = open.inner();
+            names.extend(inner.volumes.keys().map(|name| format!("{pool}/{name}")));
+        }
+        names
+    }
     fn bdev_stats(&self, name: &str, _: bool, _: bool) -> Option<v1::BdevStats> {
         Some(v1::BdevStats {
             name: name.to_owned(),

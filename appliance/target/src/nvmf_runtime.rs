@@ -20,6 +20,7 @@ use fabric_wire::Nqn;
 use nvmf::{Subsystem, Ticket};
 use tokio::sync::mpsc;
 
+pub(crate) use self::devices::qos;
 use self::drives::Drives;
 pub use self::drives::LostDrive;
 use self::pools::{Handle, Pools};
@@ -28,7 +29,7 @@ use crate::error::chain;
 use crate::model::{Edit, Key};
 use crate::pool::{Attach, Pool, PoolDriver, Work};
 use crate::reservations::Reservations;
-use crate::runtime::{Facts, Prepared, Preparing, Runtime, RuntimeError, Settled};
+use crate::runtime::{Facts, Formatting, Prepared, Preparing, Runtime, RuntimeError, Settled};
 
 /// How long a removed host's I/O may take when nobody says.
 const HOST_DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
@@ -172,6 +173,13 @@ impl Runtime for NvmfRuntime {
         self.drives.get(name).is_some_and(|drive| drive.reset())
     }
 
+    fn format_drive(&self, request: &v1::FormatDriveRequest) -> Result<Formatting, RuntimeError> {
+        let Some(drive) = self.drives.get(&request.name) else {
+            return Err(RuntimeError::Refused("it is not in place".to_owned()));
+        };
+        drive.format(request.nsid, request.data_size, request.metadata_size)
+    }
+
     fn prepare_pool(&self, spec: &PoolSpec, attach: Attach) -> Preparing {
         self.pools.prepare(spec, attach)
     }
@@ -218,6 +226,11 @@ impl Runtime for NvmfRuntime {
 
     fn describe_host(&self, host: &mut v1::Host) {
         self.fill_host(host);
+    }
+
+    fn bdevs(&self) -> Vec<String> {
+        let bdevs = self.plane.registry().list();
+        bdevs.iter().map(|bdev| bdev.name().to_owned()).collect()
     }
 
     fn bdev_stats(&self, name: &str, per_thread: bool, histograms: bool) -> Option<v1::BdevStats> {

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use api::v1::{self, EventType};
+use api::v1::{self, EventType, PoolSpec};
 use block::{Bdev, BlockDevice};
 use image_file::Format;
 use uuid::Uuid;
@@ -23,7 +23,7 @@ use crate::runtime::RuntimeError;
 pub type Work<T> = Pin<Box<dyn Future<Output = Result<T, ControlError>> + Send>>;
 
 /// How a pool comes to be open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attach {
     /// Made new on the device.
     Create {
@@ -31,9 +31,48 @@ pub enum Attach {
         cluster_size: Option<u64>,
         /// Overwrite what is there.
         force: bool,
+        /// What its owner says of it from the beginning.
+        change: PoolChange,
     },
     /// Found on the device.
     Open,
+}
+
+/// Labels, by their keys.
+pub type Labels = Vec<(String, String)>;
+
+/// Labels to set, or to take away (`None`).
+pub type LabelChanges = Vec<(String, Option<String>)>;
+
+/// What is to change of a pool; the rest stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PoolChange {
+    /// Labels of its owner.
+    pub labels: LabelChanges,
+    /// Share in use at which it warns, percent.
+    pub warning_percent: Option<u32>,
+    /// Share in use at which it is critical, percent.
+    pub critical_percent: Option<u32>,
+}
+
+/// What the owner of a new volume sets with it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct VolumeSettings {
+    /// Labels of its owner.
+    pub labels: Labels,
+    /// Limits of its I/O.
+    pub qos: Option<v1::QosLimits>,
+}
+
+/// What is to change of a volume; the rest stays.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct VolumeChange {
+    /// Labels of its owner.
+    pub labels: LabelChanges,
+    /// Refuse writes, or allow them.
+    pub read_only: Option<bool>,
+    /// Its limits from now on; the default takes them away.
+    pub qos: Option<v1::QosLimits>,
 }
 
 /// Which volumes a list shows.
@@ -43,6 +82,8 @@ pub struct VolumeQuery {
     pub snapshots: bool,
     /// Only snapshots whose name starts so: `NAME@`.
     pub prefix: String,
+    /// Only those with all of these labels.
+    pub labels: Labels,
     /// Only names after this one.
     pub after: String,
     /// At most so many.
@@ -71,6 +112,8 @@ pub enum Job {
         format: Option<Format>,
         /// Set space aside for all of it.
         thick: bool,
+        /// Labels of its owner.
+        labels: Labels,
     },
     /// Makes an image of a snapshot, or of a volume that nothing else uses.
     Export {
@@ -111,11 +154,17 @@ pub trait Pool: Send + Sync + fmt::Debug {
     /// A piece of the list.
     fn volumes(&self, query: VolumeQuery) -> Work<VolumePage>;
     /// Makes an empty volume.
-    fn create_volume(&self, name: &str, size_bytes: u64, thick: bool) -> Work<()>;
+    fn create_volume(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        thick: bool,
+        settings: VolumeSettings,
+    ) -> Work<()>;
     /// Makes a volume on a snapshot.
-    fn clone_volume(&self, snapshot: &str, name: &str) -> Work<()>;
+    fn clone_volume(&self, snapshot: &str, name: &str, settings: VolumeSettings) -> Work<()>;
     /// Makes a volume on a block device of the node, which is in no pool.
-    fn clone_bdev(&self, bdev_name: &str, name: &str) -> Work<()>;
+    fn clone_bdev(&self, bdev_name: &str, name: &str, settings: VolumeSettings) -> Work<()>;
     /// Gives a volume another size, and tells hosts that see it.
     fn resize_volume(&self, name: &str, size_bytes: u64) -> Work<()>;
     /// Gives a volume another name. Nothing uses it.
@@ -123,22 +172,17 @@ pub trait Pool: Send + Sync + fmt::Debug {
     /// Deletes a volume or a snapshot that nothing uses. The ID of the operation that gives its space
     /// back, when there is one.
     fn delete_volume(&self, name: &str) -> Work<Option<u64>>;
-    /// Sets labels of a volume or takes them away (`None`), and refuses or allows writes.
-    fn change_volume(
-        &self,
-        name: &str,
-        labels: Vec<(String, Option<String>)>,
-        read_only: Option<bool>,
-    ) -> Work<()>;
-    /// Sets labels of the pool or takes them away.
-    fn set_labels(&self, labels: Vec<(String, Option<String>)>) -> Work<()>;
+    /// Changes labels and limits of a volume, and refuses or allows writes.
+    fn change_volume(&self, name: &str, change: VolumeChange) -> Work<()>;
+    /// Changes labels and thresholds of the pool.
+    fn change(&self, change: PoolChange) -> Work<()>;
     /// Begins to give a volume clusters of its own: for its whole size, or for what its parent shows.
     /// The ID of the operation.
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64>;
     /// Makes a volume show what a snapshot shows.
     fn rollback_volume(&self, name: &str, snapshot: &str) -> Work<()>;
-    /// Takes snapshots at one moment: pairs of volume and the name after the `@`.
-    fn create_snapshots(&self, names: &[(String, String)]) -> Work<()>;
+    /// Takes snapshots at one moment: pairs of volume and the name after the `@`. Each gets the labels.
+    fn create_snapshots(&self, names: &[(String, String)], labels: Labels) -> Work<()>;
     /// Extents from `offset` on in which two snapshots may differ, at most `limit`. `from` empty: what
     /// `to` has.
     fn diff(&self, from: &str, to: &str, offset: u64, limit: usize) -> Work<Vec<v1::Extent>>;
@@ -160,6 +204,8 @@ pub struct VolumeDevice {
     pub nguid: [u8; 16],
     /// Its owner wants no writes.
     pub read_only: bool,
+    /// Limits of its I/O.
+    pub qos: block::QosLimits,
     /// The device.
     pub device: Arc<dyn BlockDevice>,
 }
@@ -190,9 +236,9 @@ pub type Opening = Pin<Box<dyn Future<Output = Result<Arc<dyn Engine>, RuntimeEr
 pub trait PoolDriver: Send + Sync {
     /// The name of the pool on a device.
     fn probe(&self, base: Arc<Bdev>) -> Work<Option<String>>;
-    /// Opens the pool on a device, or makes it. The caller holds a claim on the device until the pool
-    /// is closed.
-    fn open(&self, base: Arc<Bdev>, name: &str, attach: Attach) -> Opening;
+    /// Opens the pool on a device, or makes it. One with the UUID in `spec` and another name gets the name.
+    /// The caller holds a claim on the device until the pool is closed.
+    fn open(&self, base: Arc<Bdev>, spec: &PoolSpec, attach: Attach) -> Opening;
 }
 
 /// Something that happened in a pool.

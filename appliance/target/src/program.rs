@@ -136,7 +136,7 @@ pub fn run(flags: &Flags) -> Result<(), ProgramError> {
     let (pool_events, pool_events_in) = mpsc::channel(POOL_EVENTS_MAX);
     let registry = Arc::clone(plane.registry());
     let pools = LvolDriver::new(plane.iobuf_pool().clone(), pool_events, registry);
-    let pools = Arc::new(pools);
+    let pools = Arc::new(pools.with_map_cache(config.map_cache_pieces));
     let runtime = NvmfRuntime::new(plane.clone(), config.connections_max, pools);
     let runtime = Arc::new(runtime.with_reservations(reservations.clone()));
     let control = Control::new(model, store, runtime.clone(), about);

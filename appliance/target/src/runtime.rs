@@ -34,6 +34,9 @@ pub type Prepared = Box<dyn Any + Send>;
 /// Ends with a device that is open, or with the reason why not.
 pub type Preparing = Pin<Box<dyn Future<Output = Result<Prepared, RuntimeError>> + Send>>;
 
+/// Ends when a format has ended, or with why not.
+pub type Formatting = Pin<Box<dyn Future<Output = Result<(), RuntimeError>> + Send>>;
+
 /// A [`Settled`] for edits that are in force at once.
 #[must_use]
 pub fn at_once() -> Settled {
@@ -85,6 +88,18 @@ pub trait Runtime: Send + Sync + 'static {
         false
     }
 
+    /// Formats a namespace of a drive; what it holds is lost. Who uses it was asked before, but for
+    /// I/O that has not ended. It goes on when the future is dropped.
+    ///
+    /// # Errors
+    /// Refused: it is in use, or the drive is not in place; nothing has changed then.
+    fn format_drive(&self, request: &v1::FormatDriveRequest) -> Result<Formatting, RuntimeError> {
+        Err(RuntimeError::Refused(format!(
+            "{} is no drive that is in place",
+            request.name
+        )))
+    }
+
     /// As [`Runtime::prepare`], for a pool: makes it, or finds it on its device, and holds the device.
     fn prepare_pool(&self, spec: &PoolSpec, attach: Attach) -> Preparing;
 
@@ -117,6 +132,9 @@ pub trait Runtime: Send + Sync + 'static {
     fn describe_listener(&self, listener: &mut v1::Listener);
     /// Fills in what is known of a host besides its specification.
     fn describe_host(&self, host: &mut v1::Host);
+
+    /// Names of the block devices that are in place: volumes and namespaces of drives too.
+    fn bdevs(&self) -> Vec<String>;
 
     /// Counters of a block device; `None` while it is not in place.
     fn bdev_stats(&self, name: &str, per_thread: bool, histograms: bool) -> Option<v1::BdevStats>;

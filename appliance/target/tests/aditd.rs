@@ -319,6 +319,7 @@ async fn create_volumes(channel: &Channel, path: &Path, count: u32) -> Duration 
     let pool = v1::PoolSpec {
         name: "p".into(),
         bdev_name: "f0".into(),
+        uuid: None,
     };
     let request = v1::CreatePoolRequest {
         pool: Some(pool),
@@ -337,7 +338,7 @@ async fn create_volumes(channel: &Channel, path: &Path, count: u32) -> Duration 
                 let volume = v1::VolumeSpec {
                     name: format!("p/v{number:04}"),
                     size_bytes: 1 << 40,
-                    thick: false,
+                    ..Default::default()
                 };
                 let request = v1::CreateVolumeRequest {
                     volume: Some(volume),

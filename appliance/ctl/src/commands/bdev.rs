@@ -17,7 +17,12 @@ use crate::grammar::{BdevKind, BdevOptions, BdevVerb, Expected, Latency, Limits}
 use crate::output;
 use crate::table::Table;
 
-type Client = BdevServiceClient<Channel>;
+pub(super) type Client = BdevServiceClient<Channel>;
+
+/// The service of block devices.
+pub(super) fn client(context: &Context) -> Client {
+    Client::new(context.channel.clone())
+}
 
 pub(crate) async fn run(context: &Context, verb: BdevVerb) -> Result<(), Failure> {
     let mut client = Client::new(context.channel.clone());
@@ -212,6 +217,7 @@ fn spec(kind: BdevKind) -> BdevSpec {
                 pci_address: address.unwrap_or_default(),
                 serial_number: serial.unwrap_or_default(),
                 io_queues,
+                ..NvmeBdev::default()
             });
             make(name, None, kind)
         }
@@ -259,13 +265,28 @@ async fn qos(
     limits: &Limits,
     expected: Expected,
 ) -> Result<Bdev, Failure> {
-    let qos = QosLimits {
+    let (qos, paths) = changed_limits(limits)?;
+    let bdev = BdevSpec {
+        name,
+        qos: Some(qos),
+        ..BdevSpec::default()
+    };
+    update(client, bdev, paths, expected).await
+}
+
+/// Limits that are given.
+pub(super) fn given_limits(limits: &Limits) -> QosLimits {
+    QosLimits {
         rw_ios_per_sec: limits.iops.unwrap_or(0),
         rw_bytes_per_sec: limits.bandwidth.unwrap_or(0),
         r_bytes_per_sec: limits.read_bandwidth.unwrap_or(0),
         w_bytes_per_sec: limits.write_bandwidth.unwrap_or(0),
         burst_ms: limits.burst,
-    };
+    }
+}
+
+/// Limits to change, and the fields that are given.
+pub(super) fn changed_limits(limits: &Limits) -> Result<(QosLimits, Vec<String>), Failure> {
     let mut paths = Vec::new();
     let mut path = |given: bool, name: &str| {
         if given {
@@ -283,12 +304,7 @@ async fn qos(
                 .into(),
         ));
     }
-    let bdev = BdevSpec {
-        name,
-        qos: Some(qos),
-        ..BdevSpec::default()
-    };
-    update(client, bdev, paths, expected).await
+    Ok((given_limits(limits), paths))
 }
 
 async fn update(
@@ -313,7 +329,7 @@ fn kind_name(spec: &BdevSpec) -> &'static str {
         Some(Kind::Error(_)) => "error",
         Some(Kind::Delay(_)) => "delay",
         Some(Kind::Nvme(_)) => "nvme",
-        None => "?",
+        None => "volume",
     }
 }
 
@@ -495,7 +511,7 @@ fn namespaces(drive: &NvmeDrive) -> String {
     table.to_string()
 }
 
-fn limits(qos: Option<&QosLimits>) -> String {
+pub(super) fn limits(qos: Option<&QosLimits>) -> String {
     let Some(qos) = qos else {
         return "none".to_owned();
     };

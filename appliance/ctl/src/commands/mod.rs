@@ -3,9 +3,14 @@
 mod bdev;
 mod check;
 mod config;
+mod context;
+mod firmware;
 mod follow;
+mod machine;
 mod node;
+mod node_config;
 mod perf;
+mod pki;
 mod pool;
 mod subsystem;
 mod threads;
@@ -20,7 +25,8 @@ use api::v1::{self, ObjectState};
 use clap::CommandFactory as _;
 use tonic::transport::Channel;
 
-use crate::connection::Server;
+use crate::connection::{Pem, Server};
+use crate::contexts::Contexts;
 use crate::failure::Failure;
 use crate::grammar::{Arguments, Format, Global, Noun};
 use crate::output;
@@ -32,6 +38,10 @@ const PAGE_SIZE: u32 = 1000;
 pub(crate) struct Context {
     pub(crate) channel: Channel,
     pub(crate) format: Format,
+    /// What an unconfigured node asks for in place of a certificate.
+    pub(crate) code: Code,
+    /// The context that is used, if one is.
+    pub(crate) context: Option<String>,
     wait_ms: Option<u64>,
 }
 
@@ -52,6 +62,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
                 }
             });
         }
+        Noun::Context(verb) => return context::run(&arguments.global, verb).await,
+        Noun::Pki(verb) => return pki::run(verb),
+        Noun::Machine(verb) => return machine::run(&arguments.global, verb).await,
         Noun::Perf(perf) => return perf::run(arguments.global.output, perf),
         // Read before connecting: a wrong document needs no server to be told.
         Noun::Apply {
@@ -69,6 +82,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             return config::apply(&connect(&arguments.global).await?, request).await;
         }
         _ => {}
+    }
+    if let Noun::Firmware(verb) = arguments.noun {
+        // Much of it needs no server.
+        return firmware::run(&arguments.global, verb).await;
     }
     let context = connect(&arguments.global).await?;
     match arguments.noun {
@@ -98,25 +115,81 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Noun::Top { interval, count } => {
             top::run(&context, Duration::from_millis(interval), count).await
         }
-        Noun::Apply { .. } | Noun::Completion { .. } | Noun::Man { .. } | Noun::Perf(_) => Ok(()),
+        Noun::Apply { .. }
+        | Noun::Completion { .. }
+        | Noun::Context(_)
+        | Noun::Firmware(_)
+        | Noun::Machine(_)
+        | Noun::Man { .. }
+        | Noun::Perf(_)
+        | Noun::Pki(_) => Ok(()),
     }
 }
 
-async fn connect(global: &Global) -> Result<Context, Failure> {
-    let server = Server {
-        uri: global.server.clone(),
-        ca: global.ca.clone(),
-        cert: global.cert.clone(),
-        key: global.key.clone(),
-        server_name: global.server_name.clone(),
+/// Where no server and no context is named.
+const DEFAULT_SERVER: &str = "unix:/run/adit/aditd.sock";
+
+/// The server that the options, else the context in use, name; and the context.
+pub(crate) fn server(global: &Global) -> Result<(Server, Option<String>), Failure> {
+    let contexts = if global.context.is_none() && global.server.is_some() {
+        None
+    } else {
+        Some(Contexts::read()?)
     };
+    let chosen = match &contexts {
+        Some(contexts) => contexts.chosen(global.context.as_deref())?,
+        None => None,
+    };
+    if let Some((name, context)) = chosen {
+        return Ok((Server::of_context(context), Some(name)));
+    }
+    let server = Server {
+        uri: global
+            .server
+            .clone()
+            .unwrap_or_else(|| DEFAULT_SERVER.to_owned()),
+        ca: global.ca.clone().map(Pem::File),
+        cert: global.cert.clone().map(Pem::File),
+        key: global.key.clone().map(Pem::File),
+        server_name: global.server_name.clone(),
+        fingerprint: None,
+        code: None,
+    };
+    Ok((server, None))
+}
+
+pub(crate) async fn connect(global: &Global) -> Result<Context, Failure> {
+    let (server, context) = server(global)?;
     let channel = server.connect().await?;
     Ok(Context {
         channel,
         format: global.output,
+        code: Code(server.code.clone()),
+        context,
         wait_ms: global.wait,
     })
 }
+
+/// Adds the code of an unconfigured node to each call.
+#[derive(Debug, Clone)]
+pub(crate) struct Code(pub(crate) Option<String>);
+
+impl tonic::service::Interceptor for Code {
+    fn call(
+        &mut self,
+        mut request: tonic::Request<()>,
+    ) -> Result<tonic::Request<()>, tonic::Status> {
+        if let Some(code) = &self.0 {
+            let value = format!("Code {code}").parse();
+            let value = value.map_err(|_| tonic::Status::invalid_argument("this is no code"))?;
+            request.metadata_mut().insert("authorization", value);
+        }
+        Ok(request)
+    }
+}
+
+/// A channel that carries the code.
+pub(crate) type NodeChannel = tonic::service::interceptor::InterceptedService<Channel, Code>;
 
 /// A page of a list: its items and the token of the next.
 pub(crate) type Page<T> = (Vec<T>, String);

@@ -9,9 +9,11 @@ use api::v1::{
     CancelOperationRequest, CheckPoolRequest, CheckPoolResponse, CreatePoolRequest,
     DeletePoolRequest, ExportPoolRequest, Finding, GetOperationRequest, GetPoolRequest,
     GrowPoolRequest, ImportPoolRequest, ListOperationsRequest, ListPoolsRequest, Operation,
-    OperationState, Pool, PoolSpec, RepairPoolRequest, ScrubPoolRequest, WaitOperationRequest,
+    OperationState, Pool, PoolSpaceLevel, PoolSpec, RenamePoolRequest, RepairPoolRequest,
+    ScrubPoolRequest, UpdatePoolRequest, WaitOperationRequest,
 };
 
+use super::volume::{label_changes, show_labels};
 use super::{Context, PAGE_SIZE, pages, percent, properties, short, state};
 use crate::failure::Failure;
 use crate::grammar::{OperationVerb, PoolVerb};
@@ -29,14 +31,20 @@ pub(crate) async fn run(context: &Context, verb: PoolVerb) -> Result<(), Failure
             bdev,
             cluster_size,
             force,
+            thresholds,
+            labels,
         } => {
             let request = CreatePoolRequest {
                 pool: Some(PoolSpec {
                     name,
                     bdev_name: bdev,
+                    uuid: None,
                 }),
                 cluster_size_bytes: cluster_size,
                 force,
+                labels: labels.map(),
+                warning_percent: thresholds.warn_percent,
+                critical_percent: thresholds.critical_percent,
             };
             client.create_pool(request).await?.into_inner()
         }
@@ -48,6 +56,42 @@ pub(crate) async fn run(context: &Context, verb: PoolVerb) -> Result<(), Failure
             client.import_pool(request).await?.into_inner()
         }
         PoolVerb::Show { name } => client.get_pool(GetPoolRequest { name }).await?.into_inner(),
+        PoolVerb::Set { name, thresholds } => {
+            let (warning, critical) = (thresholds.warn_percent, thresholds.critical_percent);
+            if warning.is_none() && critical.is_none() {
+                let text = "give --warn-percent or --critical-percent";
+                return Err(Failure::Usage(text.to_owned()));
+            }
+            let request = UpdatePoolRequest {
+                name,
+                warning_percent: warning,
+                critical_percent: critical,
+                ..UpdatePoolRequest::default()
+            };
+            client.update_pool(request).await?.into_inner()
+        }
+        PoolVerb::Label { name, labels } => {
+            let (labels, remove_labels) = label_changes(labels)?;
+            let request = UpdatePoolRequest {
+                name,
+                labels,
+                remove_labels,
+                ..UpdatePoolRequest::default()
+            };
+            client.update_pool(request).await?.into_inner()
+        }
+        PoolVerb::Rename {
+            name,
+            new_name,
+            expected,
+        } => {
+            let request = RenamePoolRequest {
+                name,
+                new_name,
+                expected_generation: expected.expected_generation,
+            };
+            client.rename_pool(request).await?.into_inner()
+        }
         PoolVerb::Grow { name } => client
             .grow_pool(GrowPoolRequest { name })
             .await?
@@ -236,11 +280,40 @@ fn full(pool: &Pool) -> String {
 }
 
 fn pool_state(pool: &Pool) -> String {
-    if pool.fault.is_empty() {
-        state(pool.status.as_ref())
-    } else {
-        format!("faulted: {}", pool.fault)
+    if !pool.fault.is_empty() {
+        return format!("faulted: {}", pool.fault);
     }
+    let state = state(pool.status.as_ref());
+    match pool.space_level() {
+        PoolSpaceLevel::Unspecified | PoolSpaceLevel::Ok => state,
+        level => format!("{state}, space: {}", level_name(level)),
+    }
+}
+
+fn level_name(level: PoolSpaceLevel) -> String {
+    short(level.as_str_name(), "POOL_SPACE_LEVEL_")
+}
+
+fn map_cache(pool: &Pool) -> String {
+    if pool.map_cache_pieces_max == 0 {
+        return String::new();
+    }
+    format!(
+        "{} pieces in memory, {} stay when unused",
+        pool.map_cache_pieces, pool.map_cache_pieces_max
+    )
+}
+
+fn space(pool: &Pool) -> String {
+    if pool.space_level() == PoolSpaceLevel::Unspecified {
+        return String::new();
+    }
+    format!(
+        "{} (warning at {} %, critical at {} %)",
+        level_name(pool.space_level()),
+        pool.warning_percent,
+        pool.critical_percent
+    )
 }
 
 fn show(pool: &Pool) -> String {
@@ -258,9 +331,12 @@ fn show(pool: &Pool) -> String {
         ("set aside", bytes(pool.reserved_bytes)),
         ("promised to hosts", bytes(pool.provisioned_bytes)),
         ("full", full(pool)),
+        ("space", space(pool)),
         ("volumes", pool.volumes.to_string()),
         ("snapshots", pool.snapshots.to_string()),
         ("operations", pool.operations.to_string()),
+        ("map cache", map_cache(pool)),
+        ("labels", show_labels(&pool.labels)),
         ("generation", pool.generation.to_string()),
         ("state", pool_state(pool)),
     ])
@@ -362,6 +438,7 @@ mod tests {
             spec: Some(PoolSpec {
                 name: "p".into(),
                 bdev_name: "b".into(),
+                uuid: None,
             }),
             size_bytes: 4 << 20,
             free_bytes: 1 << 20,

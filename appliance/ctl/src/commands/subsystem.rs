@@ -12,8 +12,9 @@ use api::v1::{
     CreateSubsystemRequest, DeleteHostRequest, DeleteListenerRequest, DeleteNamespaceRequest,
     DeleteSubsystemRequest, GetListenerRequest, GetNamespaceRequest, GetSubsystemRequest, Host,
     HostSpec, ListHostsRequest, ListListenersRequest, ListNamespacesRequest, ListSubsystemsRequest,
-    Listener, ListenerSpec, Namespace, NamespaceSpec, ResizeBdevRequest, ResizeVolumeRequest,
-    SetAnaStateRequest, Subsystem, SubsystemSpec, UpdateNamespaceRequest, UpdateSubsystemRequest,
+    Listener, ListenerSpec, Namespace, NamespaceSpec, ReservationType, ResizeBdevRequest,
+    ResizeVolumeRequest, SetAnaStateRequest, Subsystem, SubsystemSpec, UpdateNamespaceRequest,
+    UpdateSubsystemRequest,
 };
 use prost_types::FieldMask;
 
@@ -187,6 +188,10 @@ pub(crate) async fn namespace(context: &Context, verb: NamespaceVerb) -> Result<
             };
             client.update_namespace(request).await?.into_inner()
         }
+        NamespaceVerb::Show { nqn, nsid } => client
+            .get_namespace(GetNamespaceRequest { nqn, nsid })
+            .await?
+            .into_inner(),
         NamespaceVerb::Resize { nqn, nsid, size } => {
             let found = client
                 .get_namespace(GetNamespaceRequest {
@@ -249,7 +254,8 @@ pub(crate) async fn namespace(context: &Context, verb: NamespaceVerb) -> Result<
         })
         .await?;
     output::object(context.format, &namespace, |namespace| {
-        namespaces(std::slice::from_ref(namespace))
+        let table = namespaces(std::slice::from_ref(namespace));
+        format!("{table}{}", reservation(namespace))
     })
 }
 
@@ -563,6 +569,36 @@ fn namespaces(namespaces: &[Namespace]) -> String {
         ]);
     }
     table.to_string()
+}
+
+/// Who is registered with a namespace; nothing when nobody is.
+fn reservation(namespace: &Namespace) -> String {
+    let Some(reservation) = &namespace.reservation else {
+        return String::new();
+    };
+    let kind = match reservation.r#type() {
+        ReservationType::Unspecified => "none".to_owned(),
+        kind => short(kind.as_str_name(), "RESERVATION_TYPE_"),
+    };
+    let persists = if reservation.persists_through_power_loss {
+        "stays"
+    } else {
+        "does not stay"
+    };
+    let mut table = Table::new(&["HOST ID", "KEY", "HOLDER", "CONNECTED AS"]);
+    for registrant in &reservation.registrants {
+        let holder = if registrant.holder { "yes" } else { "" };
+        table.row([
+            registrant.host_id.clone(),
+            registrant.key.clone(),
+            holder.to_owned(),
+            registrant.host_nqns.join(", "),
+        ]);
+    }
+    format!(
+        "\nreservation: {kind}; it {persists} over a restart; generation {}\n{table}",
+        reservation.generation
+    )
 }
 
 fn listeners(listeners: &[Listener]) -> String {

@@ -1,5 +1,7 @@
 //! `aditctl volume` and `snapshot`.
 
+use std::collections::HashMap;
+
 use api::quantity::format_bytes;
 use api::v1::snapshot_service_client::SnapshotServiceClient;
 use api::v1::subsystem_service_client::SubsystemServiceClient;
@@ -8,15 +10,17 @@ use api::v1::{
     Address, CloneVolumeRequest, CopySnapshotRequest, CreateSnapshotsRequest, CreateVolumeRequest,
     DecoupleVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest, DiffSnapshotsRequest,
     ExportVolumeRequest, Extent, GetSnapshotRequest, GetSubsystemRequest, GetVolumeRequest,
-    ImportVolumeRequest, InflateVolumeRequest, ListSnapshotsRequest, ListVolumesRequest,
+    ImportVolumeRequest, InflateVolumeRequest, ListSnapshotsRequest, ListVolumesRequest, QosLimits,
     RenameVolumeRequest, ResizeVolumeRequest, RollbackVolumeRequest, ShareVolumeRequest,
     ShareVolumeResponse, UpdateVolumeRequest, Volume, VolumeSpec,
 };
+use prost_types::FieldMask;
 use tonic::transport::Channel;
 
+use super::bdev::{changed_limits, given_limits, limits};
 use super::{Context, PAGE_SIZE, pages, properties, state};
 use crate::failure::Failure;
-use crate::grammar::{ImageFormat, SnapshotVerb, VolumeVerb};
+use crate::grammar::{ImageFormat, Labels, SnapshotVerb, VolumeVerb};
 use crate::output;
 use crate::table::Table;
 
@@ -28,11 +32,20 @@ type Client = VolumeServiceClient<Channel>;
 pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failure> {
     let mut client = Client::new(context.channel.clone());
     let volume = match verb {
-        VolumeVerb::Create { name, size, thick } => {
+        VolumeVerb::Create {
+            name,
+            size,
+            thick,
+            limits,
+            labels,
+        } => {
+            let qos = given_limits(&limits.limits());
             let volume = VolumeSpec {
                 name,
                 size_bytes: size,
                 thick,
+                labels: labels.map(),
+                qos: (qos != QosLimits::default()).then_some(qos),
             };
             let request = CreateVolumeRequest {
                 volume: Some(volume),
@@ -43,11 +56,13 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
             snapshot,
             name,
             from_bdev,
+            labels,
         } => {
             let request = CloneVolumeRequest {
                 snapshot: snapshot.unwrap_or_default(),
                 name,
                 bdev: from_bdev.unwrap_or_default(),
+                labels: labels.map(),
             };
             client.clone_volume(request).await?.into_inner()
         }
@@ -72,20 +87,23 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
             client.resize_volume(request).await?.into_inner()
         }
         VolumeVerb::Label { name, labels } => {
-            let mut request = UpdateVolumeRequest {
+            let (labels, remove_labels) = label_changes(labels)?;
+            let request = UpdateVolumeRequest {
                 name,
+                labels,
+                remove_labels,
                 ..UpdateVolumeRequest::default()
             };
-            for label in labels {
-                if let Some((key, value)) = label.split_once('=') {
-                    request.labels.insert(key.to_owned(), value.to_owned());
-                } else if let Some(key) = label.strip_suffix('-') {
-                    request.remove_labels.push(key.to_owned());
-                } else {
-                    let text = format!("{label:?} is neither KEY=VALUE nor KEY-");
-                    return Err(Failure::Usage(text));
-                }
-            }
+            client.update_volume(request).await?.into_inner()
+        }
+        VolumeVerb::Qos { name, limits } => {
+            let (qos, paths) = changed_limits(&limits)?;
+            let request = UpdateVolumeRequest {
+                name,
+                qos: Some(qos),
+                update_mask: Some(FieldMask { paths }),
+                ..UpdateVolumeRequest::default()
+            };
             client.update_volume(request).await?.into_inner()
         }
         VolumeVerb::Update { name, read_only } => {
@@ -126,6 +144,7 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
             file,
             thick,
             format,
+            labels,
             detach,
         } => {
             let request = ImportVolumeRequest {
@@ -133,6 +152,7 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
                 file,
                 format: ImageFormat::name(format),
                 thick,
+                labels: labels.map(),
             };
             let begun = client.import_volume(request).await?;
             return context.follow(begun.into_inner(), &detach).await;
@@ -161,14 +181,16 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
             nqn,
             hosts,
         } => return share(context, client, name, &listen, nqn, hosts).await,
-        VolumeVerb::List { pool } => {
+        VolumeVerb::List { pool, labels } => {
             let all = pages(|page_token| {
                 let (mut client, pool) = (client.clone(), pool.clone().unwrap_or_default());
+                let labels = labels.map();
                 async move {
                     let request = ListVolumesRequest {
                         pool,
                         page_size: PAGE_SIZE,
                         page_token,
+                        labels,
                     };
                     let page = client.list_volumes(request).await?.into_inner();
                     Ok((page.volumes, page.next_page_token))
@@ -184,8 +206,9 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
 pub(crate) async fn snapshot(context: &Context, verb: SnapshotVerb) -> Result<(), Failure> {
     let mut client = SnapshotServiceClient::new(context.channel.clone());
     match verb {
-        SnapshotVerb::Create { names } => {
-            let request = CreateSnapshotsRequest { names };
+        SnapshotVerb::Create { names, labels } => {
+            let labels = labels.map();
+            let request = CreateSnapshotsRequest { names, labels };
             let taken = client.create_snapshots(request).await?.into_inner();
             output::list(context.format, "snapshots", &taken.snapshots, list)
         }
@@ -206,14 +229,16 @@ pub(crate) async fn snapshot(context: &Context, verb: SnapshotVerb) -> Result<()
             let begun = client.copy_snapshot(request).await?;
             context.follow(begun.into_inner(), &detach).await
         }
-        SnapshotVerb::List { of } => {
+        SnapshotVerb::List { of, labels } => {
             let all = pages(|page_token| {
                 let (mut client, parent) = (client.clone(), of.clone().unwrap_or_default());
+                let labels = labels.map();
                 async move {
                     let request = ListSnapshotsRequest {
                         parent,
                         page_size: PAGE_SIZE,
                         page_token,
+                        labels,
                     };
                     let page = client.list_snapshots(request).await?.into_inner();
                     Ok((page.snapshots, page.next_page_token))
@@ -360,18 +385,43 @@ fn show(volume: &Volume) -> String {
         ("own data", format_bytes(volume.exclusive_bytes)),
         ("children", volume.children.to_string()),
         ("used by", volume.claimed_by.join(", ")),
-        ("labels", labels(volume)),
+        ("limits", limits(volume.qos.as_ref())),
+        ("labels", show_labels(&volume.labels)),
         ("state", state(volume.status.as_ref())),
     ])
 }
 
-fn labels(volume: &Volume) -> String {
-    let mut labels: Vec<_> = volume.labels.iter().collect();
+pub(super) fn show_labels(labels: &HashMap<String, String>) -> String {
+    let mut labels: Vec<_> = labels.iter().collect();
     labels.sort_unstable();
     let words = labels
         .into_iter()
         .map(|(key, value)| format!("{key}={value}"));
     words.collect::<Vec<_>>().join(", ")
+}
+
+/// Labels to set and to take away, of words KEY=VALUE and KEY-.
+pub(super) fn label_changes(
+    words: Vec<String>,
+) -> Result<(HashMap<String, String>, Vec<String>), Failure> {
+    let (mut set, mut gone) = (HashMap::new(), Vec::new());
+    for word in words {
+        if let Some((key, value)) = word.split_once('=') {
+            set.insert(key.to_owned(), value.to_owned());
+        } else if let Some(key) = word.strip_suffix('-') {
+            gone.push(key.to_owned());
+        } else {
+            let text = format!("{word:?} is neither KEY=VALUE nor KEY-");
+            return Err(Failure::Usage(text));
+        }
+    }
+    Ok((set, gone))
+}
+
+impl Labels {
+    pub(super) fn map(&self) -> HashMap<String, String> {
+        self.labels.iter().cloned().collect()
+    }
 }
 
 fn extents(extents: &[Extent]) -> String {

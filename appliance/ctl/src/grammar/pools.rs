@@ -4,6 +4,8 @@ use api::quantity::parse_bytes;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::Expected;
+use super::bdevs::Limits;
+use super::values::{label, milliseconds_u32, percent};
 
 /// Of work that takes long.
 #[derive(Debug, Args)]
@@ -11,6 +13,57 @@ pub(crate) struct Detach {
     /// Do not wait: print the operation that does it
     #[arg(long)]
     pub(crate) detach: bool,
+}
+
+/// Labels of something new, or that is looked for.
+#[derive(Debug, Args)]
+pub(crate) struct Labels {
+    /// A label; give it again for more
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) labels: Vec<(String, String)>,
+}
+
+/// When a pool warns.
+#[derive(Debug, Args)]
+pub(crate) struct Thresholds {
+    /// Share in use or set aside at which it warns [default: 80]
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub(crate) warn_percent: Option<u32>,
+    /// Share at which it is critical [default: 90]
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub(crate) critical_percent: Option<u32>,
+}
+
+/// Limits of a new volume.
+#[derive(Debug, Args)]
+pub(crate) struct NewLimits {
+    /// Limit: reads and writes per second
+    #[arg(long)]
+    qos_iops: Option<u64>,
+    /// Limit: bytes per second, reads and writes together
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    qos_bandwidth: Option<u64>,
+    /// Limit: bytes read per second
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    qos_read_bandwidth: Option<u64>,
+    /// Limit: bytes written per second
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    qos_write_bandwidth: Option<u64>,
+    /// How far it may run ahead of its limits after it was idle
+    #[arg(long, value_name = "TIME", value_parser = milliseconds_u32)]
+    qos_burst: Option<u32>,
+}
+
+impl NewLimits {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            iops: self.qos_iops,
+            bandwidth: self.qos_bandwidth,
+            read_bandwidth: self.qos_read_bandwidth,
+            write_bandwidth: self.qos_write_bandwidth,
+            burst: self.qos_burst,
+        }
+    }
 }
 
 /// Formats of images.
@@ -47,6 +100,34 @@ pub(crate) enum PoolVerb {
         /// Overwrite what is on the device
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        thresholds: Thresholds,
+        #[command(flatten)]
+        labels: Labels,
+    },
+    /// Set when it warns; what is not given stays
+    Set {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        thresholds: Thresholds,
+    },
+    /// Set labels with KEY=VALUE, take them away with KEY-
+    Label {
+        /// Its name
+        name: String,
+        /// KEY=VALUE or KEY-
+        #[arg(required = true)]
+        labels: Vec<String>,
+    },
+    /// Give it, and its volumes with it, another name; nothing may use them
+    Rename {
+        /// Its name
+        name: String,
+        /// Its new name
+        new_name: String,
+        #[command(flatten)]
+        expected: Expected,
     },
     /// Attach a pool that is on a block device, after an export or from another node
     Import {
@@ -116,6 +197,10 @@ pub(crate) enum VolumeVerb {
         /// Set space aside for all of it, so that its writes never fail for want of space
         #[arg(long)]
         thick: bool,
+        #[command(flatten)]
+        limits: NewLimits,
+        #[command(flatten)]
+        labels: Labels,
     },
     /// Create a volume that shows what a snapshot or a block device shows
     #[command(allow_missing_positional = true)]
@@ -128,11 +213,15 @@ pub(crate) enum VolumeVerb {
         /// The block device to show, in place of a snapshot; it is only read
         #[arg(long, value_name = "BDEV")]
         from_bdev: Option<String>,
+        #[command(flatten)]
+        labels: Labels,
     },
     /// List volumes
     List {
         /// Only of this pool
         pool: Option<String>,
+        #[command(flatten)]
+        labels: Labels,
     },
     /// Show one
     Show {
@@ -157,6 +246,13 @@ pub(crate) enum VolumeVerb {
         /// KEY=VALUE or KEY-
         #[arg(required = true)]
         labels: Vec<String>,
+    },
+    /// Set its limits, kept with it; what is not given stays, 0 takes a limit away
+    Qos {
+        /// POOL/NAME
+        name: String,
+        #[command(flatten)]
+        limits: Limits,
     },
     /// Refuse writes, or allow them again; hosts that see it are told
     Update {
@@ -215,6 +311,8 @@ pub(crate) enum VolumeVerb {
         #[arg(long, value_enum)]
         format: Option<ImageFormat>,
         #[command(flatten)]
+        labels: Labels,
+        #[command(flatten)]
         detach: Detach,
     },
     /// Write a snapshot, or a volume that nothing uses, to an image
@@ -252,11 +350,15 @@ pub(crate) enum SnapshotVerb {
         /// POOL/NAME@SNAP
         #[arg(required = true)]
         names: Vec<String>,
+        #[command(flatten)]
+        labels: Labels,
     },
     /// List snapshots
     List {
         /// Only of this pool (POOL) or volume (POOL/NAME)
         of: Option<String>,
+        #[command(flatten)]
+        labels: Labels,
     },
     /// Show one
     Show {

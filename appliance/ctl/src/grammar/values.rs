@@ -42,6 +42,23 @@ pub(super) fn ana_state(text: &str) -> Result<api::v1::AnaState, String> {
     }
 }
 
+/// Reads one `--label`.
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("use KEY=VALUE".to_owned()),
+    }
+}
+
+/// Reads a share.
+pub(super) fn percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    match number.parse() {
+        Ok(percent @ 1..=100) => Ok(percent),
+        _ => Err("use 1 to 100".to_owned()),
+    }
+}
+
 /// Reads one `--rule`.
 pub(super) fn rule(text: &str) -> Result<api::v1::ErrorRule, String> {
     use api::v1::{ErrorRule, ErrorType, IoType};

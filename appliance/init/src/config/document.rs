@@ -192,12 +192,12 @@ impl Document {
             ));
         }
         if let Some(url) = &self.config_url
-            && !["http://", "https://", "tftp://"]
+            && !["http://", "https://"]
                 .iter()
                 .any(|scheme| url.starts_with(scheme))
         {
             return Err(format!(
-                "config_url is {url:?}; it must begin with http://, https:// or tftp://"
+                "config_url is {url:?}; it must begin with http:// or https://"
             ));
         }
         if !self.machine.claims.is_empty() {

@@ -6,6 +6,7 @@
 
 mod error;
 mod key;
+mod log_page;
 mod piece;
 mod probe;
 mod record;
@@ -16,6 +17,9 @@ pub use error::FormatError;
 pub use key::{
     POOL_KEY, chunk_key, layer_key, operation_key, parse_chunk_key, parse_layer_key,
     parse_operation_key, parse_piece_key, piece_key,
+};
+pub use log_page::{
+    LogChange, LogEntry, LogHeader, decode_log_page, encode_log_page, log_entries_max,
 };
 pub use piece::{decode_piece, encode_piece, salvage_piece};
 pub use probe::{Found, PROBE_BYTES, PROBE_TAIL_BYTES, probe};

@@ -105,6 +105,8 @@ pub struct PoolRecord {
     pub reserved_clusters: u64,
     /// Text that its owner gave it.
     pub label: String,
+    /// The commit that wrote this has the changes of all pages of the log with a lower epoch.
+    pub log_epoch: u64,
 }
 
 /// A record of the table `operations`.
@@ -272,6 +274,10 @@ impl PoolRecord {
         out.u64(self.used_clusters);
         out.u64(self.reserved_clusters);
         out.text(&self.label);
+        // As a program without a log wrote it, as long as there is nothing in one.
+        if self.log_epoch != 0 {
+            out.u64(self.log_epoch);
+        }
         out.finish()
     }
 
@@ -281,13 +287,20 @@ impl PoolRecord {
     /// [`FormatError`] if it is damaged, or of a newer version.
     pub fn decode(value: &[u8]) -> Result<Self, FormatError> {
         let mut fields = Reader::open(Self::NAME, value)?;
-        let record = Self {
+        let mut record = Self {
             next_layer: layer_id(&mut fields, "next layer")?.0,
             next_operation: fields.u64("next operation")?,
             used_clusters: fields.u64("used clusters")?,
             reserved_clusters: fields.u64("reserved clusters")?,
             label: fields.text("label")?,
+            log_epoch: 0,
         };
+        if !fields.is_empty() {
+            record.log_epoch = fields.u64("log epoch")?;
+            if record.log_epoch == 0 {
+                return Err(fields.wrong("log epoch", 0, "epoch 0 is left out"));
+            }
+        }
         fields.finish()?;
         Ok(record)
     }

@@ -19,9 +19,12 @@ pub const EXTENTS_MAX: usize = 200;
 /// First bytes of a copy.
 pub(super) const MAGIC: &[u8; 8] = b"ADITPOOL";
 /// The format that this program writes, and the newest that it knows.
-const VERSION: u32 = 1;
-/// Least format that a program must know to use a pool that this one writes.
-const MIN_READER: u32 = 1;
+const VERSION: u32 = 2;
+/// Least format that a program must know to use a pool that this one writes: one that does not know the log
+/// would lose what is in it.
+const MIN_READER: u32 = 2;
+/// The first format with a log.
+const VERSION_WITH_LOG: u32 = 2;
 
 const RECORD: &str = "superblock";
 const FLAG_CLEAN: u32 = 1;
@@ -40,6 +43,9 @@ mod at {
     pub(super) const NAME_BYTES: usize = 62;
     pub(super) const NAME: usize = 64;
     pub(super) const EXTENTS: usize = 320;
+    pub(super) const LOG: usize = 3520;
+    pub(super) const BOOT_ID: usize = 3536;
+    pub(super) const UNUSED: usize = 3552;
     pub(super) const CHECKSUM: usize = 4092;
 }
 /// Bytes of an extent in the table.
@@ -64,6 +70,11 @@ pub struct Superblock {
     pub clean: bool,
     /// Where the metadata database lies, in its order.
     pub metadata: Vec<Extent>,
+    /// Where the log of first writes lies. None in pools of format 1, until they are opened.
+    pub log: Option<Extent>,
+    /// Which boot of which machine opened the pool last; zeroes if nobody knows. The device has had power
+    /// since then if it is the same still.
+    pub boot_id: [u8; 16],
 }
 
 /// Consecutive clusters.
@@ -109,6 +120,11 @@ impl Superblock {
             put(entry, &extent.start.to_le_bytes());
             put(entry + 8, &extent.clusters.to_le_bytes());
         }
+        if let Some(log) = self.log {
+            put(at::LOG, &log.start.to_le_bytes());
+            put(at::LOG + 8, &log.clusters.to_le_bytes());
+        }
+        put(at::BOOT_ID, &self.boot_id);
         let sum = crc32c(&out[..at::CHECKSUM]);
         out[at::CHECKSUM..].copy_from_slice(&sum.to_le_bytes());
         out
@@ -149,9 +165,11 @@ impl Superblock {
         self.check_extents()
     }
 
-    /// Inside the device, past the header, apart from each other. So they also fit together.
+    /// Inside the device, past the header, apart from each other. So they also fit together. The log's has
+    /// the number after those of the metadata.
     fn check_extents(&self) -> Result<(), FormatError> {
-        let mut sorted: Vec<(usize, Extent)> = self.metadata.iter().copied().enumerate().collect();
+        let extents = self.metadata.iter().chain(&self.log);
+        let mut sorted: Vec<(usize, Extent)> = extents.copied().enumerate().collect();
         sorted.sort_unstable_by_key(|(_, extent)| extent.start);
         let mut free_from = 1;
         for (index, extent) in sorted {
@@ -214,12 +232,21 @@ impl Superblock {
             return Err(wrong("an extent count", extents as u64, "at most 200 fit"));
         }
         let name_bytes = usize::from(bytes[at::NAME_BYTES]);
-        if version == VERSION {
+        if version <= VERSION {
             if flags & !FLAG_CLEAN != 0 {
-                return Err(wrong("flags", flags.into(), "format 1 has one flag"));
+                return Err(wrong("flags", flags.into(), "this format has one flag"));
             }
-            check_unused(bytes, name_bytes, extents)?;
+            check_unused(bytes, version, name_bytes, extents)?;
         }
+        let has_log = version >= VERSION_WITH_LOG;
+        let log = Extent {
+            start: u64_at(bytes, at::LOG),
+            clusters: u64_at(bytes, at::LOG + 8),
+        };
+        let no_log = Extent {
+            start: 0,
+            clusters: 0,
+        };
         let name = std::str::from_utf8(&bytes[at::NAME..at::NAME + name_bytes]);
         let granularity = Granularity::new(u32_at(bytes, at::CLUSTER_SIZE).into());
         let superblock = Self {
@@ -242,6 +269,12 @@ impl Superblock {
                     clusters: u64_at(bytes, entry + 8),
                 })
                 .collect(),
+            log: (has_log && log != no_log).then_some(log),
+            boot_id: if has_log {
+                array_at(bytes, at::BOOT_ID)
+            } else {
+                [0; 16]
+            },
         };
         superblock.check()?;
         Ok(superblock)
@@ -313,23 +346,30 @@ fn sealed(bytes: &[u8]) -> Result<&[u8; SUPERBLOCK_BYTES], FormatError> {
     Ok(bytes)
 }
 
-/// What format 1 does not use is zero.
+/// What a format does not use is zero.
 fn check_unused(
     bytes: &[u8; SUPERBLOCK_BYTES],
+    version: u32,
     name_bytes: usize,
     extents: usize,
 ) -> Result<(), FormatError> {
+    let end = if version >= VERSION_WITH_LOG {
+        at::UNUSED
+    } else {
+        at::LOG
+    };
     let unused = [
         at::NAME_BYTES + 1..at::NAME,
         at::NAME + name_bytes..at::EXTENTS,
-        at::EXTENTS + extents * EXTENT_BYTES..at::CHECKSUM,
+        at::EXTENTS + extents * EXTENT_BYTES..at::LOG,
+        end..at::CHECKSUM,
     ];
     match unused.into_iter().flatten().find(|byte| bytes[*byte] != 0) {
         Some(byte) => Err(FormatError::Field {
             record: RECORD,
             field: "an unused byte",
             value: bytes[byte].into(),
-            rule: "format 1 has zeroes there",
+            rule: "this format has zeroes there",
         }),
         None => Ok(()),
     }

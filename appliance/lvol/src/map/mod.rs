@@ -2,11 +2,13 @@
 
 mod epoch;
 mod fence;
+mod gate;
 mod granule;
 mod piece;
 mod slot;
 
 pub use epoch::{Epoch, EpochChannel, Grace};
+pub use gate::{Gate, GateSide};
 pub use granule::{
     ClusterSpan, Granularity, GranularityError, GranuleRange, GranuleRuns, Granules, PartialGranule,
 };

@@ -76,6 +76,8 @@ pub struct Change {
 pub struct Piece {
     whole: Granules,
     dirty: AtomicU64,
+    /// How often it is held. See [`Piece::hold`].
+    held: AtomicU64,
     entries: [AtomicU64; PIECE_SLOTS],
     /// Made when the first slot needs it: 14 KiB that a piece of full clusters does without.
     bitmaps: OnceLock<Box<[Bitmaps]>>,
@@ -88,6 +90,7 @@ impl Piece {
         Self {
             whole: granularity.whole().into(),
             dirty: AtomicU64::new(0),
+            held: AtomicU64::new(0),
             entries: std::array::from_fn(|_| AtomicU64::new(0)),
             bitmaps: OnceLock::new(),
         }
@@ -245,6 +248,60 @@ impl Piece {
             covers,
             queue: changed && self.mark_dirty(),
         })
+    }
+
+    /// Would [`Self::complete_zero`] of these change anything?
+    #[must_use]
+    pub fn is_changed_by_zero(&self, slot: usize, granules: Granules, has_parent: bool) -> bool {
+        let (written, zero) = match self.look(slot) {
+            Look::Whole(Source::Own(_)) => (self.whole, Granules::NONE),
+            Look::Whole(Source::Zero) => (Granules::NONE, self.whole),
+            Look::Whole(Source::Parent) => (Granules::NONE, Granules::NONE),
+            Look::Mixed { written, zero, .. } => (written, zero),
+        };
+        written.intersects(granules) || (has_parent && !zero.contains(granules))
+    }
+
+    /// As [`Self::zero`], of granules that the caller has locked: the lock goes.
+    pub fn complete_zero(&self, slot: usize, granules: Granules, has_parent: bool) -> Change {
+        let (freed, covers) = self.slot(slot).change(|draft| {
+            debug_assert!(
+                draft.locked.contains(granules),
+                "zeroes where nothing was locked"
+            );
+            draft.locked = draft.locked.minus(granules);
+            draft.state.written = draft.state.written.minus(granules);
+            draft.state.zero = if has_parent {
+                draft.state.zero.or(granules)
+            } else {
+                draft.state.zero.minus(granules)
+            };
+            (release(draft), draft.state.covers(self.whole))
+        });
+        Change {
+            freed,
+            covers,
+            queue: self.mark_dirty(),
+        }
+    }
+
+    /// To be called before the piece is changed in a way that only the next commit makes durable, or if the
+    /// log may say what is not: no first write and no zeroes begin here until [`Self::let_go`], for what they
+    /// would log rests on it. Who looks after having locked a granule sees it, or keeps the slot's cluster in
+    /// its place by the lock.
+    pub fn hold(&self) {
+        self.held.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What was changed is committed.
+    pub fn let_go(&self) {
+        self.held.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Do first writes and zeroes wait for a commit?
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire) != 0
     }
 
     /// Makes those of `granules` read as zeroes that are still read from the parent. What somebody has

@@ -55,8 +55,8 @@ impl<E, F: FnMut(u64) -> Result<Option<FreeChunk>, E>> ChunkSource for F {
 }
 
 impl Allocator {
-    /// For a device of `clusters`, `used` of which are in maps.
-    pub(crate) fn new(clusters: u64, used: u64, metadata: &[Extent]) -> Self {
+    /// For a device of `clusters`, `used` of which are in maps. `own` is where metadata and log lie.
+    pub(crate) fn new(clusters: u64, used: u64, own: impl IntoIterator<Item = Extent>) -> Self {
         let mut allocator = Self {
             clusters,
             chunks: HashMap::new(),
@@ -70,7 +70,7 @@ impl Allocator {
             start: 0,
             clusters: 1,
         });
-        metadata.iter().for_each(|extent| allocator.fix(*extent));
+        own.into_iter().for_each(|extent| allocator.fix(extent));
         allocator
     }
 
@@ -125,6 +125,25 @@ impl Allocator {
             self.cursor = (number + 1) % chunks;
         }
         Ok(None)
+    }
+
+    /// Takes this cluster, if nothing has it.
+    pub(crate) fn take_this<S: ChunkSource>(
+        &mut self,
+        cluster: Cluster,
+        source: &mut S,
+    ) -> Result<bool, S::Error> {
+        if cluster.get() >= self.clusters {
+            return Ok(false);
+        }
+        let chunk = self.load(cluster.get() / CHUNK_CLUSTERS, source)?;
+        let index = cluster.get() % CHUNK_CLUSTERS;
+        if chunk.is_taken(index) {
+            return Ok(false);
+        }
+        chunk.set_taken(index);
+        self.outstanding += 1;
+        Ok(true)
     }
 
     /// Takes up to `wanted` clusters in few runs, longest first within a chunk.

@@ -300,7 +300,10 @@ impl PoolWorker {
                     ..
                 } = *checking;
                 report.findings.extend(self.missing_externals());
+                report.findings.extend(self.log_findings.iter().cloned());
                 if repairs {
+                    // They were told; there is nothing that could be done.
+                    self.log_findings.clear();
                     self.fault_what_is_damaged();
                     self.collect_again();
                 }
@@ -450,7 +453,8 @@ impl PoolWorker {
         if !checking.from.is_empty() {
             return;
         }
-        for extent in self.metadata.superblock().metadata {
+        let superblock = self.metadata.superblock();
+        for extent in superblock.metadata.iter().chain(&superblock.log) {
             for cluster in extent.start..extent.start + extent.clusters {
                 if checking.seen.is_owned(cluster) {
                     checking.seen.owners.entry(cluster).or_default();
@@ -604,7 +608,12 @@ impl PoolWorker {
     fn collect_again(&mut self) {
         let layers = self.layers.iter();
         let garbage = layers.filter(|(layer, record)| {
-            record.state == crate::format::LayerState::Garbage && !self.suspect.contains(layer)
+            let is_left = !self
+                .names
+                .values()
+                .any(|entry| entry.shared.layer() == **layer);
+            let is_garbage = record.state == crate::format::LayerState::Garbage;
+            is_garbage && is_left && !self.suspect.contains(layer)
         });
         let garbage: Vec<LayerId> = garbage.map(|(layer, _)| *layer).collect();
         // Some may have been given up a moment ago.

@@ -1,6 +1,7 @@
 //! The commit: what completed before it began is durable when it ends.
 //!
-//! 1. Mark the dirty pieces clean and encode them: what is encoded had completed.
+//! 1. Begin a new epoch of the log of first writes: what is in pages of earlier ones is in the maps now.
+//!    Mark the dirty pieces clean and encode them: what is encoded had completed.
 //! 2. One transaction (or a few, when there is much): pieces, the chunks of free clusters that differ
 //!    by them, and the records that calls have staged. Its pages are written and the device is FLUSHed,
 //!    which covers the data too; then the transaction is made visible, and the device FLUSHed again.
@@ -11,12 +12,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use block::IoError;
 use metastore::pool::{PoolStoreError, Table};
 
-use super::shared::{DirtyPiece, Reply};
+use super::shared::{DirtyPiece, Reply, Request};
 use super::worker::{PoolWorker, Waiter, is_fatal, load_chunk};
+use super::write_log::WriteLog;
 use crate::LvolError;
 use crate::format::{
     LayerId, POOL_KEY, chunk_key, decode_piece, encode_piece, layer_key, piece_key,
@@ -28,6 +31,9 @@ pub(super) const METADATA_RESERVE_BYTES_MIN: u64 = 2 << 20;
 /// No more than this is kept for the metadata, bytes: it grows by steps of 4 GiB at most.
 const METADATA_RESERVE_BYTES_MAX: u64 = 4 << 30;
 
+/// When a commit that failed and that I/O waits for is tried again.
+const COMMIT_RETRY: Duration = Duration::from_millis(100);
+
 type Slots = Box<[SlotContent; PIECE_SLOTS]>;
 
 impl PoolWorker {
@@ -37,8 +43,9 @@ impl PoolWorker {
         self.shared.committing.store(true, Ordering::SeqCst);
         let result = self.commit_with_room();
         self.shared.committing.store(false, Ordering::SeqCst);
-        if let Err(error) = &result {
-            self.after_failed_commit(error);
+        match &result {
+            Ok(()) => self.after_commit(),
+            Err(error) => self.after_failed_commit(error),
         }
         for waiter in waiters {
             match waiter {
@@ -72,13 +79,14 @@ impl PoolWorker {
 
     fn commit_all(&mut self) -> Result<(), LvolError> {
         self.usable_store()?;
-        let (mut dirty, freed) = {
+        // Before the new epoch: pages of the log that are about them are of earlier ones.
+        let freed = {
             let mut inbox = self.shared.inbox();
-            (
-                std::mem::take(&mut inbox.dirty),
-                std::mem::take(&mut inbox.freed),
-            )
+            self.held.append(&mut inbox.held);
+            std::mem::take(&mut inbox.freed)
         };
+        let begun = self.shared.log().map(WriteLog::begin_commit);
+        let mut dirty = std::mem::take(&mut self.shared.inbox().dirty);
         let count = dirty.len() as u64;
         // After `committing` was set: who asks whether all is durable sees one or the other.
         self.shared.dirty_count.fetch_sub(count, Ordering::SeqCst);
@@ -88,7 +96,7 @@ impl PoolWorker {
         for entry in &dirty {
             entry.piece.mark_clean();
         }
-        let result = self.commit_pieces(&dirty);
+        let result = self.commit_pieces(&dirty, begun);
         if result.is_err() {
             self.queue_again(dirty);
             return result;
@@ -97,20 +105,51 @@ impl PoolWorker {
         self.refill_reserve(0)
     }
 
-    fn commit_pieces(&mut self, dirty: &[DirtyPiece]) -> Result<(), LvolError> {
-        if dirty.is_empty() && self.staged.is_empty() {
+    /// `begun` is the epoch that begins, and the page of the log before which all are covered.
+    fn commit_pieces(
+        &mut self,
+        dirty: &[DirtyPiece],
+        begun: Option<(u64, u64)>,
+    ) -> Result<(), LvolError> {
+        // Pages of the log that came to nothing are to be free too.
+        let is_covered = self.shared.log().is_none_or(WriteLog::is_covered);
+        if dirty.is_empty() && self.staged.is_empty() && is_covered {
             return self.disk.flush();
         }
         let mut rest = dirty;
         loop {
-            let taken = self.transact(rest)?;
+            let taken = self.transact(rest, begun.map(|(epoch, _)| epoch))?;
             rest = &rest[taken..];
             if rest.is_empty() {
                 break;
             }
         }
         self.together.clear();
+        if let (Some(log), Some((epoch, head))) = (self.shared.log(), begun) {
+            log.end_commit(epoch, head);
+        }
         Ok(())
+    }
+
+    /// What waited for the device to know it.
+    fn after_commit(&mut self) {
+        for piece in self.held.drain(..) {
+            piece.let_go();
+        }
+        self.new_layers.clear();
+        for action in std::mem::take(&mut self.on_commit) {
+            action(self);
+        }
+        for request in std::mem::take(&mut self.unresolved) {
+            if let Request::Resolve {
+                volume,
+                piece,
+                mailbox,
+            } = request
+            {
+                self.resolve(&volume, piece, &mailbox);
+            }
+        }
     }
 
     /// What the piece's record is to say: a slot that is in two layers in memory is the child's.
@@ -129,7 +168,7 @@ impl PoolWorker {
 
     /// One transaction: what is staged, and pieces from the front of the list, as many as fit. Those that belong
     /// together are in the first one. Returns how many it took.
-    fn transact(&mut self, dirty: &[DirtyPiece]) -> Result<usize, LvolError> {
+    fn transact(&mut self, dirty: &[DirtyPiece], epoch: Option<u64>) -> Result<usize, LvolError> {
         self.metadata.flush_before_commit();
         let store = self.store.as_ref().ok_or(LvolError::Closed)?;
         let mut transaction = store.transaction();
@@ -203,6 +242,11 @@ impl PoolWorker {
         }
         self.pool.reserved_clusters = self.promised();
         self.pool.used_clusters = self.allocator.used();
+        // With the last piece.
+        let epoch_before = self.pool.log_epoch;
+        self.pool.log_epoch = epoch
+            .filter(|_| taken == dirty.len())
+            .unwrap_or(epoch_before);
         self.staged
             .insert((Table::Pool, POOL_KEY.to_vec()), Some(self.pool.encode()));
         for ((table, key), value) in &self.staged {
@@ -213,6 +257,7 @@ impl PoolWorker {
         }
         if let Err(error) = transaction.commit() {
             self.take_back(&moves);
+            self.pool.log_epoch = epoch_before;
             return Err(error.into());
         }
         self.staged.clear();
@@ -315,6 +360,11 @@ impl PoolWorker {
                 error = crate::chain(error),
                 "a commit failed; it will be tried again"
             );
+            // I/O waits for one that ends well.
+            let waits = self.unresolved.len() + self.on_commit.len() + self.held.len();
+            if waits > 0 {
+                self.commit_in(COMMIT_RETRY);
+            }
         }
     }
 }

@@ -17,7 +17,9 @@ use metastore::pool::Table;
 use super::shared::DirtyPiece;
 use super::worker::PoolWorker;
 use crate::LvolError;
-use crate::format::{LayerId, LayerState, Parent, layer_key, parse_piece_key, piece_key};
+use crate::format::{
+    LayerId, LayerState, LogChange, LogEntry, Parent, layer_key, parse_piece_key, piece_key,
+};
 use crate::map::{
     Change, Cluster, Granules, Look, PIECE_SLOTS, Piece, PieceError, SlotContent, Source,
 };
@@ -314,16 +316,60 @@ impl PoolWorker {
         from: CopyFrom<'_>,
         granules: Granules,
     ) -> Result<Merged, LvolError> {
+        // What the log says of the copy rests on what is committed.
+        if target.is_held() || self.new_layers.contains(&child) {
+            self.when_committed(|_, _| {});
+            return Ok(Merged::Busy);
+        }
         if !target.lock(slot, granules) {
             return Ok(Merged::Busy);
         }
         let copied = self.copy_locked(target, slot, from, granules);
+        // A host may write there next, and would be told before a commit has the cluster.
+        let copied = match copied {
+            Ok(true) => self.log_copy((child, index), target, slot, granules),
+            other => other,
+        };
         let change = match copied {
             Ok(true) => target.complete_write(slot, granules),
             _ => target.unlock(slot, granules),
         };
         self.shared.note_piece(child, index, target, change);
         Ok(if copied? { Merged::Done } else { Merged::Busy })
+    }
+
+    /// Puts copied granules into the log of first writes. False if it is full.
+    fn log_copy(
+        &mut self,
+        (layer, index): (LayerId, u64),
+        target: &Piece,
+        slot: usize,
+        granules: Granules,
+    ) -> Result<bool, LvolError> {
+        let (Some(log), Some(cluster)) = (self.shared.log(), target.look(slot).cluster()) else {
+            return Ok(true);
+        };
+        let entries = granules.runs().map(|granules| LogEntry {
+            layer,
+            slot: index * PIECE_SLOTS as u64 + slot as u64,
+            granules,
+            change: LogChange::Written(cluster),
+        });
+        let entries: Vec<LogEntry> = entries.collect();
+        // No commit can begin meanwhile: it is this thread's.
+        let epoch = log.gate.epoch();
+        for entries in entries.chunks(log.entries_per_page()) {
+            let Some(pages) = log.take(1) else {
+                self.when_committed(|_, _| {});
+                return Ok(false);
+            };
+            let mut page = vec![0; log.page_bytes()];
+            log.encode(pages, epoch, entries, &mut page);
+            let offset = log.block_of(pages.first) * u64::from(self.shared.block_size);
+            self.disk.write(offset, &page)?;
+        }
+        log.has_applied(epoch);
+        Ok(true)
     }
 
     /// False if something was written there meanwhile, or no cluster is free.

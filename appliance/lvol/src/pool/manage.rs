@@ -1,7 +1,9 @@
 //! Calls about volumes and snapshots. Each changes what is in memory and stages records; the next
 //! commit makes that durable, together with what other calls have staged.
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -10,6 +12,7 @@ use uuid::Uuid;
 
 use super::external::ExternalInfo;
 use super::promise::Resolver;
+use super::properties::new_labels;
 use super::worker::{Entry, PoolWorker, Waiter};
 use super::{PoolInfo, VolumeShared, check_name};
 use crate::LvolError;
@@ -55,6 +58,14 @@ pub struct VolumeInfo {
     pub faulted: bool,
 }
 
+/// A volume that goes on in a new layer once that is committed.
+struct Move {
+    volume: Arc<VolumeShared>,
+    layer: LayerId,
+    /// The snapshot that gets its old layer.
+    frozen: Arc<VolumeShared>,
+}
+
 impl PoolWorker {
     pub(super) fn info(&self) -> PoolInfo {
         self.tell_allocated();
@@ -82,6 +93,8 @@ impl PoolWorker {
             snapshots,
             layers: self.layers.len() as u64,
             labels: self.labels(),
+            cached_pieces: self.pieces.len() as u64,
+            cached_pieces_max: self.options.cached_pieces as u64,
             fault: self.fault.clone(),
         }
     }
@@ -151,7 +164,7 @@ impl PoolWorker {
     ) -> Result<VolumeInfo, LvolError> {
         self.check_new(&new.name)?;
         let origin = self.entry(snapshot)?;
-        if origin.shared.unsettled.load(Ordering::SeqCst) {
+        if origin.shared.is_in_transit() {
             return Err(LvolError::Refused {
                 name: snapshot.to_owned(),
                 problem: "is still being taken; try again".to_owned(),
@@ -212,30 +225,68 @@ impl PoolWorker {
         &mut self,
         names: &[(String, String)],
         created_unix_s: u64,
+        labels: &[(String, String)],
         resolver: Resolver<()>,
     ) {
-        if let Err(error) = self.check_snapshots(names) {
-            return resolver.resolve(Err(error));
+        let checked = self.check_snapshots(names);
+        let first = names.first().map_or("", |(volume, _)| volume);
+        let labels = match checked.and_then(|()| new_labels(first, labels)) {
+            Ok(labels) => labels,
+            Err(error) => return resolver.resolve(Err(error)),
+        };
+        let mut moves = Vec::with_capacity(names.len());
+        for (volume, snapshot) in names {
+            moves.extend(self.stage_new_layer(volume, snapshot, created_unix_s, &labels));
         }
+        self.reserve_again();
+        self.externals_may_change();
+        // Hosts go on writing to the old layers until the device knows the new ones: after a crash nobody
+        // could tell what a write to a layer that is in no record belongs to.
+        let resolver = Rc::new(Cell::new(Some(resolver)));
+        let told = Rc::clone(&resolver);
+        self.on_commit.push(Box::new(move |worker| {
+            worker.move_to_new_layers(moves, resolver.take());
+        }));
+        self.when_committed(move |_, result| {
+            // The snapshots are taken all the same, when there is room to commit them.
+            if let (Err(error), Some(resolver)) = (result, told.take()) {
+                resolver.resolve(Err(error));
+            }
+        });
+    }
+
+    /// The device knows the new layers: volumes go on in them, and their old ones are the snapshots'.
+    fn move_to_new_layers(&mut self, moves: Vec<Move>, resolver: Option<Resolver<()>>) {
         // All move under one lock and become visible by one number: a write that a host sends after
         // another has ended, on whichever of the volumes, is not in the snapshot when the other is not.
         let shared = Arc::clone(&self.shared);
         let moving = shared.moving.lock();
-        let mut unsettled = Vec::with_capacity(2 * names.len());
-        for (volume, snapshot) in names {
-            unsettled.extend(self.move_to_new_layer(volume, snapshot, created_unix_s));
+        let mut unsettled = Vec::with_capacity(2 * moves.len());
+        for Move {
+            volume,
+            layer,
+            frozen,
+        } in moves
+        {
+            volume.unsettled.store(true, Ordering::SeqCst);
+            volume.layer.store(layer.0, Ordering::SeqCst);
+            volume.chains.fetch_add(1, Ordering::SeqCst);
+            volume.moving.store(false, Ordering::SeqCst);
+            unsettled.extend([volume, frozen]);
         }
         self.shared.chains.fetch_add(1, Ordering::SeqCst);
         drop(moving);
-        self.reserve_again();
-        self.externals_may_change();
         // What was in flight goes to the old layers, now the snapshots'. When it has ended they change
         // no more, and the commit after that has it all.
         self.after_grace(move |worker| {
             for unsettled in &unsettled {
                 unsettled.unsettled.store(false, Ordering::SeqCst);
             }
-            worker.when_committed(|_, result| resolver.resolve(result));
+            worker.when_committed(|_, result| {
+                if let Some(resolver) = resolver {
+                    resolver.resolve(result);
+                }
+            });
         });
     }
 
@@ -253,7 +304,7 @@ impl PoolWorker {
             if entry.shared.faulted.load(Ordering::SeqCst) {
                 return Err(refused("is faulted"));
             }
-            if entry.shared.unsettled.load(Ordering::SeqCst) {
+            if entry.shared.is_in_transit() {
                 return Err(refused("is in the middle of a snapshot; try again"));
             }
             if names[..index].iter().any(|(other, _)| other == volume) {
@@ -267,16 +318,15 @@ impl PoolWorker {
         self.check_room_for_snapshots(records.map(|entry| &entry.record))
     }
 
-    /// The volume goes on in a new layer; its old one is the snapshot's.
-    fn move_to_new_layer(
+    /// By the records the volume goes on in a new layer, and its old one is the snapshot's.
+    fn stage_new_layer(
         &mut self,
         volume: &str,
         snapshot: &str,
         created_unix_s: u64,
-    ) -> Vec<Arc<VolumeShared>> {
-        let Some(entry) = self.names.get(volume) else {
-            return Vec::new();
-        };
+        labels: &[(String, String)],
+    ) -> Option<Move> {
+        let entry = self.names.get(volume)?;
         let (mut record, shared) = (entry.record.clone(), Arc::clone(&entry.shared));
         let old = record.layer;
         let uuid = *Uuid::new_v4().as_bytes();
@@ -287,13 +337,12 @@ impl PoolWorker {
             thick: false,
             read_only: true,
             created_unix_s,
-            labels: Vec::new(),
+            labels: labels.to_vec(),
             ..record.clone()
         };
-        record.layer = self.new_layer(Parent::Layer(old));
-        shared.unsettled.store(true, Ordering::SeqCst);
-        shared.layer.store(record.layer.0, Ordering::SeqCst);
-        shared.chains.fetch_add(1, Ordering::SeqCst);
+        let layer = self.new_layer(Parent::Layer(old));
+        record.layer = layer;
+        shared.moving.store(true, Ordering::SeqCst);
         self.put_name(volume, &record);
         let entry = Entry {
             record,
@@ -309,7 +358,11 @@ impl PoolWorker {
             shared: Arc::clone(&frozen),
         };
         self.names.insert(name, entry);
-        vec![shared, frozen]
+        Some(Move {
+            volume: shared,
+            layer,
+            frozen,
+        })
     }
 
     pub(super) fn rollback(&mut self, volume: &str, snapshot: &str) -> Result<(), LvolError> {
@@ -321,8 +374,10 @@ impl PoolWorker {
             Some("is a snapshot; roll back a volume")
         } else if origin.kind != NameKind::Snapshot {
             Some("cannot be rolled back to a volume; name a snapshot")
-        } else if shared.unsettled.load(Ordering::SeqCst) {
+        } else if shared.is_in_transit() {
             Some("is in the middle of a snapshot; try again")
+        } else if self.entry(snapshot)?.shared.is_in_transit() {
+            Some("cannot be rolled back to a snapshot that is still being taken; try again")
         } else {
             None
         };
@@ -334,17 +389,24 @@ impl PoolWorker {
         }
         self.check_room_for_snapshots(std::iter::once(&record))?;
         let old = record.layer;
-        record.layer = self.new_layer(Parent::Layer(origin.layer));
+        let layer = self.new_layer(Parent::Layer(origin.layer));
+        record.layer = layer;
         record.size_bytes = origin.size_bytes;
-        shared.layer.store(record.layer.0, Ordering::SeqCst);
         let blocks = record.size_bytes / u64::from(self.shared.block_size);
-        shared.block_count.store(blocks, Ordering::SeqCst);
-        shared.chains.fetch_add(1, Ordering::SeqCst);
-        self.shared.chains.fetch_add(1, Ordering::SeqCst);
         self.put_name(volume, &record);
+        shared.moving.store(true, Ordering::SeqCst);
+        let moved = Arc::clone(&shared);
         self.names
             .insert(volume.to_owned(), Entry { record, shared });
-        self.discard_layer(old);
+        self.abandon_layer(old);
+        self.on_commit.push(Box::new(move |worker| {
+            moved.layer.store(layer.0, Ordering::SeqCst);
+            moved.block_count.store(blocks, Ordering::SeqCst);
+            moved.chains.fetch_add(1, Ordering::SeqCst);
+            worker.shared.chains.fetch_add(1, Ordering::SeqCst);
+            moved.moving.store(false, Ordering::SeqCst);
+            worker.collect_after_grace(old);
+        }));
         self.reserve_again();
         self.externals_may_change();
         Ok(())
@@ -394,7 +456,7 @@ impl PoolWorker {
         if entry.shared.channels.load(Ordering::SeqCst) > 0 {
             return Err(refused("is in use; disconnect its hosts first"));
         }
-        if entry.shared.unsettled.load(Ordering::SeqCst) {
+        if entry.shared.is_in_transit() {
             return Err(refused("is in the middle of a snapshot; try again"));
         }
         let layer = entry.record.layer;
@@ -436,18 +498,28 @@ impl PoolWorker {
             ..LayerRecord::default()
         };
         self.layers.insert(layer, record);
+        self.new_layers.insert(layer);
         self.change_layer(layer, |_| {});
         layer
     }
 
     /// No name has this layer any more.
     fn discard_layer(&mut self, layer: LayerId) {
+        self.abandon_layer(layer);
+        self.collect_after_grace(layer);
+    }
+
+    /// By the records no name has this layer any more.
+    fn abandon_layer(&mut self, layer: LayerId) {
         self.cancel_for(layer);
         self.change_layer(layer, |record| {
             record.state = LayerState::Garbage;
             record.progress = 0;
         });
-        // I/O that is in flight may still use it.
+    }
+
+    /// What the layer has goes free, but I/O that is in flight may still use it.
+    fn collect_after_grace(&mut self, layer: LayerId) {
         self.after_grace(move |worker| {
             worker.garbage.insert(layer);
         });

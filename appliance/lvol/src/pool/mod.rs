@@ -19,10 +19,12 @@ mod pieces;
 mod promise;
 mod properties;
 mod repair;
+mod replay;
 mod reserve;
 mod resize;
 mod shared;
 mod worker;
+mod write_log;
 
 use std::fmt;
 use std::sync::Arc;
@@ -40,10 +42,11 @@ pub use self::mapped::{MapCursor, MappedRun, MappedRuns};
 pub use self::open::{CreateOptions, POOL_BYTES_MAX};
 pub use self::operation::{Operation, OperationKind, OperationState};
 pub use self::promise::Promise;
-pub use self::properties::{LabelChanges, VolumeChange};
+pub use self::properties::{LabelChanges, RESERVED_LABELS, VolumeChange};
 pub use self::repair::REPAIRED_LABEL;
-pub(crate) use self::shared::{Chain, Mailbox, Reply, Request, Shared, VolumeShared};
+pub(crate) use self::shared::{Chain, LOG_TICKET, Mailbox, Reply, Request, Shared, VolumeShared};
 pub use self::worker::{Next, PoolOptions, PoolWorker};
+pub(crate) use self::write_log::{LogPages, WriteLog};
 
 use self::promise::promise;
 use crate::LvolError;
@@ -80,6 +83,10 @@ pub struct PoolInfo {
     pub layers: u64,
     /// What its owner says of it.
     pub labels: Vec<(String, String)>,
+    /// Pieces of maps in memory, those in use included.
+    pub cached_pieces: u64,
+    /// How many of them stay that nobody uses.
+    pub cached_pieces_max: u64,
     /// Why the pool has stopped, if it has.
     pub fault: Option<String>,
 }
@@ -113,14 +120,14 @@ impl Pool {
     /// Makes an empty volume. Durable when the promise is kept.
     #[must_use]
     pub fn create_volume(&self, new: NewVolume) -> Promise<VolumeInfo> {
-        self.change(|worker| worker.create_volume(new))
+        self.change(|worker| worker.create_volume(new.checked()?))
     }
 
     /// Makes a volume that shows what a snapshot shows, and can be written.
     #[must_use]
     pub fn clone_snapshot(&self, snapshot: &str, new: NewVolume) -> Promise<VolumeInfo> {
         let snapshot = snapshot.to_owned();
-        self.change(move |worker| worker.clone_snapshot(&snapshot, new))
+        self.change(move |worker| worker.clone_snapshot(&snapshot, new.checked()?))
     }
 
     /// Makes a volume that shows what a block device outside the pool shows, and can be written. The
@@ -130,7 +137,7 @@ impl Pool {
     #[must_use]
     pub fn clone_external(&self, device: &Arc<Bdev>, new: NewVolume) -> Promise<VolumeInfo> {
         let device = Arc::clone(device);
-        self.change(move |worker| worker.clone_external(&device, new))
+        self.change(move |worker| worker.clone_external(&device, new.checked()?))
     }
 
     /// Takes snapshots of several volumes at one moment: pairs of a volume and the name after the `@`.
@@ -138,10 +145,21 @@ impl Pool {
     /// were in flight.
     #[must_use]
     pub fn create_snapshots(&self, names: &[(String, String)], created_unix_s: u64) -> Promise<()> {
-        let names = names.to_vec();
+        self.create_labelled_snapshots(names, created_unix_s, &[])
+    }
+
+    /// As [`Pool::create_snapshots`]; each snapshot has these labels from the beginning.
+    #[must_use]
+    pub fn create_labelled_snapshots(
+        &self,
+        names: &[(String, String)],
+        created_unix_s: u64,
+        labels: &[(String, String)],
+    ) -> Promise<()> {
+        let (names, labels) = (names.to_vec(), labels.to_vec());
         let (promise, resolver) = promise();
         let called = self.shared.call(move |worker| {
-            worker.create_snapshots(&names, created_unix_s, resolver);
+            worker.create_snapshots(&names, created_unix_s, &labels, resolver);
         });
         // On an error the resolver was dropped, and says so.
         drop(called);

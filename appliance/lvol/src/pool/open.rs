@@ -12,7 +12,9 @@ use uuid::Uuid;
 use super::commit::METADATA_RESERVE_BYTES_MIN;
 use super::disk::{Disk, Host};
 use super::metadata::Metadata;
+use super::replay::scan;
 use super::worker::{Entry, Parts, PoolOptions, PoolWorker};
+use super::write_log::{LOG_BYTES_MAX, WriteLog};
 use super::{Pool, check_name};
 use crate::LvolError;
 use crate::format::{
@@ -36,6 +38,8 @@ pub struct CreateOptions {
     pub cluster_size: u64,
     /// Overwrite what the device holds.
     pub force: bool,
+    /// Bytes of the log of first writes: at least a cluster, at most 4 MiB and 1/64 of the pool.
+    pub log_bytes: u64,
 }
 
 impl CreateOptions {
@@ -49,6 +53,7 @@ impl CreateOptions {
             name: name.to_owned(),
             cluster_size: Self::CLUSTER_SIZE_DEFAULT,
             force: false,
+            log_bytes: LOG_BYTES_MAX,
         }
     }
 }
@@ -76,8 +81,9 @@ impl PoolWorker {
         }
         let cluster_size = granularity.cluster_size();
         let metadata_clusters = METADATA_RESERVE_BYTES_MIN.div_ceil(cluster_size);
-        // The header, the metadata, room for it to grow, and something to use.
-        let needed = (1 + 2 * metadata_clusters + 1) * cluster_size;
+        let log_clusters = WriteLog::clusters(create.log_bytes, len, granularity);
+        // The header, the metadata, room for it to grow, the log, and something to use.
+        let needed = (1 + 2 * metadata_clusters + log_clusters + 1) * cluster_size;
         if len < needed {
             return Err(LvolError::TooSmall { len, needed });
         }
@@ -103,6 +109,11 @@ impl PoolWorker {
                 start: 1,
                 clusters: metadata_clusters,
             }],
+            log: Some(Extent {
+                start: 1 + metadata_clusters,
+                clusters: log_clusters,
+            }),
+            boot_id: options.boot_id,
         };
         let metadata = Rc::new(Metadata::new(Rc::clone(&disk), superblock, 1));
         let store = PoolStore::create(metadata.clone(), PoolStoreOptions::default())?;
@@ -112,6 +123,7 @@ impl PoolWorker {
             used_clusters: 0,
             reserved_clusters: 0,
             label: String::new(),
+            log_epoch: 0,
         };
         let mut transaction = store.transaction();
         transaction.put(Table::Pool, POOL_KEY, &pool.encode())?;
@@ -129,11 +141,13 @@ impl PoolWorker {
             waker,
         });
         worker.refill_reserve(0)?;
+        worker.start_log(&worker.metadata.superblock(), 0, 0..0);
         Ok((Pool::new(&worker.shared), worker))
     }
 
-    /// Opens the pool on a device, however it was left. Reads the superblock, what redb needs, and the
-    /// records of volumes and layers; no map and no list of free clusters.
+    /// Opens the pool on a device, however it was left. Reads the superblock, what redb needs, the log of
+    /// first writes and the records of volumes and layers; no map and no list of free clusters but for what the
+    /// log has changed.
     ///
     /// # Errors
     /// When the device holds no pool, one that this program cannot use, or fails.
@@ -166,6 +180,8 @@ impl PoolWorker {
                 (count_again(&store)?, true)
             }
         };
+        let committed = if was_pool_damaged { 0 } else { pool.log_epoch };
+        let scan = scan(&disk, &metadata.superblock(), committed);
         let mut worker = Self::from_parts(Parts {
             base: Arc::clone(base),
             options,
@@ -184,10 +200,15 @@ impl PoolWorker {
         worker.load_operations()?;
         worker.load_deletions();
         worker.refresh_externals();
+        worker.use_log(&scan)?;
+        worker.make_log()?;
         worker.refill_reserve(0)?;
-        worker
-            .metadata
-            .store(|superblock| superblock.clean = false)?;
+        // After the commit of what the log had: from now on pages are of this boot.
+        let boot_id = worker.options.boot_id;
+        worker.metadata.store(|superblock| {
+            superblock.clean = false;
+            superblock.boot_id = boot_id;
+        })?;
         Ok((Pool::new(&worker.shared), worker))
     }
 
@@ -320,6 +341,7 @@ fn count_again(store: &PoolStore) -> Result<PoolRecord, LvolError> {
         used_clusters: 0,
         reserved_clusters: 0,
         label: String::new(),
+        log_epoch: 0,
     };
     let mut from = Vec::new();
     loop {

@@ -532,7 +532,7 @@ impl PoolWorker {
             .names
             .values()
             .filter(|entry| entry.record.layer == layer);
-        entries.any(|entry| entry.shared.unsettled.load(Ordering::SeqCst))
+        entries.any(|entry| entry.shared.is_in_transit())
     }
 
     /// The volume on this layer, if it still is a volume's, gets its clusters reserved.

@@ -7,13 +7,32 @@ use block::IoError;
 use metastore::pool::Table;
 
 use super::repair::lost_piece;
-use super::shared::{Chain, Mailbox, Reply, VolumeShared};
+use super::shared::{Chain, Mailbox, Reply, Request, VolumeShared};
 use super::worker::{PoolWorker, damaged};
 use crate::LvolError;
 use crate::format::{LayerId, Parent, decode_piece, piece_key};
 use crate::map::{PIECE_SLOTS, Piece};
 
 impl PoolWorker {
+    /// Answers a channel that has no chain for a piece; not before the device knows the volume's layer, for
+    /// nobody could tell what a write to it in the log belongs to.
+    pub(super) fn resolve_when_committed(
+        &mut self,
+        volume: Arc<VolumeShared>,
+        piece: u64,
+        mailbox: Arc<Mailbox>,
+    ) {
+        if !self.new_layers.contains(&volume.layer()) {
+            return self.resolve(&volume, piece, &mailbox);
+        }
+        self.unresolved.push(Request::Resolve {
+            volume,
+            piece,
+            mailbox,
+        });
+        self.when_committed(|_, _| {});
+    }
+
     /// Answers a channel that has no chain for a piece.
     pub(super) fn resolve(&mut self, volume: &VolumeShared, piece: u64, mailbox: &Mailbox) {
         let chains = volume.chains.load(Ordering::SeqCst);

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use metastore::pool::Table;
 
-use super::manage::VolumeInfo;
+use super::check_name;
+use super::manage::{NewVolume, VolumeInfo};
 use super::worker::PoolWorker;
-use super::{check_name, repair};
 use crate::LvolError;
 use crate::format::{NameKind, POOL_KEY};
 
@@ -17,6 +17,10 @@ const LABELS_MAX: usize = 64;
 const KEY_BYTES_MAX: usize = 63;
 /// Bytes of a label's value.
 const VALUE_BYTES_MAX: usize = 255;
+
+/// What the keys of labels begin with that a program keeps for itself: they do not count among the 64 of
+/// the owner. Who may set them, callers decide.
+pub const RESERVED_LABELS: &str = "adit.";
 
 /// Labels to set; `None` takes one away.
 pub type LabelChanges = Vec<(String, Option<String>)>;
@@ -40,6 +44,27 @@ impl VolumeChange {
             read_only: None,
         }
     }
+}
+
+impl NewVolume {
+    /// The same, its labels in the order of their keys; refused when they cannot be.
+    pub(super) fn checked(self) -> Result<Self, LvolError> {
+        let labels = new_labels(&self.name, &self.labels)?;
+        Ok(Self { labels, ..self })
+    }
+}
+
+/// Labels that something new begins with, in the order of their keys.
+pub(super) fn new_labels(
+    name: &str,
+    labels: &[(String, String)],
+) -> Result<Vec<(String, String)>, LvolError> {
+    let set = labels.iter().cloned();
+    let set = set.map(|(key, value)| (key, Some(value))).collect();
+    apply(&[], &set).map_err(|problem| LvolError::Refused {
+        name: name.to_owned(),
+        problem,
+    })
 }
 
 impl PoolWorker {
@@ -132,7 +157,7 @@ fn apply(
     }
     let own = labels
         .keys()
-        .filter(|key| *key != repair::REPAIRED_LABEL)
+        .filter(|key| !key.starts_with(RESERVED_LABELS))
         .count();
     if own > LABELS_MAX {
         return Err(format!("cannot have {own} labels: at most {LABELS_MAX}"));

@@ -107,8 +107,8 @@ impl Problem {
 
 impl PoolWorker {
     pub(super) fn is_metadata(&self, cluster: u64) -> bool {
-        let extents = self.metadata.superblock().metadata;
-        let mut extents = extents.iter();
+        let superblock = self.metadata.superblock();
+        let mut extents = superblock.metadata.iter().chain(&superblock.log);
         extents.any(|extent| (extent.start..extent.start + extent.clusters).contains(&cluster))
     }
 

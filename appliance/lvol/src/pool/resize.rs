@@ -59,8 +59,9 @@ impl PoolWorker {
             );
             self.check_clusters(new.saturating_sub(old))?;
         }
-        let blocks = size_bytes.min(record.size_bytes) / u64::from(self.shared.block_size);
-        entry.shared.block_count.store(blocks, Ordering::SeqCst);
+        // Not more than another call that is under way left.
+        let blocks = size_bytes / u64::from(self.shared.block_size);
+        entry.shared.block_count.fetch_min(blocks, Ordering::SeqCst);
         Ok(Arc::clone(&entry.shared))
     }
 
@@ -78,12 +79,17 @@ impl PoolWorker {
         if let Err(error) = self.truncate(record.layer, size_bytes) {
             let blocks = record.size_bytes / block_size;
             volume.block_count.store(blocks, Ordering::SeqCst);
+            // What was truncated before is waited for.
+            self.when_committed(|_, _| {});
             return Err(error);
         }
         record.size_bytes = size_bytes;
-        volume
-            .block_count
-            .store(size_bytes / block_size, Ordering::SeqCst);
+        // What is beyond the old size is written to once the commit has what was truncated.
+        let volume = Arc::clone(volume);
+        self.on_commit.push(Box::new(move |_| {
+            let blocks = size_bytes / block_size;
+            volume.block_count.store(blocks, Ordering::SeqCst);
+        }));
         self.put_name(&name, &record);
         if let Some(entry) = self.names.get_mut(&name) {
             entry.record = record;
@@ -105,6 +111,10 @@ impl PoolWorker {
         for index in indices {
             let chain = self.chain(layer, index)?;
             let start = if index == first_piece { first_slot } else { 0 };
+            // No first write begins in the slot that the end is in before the commit. If that does not come,
+            // the old size is what holds, and with it the slot's cluster.
+            chain.own.hold();
+            self.held.push(Arc::clone(&chain.own));
             for slot in start..PIECE_SLOTS {
                 let first = if index == first_piece && slot == first_slot {
                     (offset / granularity.granule_size()) as u16

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Waker;
 
 use block::{Bdev, IoError};
@@ -13,12 +13,16 @@ use dma::{IobufPool, LeaseBoard};
 
 use super::external::ExternalPart;
 use super::worker::PoolWorker;
+use super::write_log::WriteLog;
 use crate::LvolError;
 use crate::format::LayerId;
 use crate::map::{Change, Cluster, Epoch, Granularity, PIECE_SLOTS, Piece};
 
 /// Management calls that may wait for the worker.
 const CALLS_MAX: usize = 4096;
+
+/// Ticket of those who wait for free pages of the log.
+pub(crate) const LOG_TICKET: u64 = u64::MAX;
 
 /// Everything of a pool that is not the worker's alone.
 #[derive(Debug)]
@@ -38,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) dirty_count: AtomicU64,
     /// I/O fails: the pool was closed, or nobody knows what its device holds.
     pub(crate) stopped: AtomicBool,
+    /// Set before the first channel is opened, if the pool has one.
+    pub(super) log: OnceLock<WriteLog>,
     /// Who lends memory of the device.
     leases: Mutex<Vec<Weak<LeaseBoard>>>,
     inbox: Mutex<Inbox>,
@@ -56,6 +62,8 @@ pub(crate) struct Inbox {
     pub(crate) returned: Vec<Cluster>,
     /// Clusters that the device may still write to, for nobody waits for it.
     pub(crate) pinned: Vec<Cluster>,
+    /// Pieces that the log may say of what is not: held until a commit covers it.
+    pub(crate) held: Vec<Arc<Piece>>,
     /// Nobody takes anything out any more.
     closed: bool,
 }
@@ -95,6 +103,10 @@ pub(crate) enum Request {
     },
     /// Everything that has completed is to be durable.
     Commit { mailbox: Arc<Mailbox>, ticket: u64 },
+    /// Pages of the log are to be free. Answered as a commit with [`LOG_TICKET`].
+    LogPages { mailbox: Arc<Mailbox> },
+    /// The log is filling: a commit is to come before it is full. Nobody waits for it.
+    CommitSoon,
 }
 
 /// An answer of the worker.
@@ -172,6 +184,8 @@ pub(crate) struct VolumeShared {
     pub(crate) chains: AtomicU64,
     /// I/O that is in flight may still change what is below: do not copy from there.
     pub(crate) unsettled: AtomicBool,
+    /// A call has given it another layer, which its channels do not know before that is committed.
+    pub(crate) moving: AtomicBool,
     /// The volume is gone, or its records are damaged.
     pub(crate) faulted: AtomicBool,
     pub(crate) is_snapshot: bool,
@@ -202,6 +216,7 @@ impl Shared {
             committing: AtomicBool::new(false),
             dirty_count: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            log: OnceLock::new(),
             leases: Mutex::default(),
             inbox: Mutex::default(),
             waker,
@@ -262,6 +277,13 @@ impl Shared {
         self.note_piece(chain.layer, chain.index, &chain.own, change);
     }
 
+    /// A change that the log may have is not made. Nothing begins in the piece before a commit covers that.
+    pub(crate) fn hold(&self, piece: &Arc<Piece>) {
+        piece.hold();
+        self.inbox().held.push(Arc::clone(piece));
+        self.request(Request::CommitSoon);
+    }
+
     pub(crate) fn note_piece(
         &self,
         layer: LayerId,
@@ -284,9 +306,18 @@ impl Shared {
         }
     }
 
+    /// The log of first writes, if the pool has one.
+    #[inline]
+    pub(crate) fn log(&self) -> Option<&WriteLog> {
+        self.log.get()
+    }
+
     /// May something that has completed be lost with power, though the device has it?
     pub(crate) fn is_uncommitted(&self) -> bool {
-        self.dirty_count.load(Ordering::SeqCst) != 0 || self.committing.load(Ordering::SeqCst)
+        self.dirty_count.load(Ordering::SeqCst) != 0
+            || self.committing.load(Ordering::SeqCst)
+            // A piece is counted a moment after it was changed.
+            || self.log().is_some_and(WriteLog::is_uncommitted)
     }
 }
 
@@ -325,5 +356,10 @@ impl Mailbox {
 impl VolumeShared {
     pub(crate) fn layer(&self) -> LayerId {
         LayerId(self.layer.load(Ordering::SeqCst))
+    }
+
+    /// Is a snapshot of it being taken, or is it being rolled back?
+    pub(crate) fn is_in_transit(&self) -> bool {
+        self.unsettled.load(Ordering::SeqCst) || self.moving.load(Ordering::SeqCst)
     }
 }

@@ -12,14 +12,14 @@ use dma::IobufPool;
 use metastore::pool::{PoolStore, PoolStoreError, Table};
 
 use super::allocator::Allocator;
-use super::check::Checking;
+use super::check::{Checking, Finding};
 use super::disk::{Disk, Host};
 use super::external::{ExternalDevices, ExternalState, NoExternalDevices};
 use super::garbage::Moved;
 use super::lease::Leased;
 use super::metadata::Metadata;
 use super::operation::Operation;
-use super::shared::{Call, Mailbox, Reply, Request, Shared, VolumeShared};
+use super::shared::{Call, LOG_TICKET, Mailbox, Reply, Request, Shared, VolumeShared};
 use crate::LvolError;
 use crate::format::{
     FormatError, FreeChunk, LayerId, LayerRecord, NameKind, NameRecord, PoolRecord, chunk_key,
@@ -42,6 +42,13 @@ pub struct PoolOptions {
     pub transaction_bytes: usize,
     /// Where block devices outside the pool are found that volumes lie on.
     pub externals: Arc<dyn ExternalDevices>,
+    /// Names this boot of this machine; zeroes if it is not known. A device with a volatile cache that a crash
+    /// left has everything that it had acknowledged if the boot is the same still; after another, the log of
+    /// first writes is not used.
+    pub boot_id: [u8; 16],
+    /// The device may have lost its power although the boot is the same: it was away, for instance. With a
+    /// volatile cache what the log has from before is not used then.
+    pub was_away: bool,
 }
 
 impl PoolOptions {
@@ -54,6 +61,8 @@ impl PoolOptions {
             commit_interval: Duration::from_secs(5),
             transaction_bytes: 8 << 20,
             externals: Arc::new(NoExternalDevices),
+            boot_id: [0; 16],
+            was_away: false,
         }
     }
 }
@@ -85,6 +94,8 @@ pub(super) enum Waiter {
     Channel { mailbox: Arc<Mailbox>, ticket: u64 },
     Call(Box<Tell>),
 }
+
+pub(super) type OnCommit = dyn FnOnce(&mut PoolWorker);
 
 /// What waits for I/O that was in flight.
 pub(super) type AfterGrace = (Grace, Box<dyn FnOnce(&mut PoolWorker)>);
@@ -124,6 +135,16 @@ pub struct PoolWorker {
     pub(super) pieces: HashMap<(LayerId, u64), Arc<Piece>>,
     /// For the next commit.
     pub(super) waiters: Vec<Waiter>,
+    /// To be done when a commit has ended well, before anybody is told.
+    pub(super) on_commit: Vec<Box<OnCommit>>,
+    /// Layers that the device does not know yet: nobody writes to them.
+    pub(super) new_layers: HashSet<LayerId>,
+    /// Who wants to read or write them.
+    pub(super) unresolved: Vec<Request>,
+    /// Pieces in which nothing begins before the next commit.
+    pub(super) held: Vec<Arc<Piece>>,
+    /// What the log of first writes had and could not be used, when the pool was opened.
+    pub(super) log_findings: Vec<Finding>,
     /// Freed, and on the device still in a map.
     pub(super) freed: Vec<Cluster>,
     pub(super) after_grace: VecDeque<AfterGrace>,
@@ -200,7 +221,7 @@ impl PoolWorker {
         let allocator = Allocator::new(
             superblock.clusters,
             parts.pool.used_clusters,
-            &superblock.metadata,
+            superblock.metadata.iter().chain(&superblock.log).copied(),
         );
         let now = parts.disk.now();
         let shared = Shared::new(
@@ -231,6 +252,11 @@ impl PoolWorker {
             staged: BTreeMap::new(),
             pieces: HashMap::new(),
             waiters: Vec::new(),
+            on_commit: Vec::new(),
+            new_layers: HashSet::new(),
+            unresolved: Vec::new(),
+            held: Vec::new(),
+            log_findings: Vec::new(),
             freed: Vec::new(),
             after_grace: VecDeque::new(),
             pinned: HashSet::new(),
@@ -282,8 +308,13 @@ impl PoolWorker {
         if self.external_at.is_some_and(|at| at <= now) {
             self.look_for_externals();
         }
-        worked |= self.collect();
-        worked |= self.operate();
+        // Commits of work in the background, one after another, could overtake a first write for ever. A
+        // channel that has caught up wakes the worker.
+        let log = self.shared.log();
+        if log.is_none_or(|log| log.overtaken.load(Ordering::SeqCst) == 0) {
+            worked |= self.collect();
+            worked |= self.operate();
+        }
         worked |= self.check_some(now);
         let due = self.commit_due.is_some_and(|due| due <= now);
         if due || !self.waiters.is_empty() {
@@ -332,15 +363,39 @@ impl PoolWorker {
                     volume,
                     piece,
                     mailbox,
-                } => self.resolve(&volume, piece, &mailbox),
+                } => self.resolve_when_committed(volume, piece, mailbox),
                 Request::Clusters { thick, mailbox } => self.short.push((mailbox, thick)),
                 Request::External { part, mailbox } => self.lend_external(&part, &mailbox),
                 Request::Commit { mailbox, ticket } => {
                     self.waiters.push(Waiter::Channel { mailbox, ticket });
                 }
+                Request::LogPages { mailbox } => self.free_log_pages(mailbox),
+                Request::CommitSoon => self.commit_due = Some(now),
             }
         }
         calls
+    }
+
+    /// A commit is to come then, or earlier.
+    pub(super) fn commit_in(&mut self, time: Duration) {
+        let at = self.now + time;
+        self.commit_due = Some(self.commit_due.map_or(at, |due| due.min(at)));
+    }
+
+    /// Answers a channel that lacks pages of the log.
+    fn free_log_pages(&mut self, mailbox: Arc<Mailbox>) {
+        let ticket = LOG_TICKET;
+        // Those that were being written when the last commit ended may be free by now.
+        if self.shared.log().is_some_and(|log| log.free_pages()) {
+            let result = Ok(());
+            return mailbox.put(Reply::Committed { ticket, result });
+        }
+        if self.shared.log().is_some_and(|log| log.is_lost()) {
+            tracing::error!("no page of the log of first writes is left; open the pool again");
+            let result = Err(IoError::Internal);
+            return mailbox.put(Reply::Committed { ticket, result });
+        }
+        self.waiters.push(Waiter::Channel { mailbox, ticket });
     }
 
     /// Runs what waited for I/O that has ended. True if there was any.
@@ -466,6 +521,7 @@ impl PoolWorker {
             block_count: AtomicU64::new(record.size_bytes / u64::from(self.shared.block_size)),
             chains: AtomicU64::new(0),
             unsettled: AtomicBool::new(false),
+            moving: AtomicBool::new(false),
             faulted: AtomicBool::new(false),
             is_snapshot: record.kind == NameKind::Snapshot,
             allocated: AtomicU64::new(0),

@@ -20,8 +20,9 @@ use super::cache::ChainCache;
 use super::external::ExternalSide;
 use super::flight::{Flight, Place, State, parse_tag};
 use super::in_place::hold;
+use super::log::{LogSide, is_log_tag};
 use crate::map::{Cluster, EpochChannel, PIECE_SLOTS};
-use crate::pool::{Chain, Mailbox, Reply, Request, Shared, VolumeShared};
+use crate::pool::{Chain, LOG_TICKET, Mailbox, Reply, Request, Shared, VolumeShared};
 
 /// One thread's way to a volume.
 pub(super) struct VolumeChannel {
@@ -34,13 +35,15 @@ pub(super) struct VolumeChannel {
     /// [`Shared::chains`] and [`VolumeShared::chains`] that `cache` is of.
     seen: (u64, u64),
     cache: ChainCache,
-    flights: Vec<Option<Flight>>,
+    pub(super) flights: Vec<Option<Flight>>,
     vacant: Vec<usize>,
     /// Flights in states that no completion of the device below ends.
     waiting: Vec<usize>,
     queue_depth: usize,
     /// First block of [`Cluster::LOST`].
     lost_block: u64,
+    /// This channel's way to the log of first writes, if the pool has one.
+    pub(super) log: Option<LogSide>,
     /// Clusters for first writes.
     pub(super) clusters: Vec<Cluster>,
     clusters_asked: bool,
@@ -106,6 +109,7 @@ impl VolumeChannel {
             queue_depth: ctx.queue_depth as usize,
             lost_block: Cluster::LOST.get() * shared.granularity.cluster_size()
                 / u64::from(shared.block_size),
+            log: shared.log().map(LogSide::open),
             clusters: Vec::new(),
             clusters_asked: false,
             asked_pieces: Vec::new(),
@@ -330,6 +334,10 @@ impl VolumeChannel {
             self.poll_externals(now, &mut scratch);
         }
         for completion in scratch.drain(..) {
+            if is_log_tag(completion.io.tag) {
+                self.log_write_ended(completion);
+                continue;
+            }
             let (index, part) = parse_tag(completion.io.tag);
             let Some(flight) = self.flights.get_mut(index).and_then(Option::take) else {
                 debug_assert!(false, "a completion of no i/o: {completion:?}");
@@ -395,6 +403,7 @@ impl VolumeChannel {
             && result.is_ok()
             && flight.edges.is_none()
             && (chain.own.is_dirty() || self.shared.committing.load(Ordering::SeqCst))
+            && !self.log_survives_power_loss()
         {
             return self.need_commit(index);
         }
@@ -415,6 +424,9 @@ impl VolumeChannel {
                 Reply::Clusters(clusters) => self.clusters_came(clusters),
                 Reply::External { uuid, device } => self.external_came(uuid, device),
                 Reply::ExternalGone { uuid } => self.external_gone(uuid),
+                Reply::Committed { ticket, result } if ticket == LOG_TICKET => {
+                    self.log_has_room(result);
+                }
                 Reply::Committed { ticket, result } => {
                     self.end_waiting(|index, state| {
                         (index as u64 == ticket && matches!(state, State::Committing))
@@ -528,6 +540,7 @@ impl Channel for VolumeChannel {
         if !self.waiting.is_empty() {
             self.retry();
         }
+        self.write_log();
         let count = self.done.len();
         done.append(&mut self.done);
         count
@@ -543,7 +556,8 @@ impl Channel for VolumeChannel {
                 })
             )
         });
-        let asks = retries || !self.done.is_empty() || self.externals_in_flight();
+        let asks =
+            retries || !self.done.is_empty() || self.externals_in_flight() || self.is_log_due();
         let retry = asks.then_some(self.now).flatten();
         [retry, self.base.next_deadline()]
             .into_iter()
@@ -597,14 +611,18 @@ impl Drop for VolumeChannel {
     /// them until the pool is opened again.
     fn drop(&mut self) {
         let mut pinned = Vec::new();
-        for flight in self.flights.iter_mut().filter_map(Option::take) {
+        self.abandon_log();
+        for flight in std::mem::take(&mut self.flights).into_iter().flatten() {
             match flight.state {
                 State::Below { written, .. } => pinned.extend(written),
                 State::Writing(writing) => {
                     pinned.push(writing.cluster);
-                    let change = writing.chain.own.unlock(writing.slot, writing.locked);
-                    self.shared.note(&writing.chain, change);
+                    self.unlock(&writing.chain, writing.slot, writing.locked);
                 }
+                // A page that says so may still come. The next commit covers it, and the cluster is nobody
+                // else's before.
+                State::Logging(writing) => self.give_up_write(&writing),
+                State::LoggingZero(zeroing) => self.give_up_zeroes(&zeroing),
                 _ => {}
             }
         }

@@ -11,8 +11,8 @@ use crate::pool::{Shared, VolumeShared};
 
 /// A volume or a snapshot as a block device.
 ///
-/// Its writes can be lost with power until a FLUSH: the data of a first write are on the device when it
-/// completes, where they are is not. So it has a volatile write cache whatever the device below says.
+/// It has a volatile write cache whatever the device below says: a FLUSH commits where first writes went, so
+/// that they do not rest on the log alone, and the log is of no use under a device with such a cache.
 pub struct Volume {
     shared: Arc<Shared>,
     volume: Arc<VolumeShared>,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use block::{Io, IoError};
 use dma::{IoBuf, Lease};
 
-use crate::map::{Cluster, Granularity, Granules, Source};
+use crate::map::{Cluster, Granularity, GranuleRange, Source};
 use crate::pool::Chain;
 
 /// An I/O, and how far it is.
@@ -49,6 +49,10 @@ pub(super) enum State {
     Reading(Box<Reading>),
     /// The device below, which has the parts of a first write.
     Writing(Box<Writing>),
+    /// A page of the log, which is to say that it is written.
+    Logging(Box<Writing>),
+    /// A page of the log, which is to say that it is zeroes.
+    LoggingZero(Zeroing),
     /// The device below, for a flush.
     Flushing { token: u8 },
     /// A commit.
@@ -94,10 +98,26 @@ pub(super) struct Writing {
     pub(super) token: u8,
     pub(super) chain: Arc<Chain>,
     pub(super) slot: usize,
-    pub(super) locked: Granules,
+    /// A range: what the write touches.
+    pub(super) locked: GranuleRange,
+    /// A page of the log may say so.
+    pub(super) is_logged: bool,
     pub(super) cluster: Cluster,
     /// Bytes of the cluster to be filled from below: before and after what the host wrote.
     pub(super) fills: [Option<Fill>; 2],
+}
+
+/// Granules that are to be zeroes: they are locked.
+#[derive(Debug)]
+pub(super) struct Zeroing {
+    pub(super) token: u8,
+    pub(super) chain: Arc<Chain>,
+    pub(super) slot: usize,
+    pub(super) granules: GranuleRange,
+    /// There may be something below that they hide.
+    pub(super) hides: bool,
+    /// A page of the log may say so.
+    pub(super) is_logged: bool,
 }
 
 /// A part of a granule that the host does not write.

@@ -6,6 +6,7 @@ mod device;
 mod external;
 mod flight;
 mod in_place;
+mod log;
 mod read;
 mod write;
 

@@ -11,8 +11,8 @@ use dma::{IoBuf, Payload};
 
 use super::channel::{Attempt, VolumeChannel};
 use super::external::into_buffer;
-use super::flight::{Fill, Flight, Origin, Place, State, Writing, tag};
-use crate::map::{Change, Cluster, Granules, Look, PartialGranule, Source};
+use super::flight::{Fill, Flight, Origin, Place, State, Writing, Zeroing, tag};
+use crate::map::{Cluster, GranuleRange, Granules, Look, PartialGranule, Source};
 use crate::pool::Chain;
 
 /// Number of the part that the host's data are.
@@ -76,16 +76,15 @@ impl VolumeChannel {
         token: u8,
         chain: Arc<Chain>,
     ) -> Attempt {
-        let locked = Granules::from(self.shared.granularity.span(place.bytes.clone()).touched);
-        if !chain.own.lock(place.slot, locked) {
+        let locked = self.shared.granularity.span(place.bytes.clone()).touched;
+        if !self.lock(&chain, place.slot, locked) {
             self.leave(token);
             return Attempt::Going(State::Retry);
         }
         // Nobody writes these granules for the first time now but this.
-        match self.prepare_first(place, &chain, locked) {
+        match self.prepare_first(place, &chain, locked.into()) {
             Err(attempt) => {
-                let change = chain.own.unlock(place.slot, locked);
-                self.shared.note(&chain, change);
+                self.unlock(&chain, place.slot, locked);
                 self.leave(token);
                 attempt
             }
@@ -95,12 +94,32 @@ impl VolumeChannel {
                     chain,
                     slot: place.slot,
                     locked,
+                    is_logged: false,
                     cluster,
                     fills,
                 });
                 self.start_writing(index, flight, place, writing)
             }
         }
+    }
+
+    /// Locks granules for a change of the map. False if somebody has them, or a commit has to come first.
+    fn lock(&self, chain: &Arc<Chain>, slot: usize, granules: GranuleRange) -> bool {
+        if !chain.own.lock(slot, granules.into()) {
+            return false;
+        }
+        // With the lock the slot keeps its cluster from now on.
+        if chain.own.is_held() {
+            self.unlock(chain, slot, granules);
+            return false;
+        }
+        true
+    }
+
+    /// Gives granules back as they were.
+    pub(super) fn unlock(&self, chain: &Arc<Chain>, slot: usize, granules: GranuleRange) {
+        let change = chain.own.unlock(slot, granules.into());
+        self.shared.note(chain, change);
     }
 
     /// What a first write needs: a cluster, and what is to be filled from below.
@@ -360,20 +379,35 @@ impl VolumeChannel {
         if flight.parts_out > 0 {
             return Attempt::Going(State::Writing(writing));
         }
-        let own = &writing.chain.own;
-        let change = match flight.error {
-            None => own.complete_write(writing.slot, writing.locked),
-            Some(_) => own.unlock(writing.slot, writing.locked),
-        };
-        self.shared.note(&writing.chain, change);
-        self.leave(writing.token);
         if let Some(error) = flight.error {
+            self.unlock(&writing.chain, writing.slot, writing.locked);
+            self.leave(writing.token);
             return Attempt::Done(Err(error));
         }
+        if self.shared.log().is_some() {
+            self.log_later(index);
+            return Attempt::Going(State::Logging(writing));
+        }
+        let change = writing
+            .chain
+            .own
+            .complete_write(writing.slot, writing.locked.into());
+        self.shared.note(&writing.chain, change);
+        self.first_write_ended(index, flight, writing.token)
+    }
+
+    /// The map has what was written.
+    pub(super) fn first_write_ended(
+        &mut self,
+        index: usize,
+        flight: &mut Flight,
+        token: u8,
+    ) -> Attempt {
+        self.leave(token);
         if flight.edges.is_some() {
             return self.next_edge(index, flight);
         }
-        if flight.io.op.fua() {
+        if flight.io.op.fua() && !self.log_survives_power_loss() {
             return self.need_commit(index);
         }
         Attempt::Done(Ok(()))
@@ -392,18 +426,46 @@ impl VolumeChannel {
             self.leave(token);
             return self.need_piece(place.piece);
         };
-        let span = self.shared.granularity.span(place.bytes.clone());
-        let whole = span.whole();
-        if !whole.is_empty() {
-            let hides = chain.hides(place.slot, self.shared.granularity.cluster_size());
-            let Ok(change) = chain.own.zero(place.slot, whole.into(), hides) else {
-                self.leave(token);
-                return Attempt::Going(State::Retry);
-            };
-            flight.zeroed |= change != Change::default();
-            self.shared.note(&chain, change);
+        let whole = self.shared.granularity.span(place.bytes.clone()).whole();
+        if whole.is_empty() {
+            return self.zeroes_ended(index, flight, token);
         }
+        if !self.lock(&chain, place.slot, whole) {
+            self.leave(token);
+            return Attempt::Going(State::Retry);
+        }
+        let hides = chain.hides(place.slot, self.shared.granularity.cluster_size());
+        if !chain
+            .own
+            .is_changed_by_zero(place.slot, whole.into(), hides)
+        {
+            self.unlock(&chain, place.slot, whole);
+            return self.zeroes_ended(index, flight, token);
+        }
+        if self.shared.log().is_some() {
+            self.log_later(index);
+            return Attempt::Going(State::LoggingZero(Zeroing {
+                token,
+                chain,
+                slot: place.slot,
+                granules: whole,
+                hides,
+                is_logged: false,
+            }));
+        }
+        let change = chain.own.complete_zero(place.slot, whole.into(), hides);
+        self.shared.note(&chain, change);
+        flight.zeroed = true;
+        self.zeroes_ended(index, flight, token)
+    }
+
+    /// The map has the whole granules that are zeroes; parts of others are left.
+    pub(super) fn zeroes_ended(&mut self, index: usize, flight: &mut Flight, token: u8) -> Attempt {
         self.leave(token);
+        let span = self
+            .shared
+            .granularity
+            .span(self.place(&flight.io).bytes.clone());
         if flight.io.op == Op::Unmap {
             // A part of a granule stays as it is: unmap is advice.
             return Attempt::Done(Ok(()));
@@ -428,7 +490,8 @@ impl VolumeChannel {
                 .as_ref()
                 .and_then(|edges| edges.last().cloned())
             else {
-                if flight.io.op.fua() && (flight.zeroed || self.shared.is_uncommitted()) {
+                let is_pending = flight.zeroed || self.shared.is_uncommitted();
+                if flight.io.op.fua() && is_pending && !self.log_survives_power_loss() {
                     return self.need_commit(index);
                 }
                 return Attempt::Done(Ok(()));

@@ -10,7 +10,7 @@ use lvol::OperationKind;
 use simulation::{Image, Step};
 
 use crate::model::{BLOCK, Content, fits, golden, read_stamps, stamped};
-use crate::rig::Rig;
+use crate::rig::{End, Rig, drive, durable_drive};
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -24,11 +24,40 @@ struct Scenario {
     /// Before the first mark, after it, and so on.
     states: Vec<Names>,
     stamp: u64,
+    end: Ending,
+}
+
+/// What ends each run of the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// The power goes, under a drive with a volatile cache: what was flushed is there.
+    PowerCut,
+    /// The power goes, under a drive without one: what was acknowledged is there.
+    PowerCutWithoutCache,
+    /// The program dies: what was acknowledged is there.
+    Kill,
+}
+
+impl Ending {
+    fn loses_unflushed(self) -> bool {
+        self == Self::PowerCut
+    }
+
+    fn end(self) -> End {
+        match self {
+            Self::Kill => End::Kill,
+            _ => End::PowerCut,
+        }
+    }
 }
 
 impl Scenario {
-    fn start(seed: u64) -> Self {
-        let rig = Rig::create(32, seed);
+    fn start(seed: u64, end: Ending) -> Self {
+        let drive = match end {
+            Ending::PowerCutWithoutCache => durable_drive(32, seed),
+            _ => drive(32, seed),
+        };
+        let rig = Rig::create_on(drive, 64 << 10).unwrap();
         rig.devices.put("gold", 1, 512, &stamped(&golden()));
         rig.drive.start_recording();
         Self {
@@ -36,12 +65,17 @@ impl Scenario {
             names: Names::new(),
             states: vec![Names::new()],
             stamp: 0,
+            end,
         }
     }
 
     fn acknowledged(&mut self) {
         self.rig.drive.mark(self.states.len() as u64);
         self.states.push(self.names.clone());
+        if !self.end.loses_unflushed() {
+            // In the next state only what that operation changed is old or new.
+            self.names.values_mut().for_each(Content::flushed);
+        }
     }
 
     /// A management call was acknowledged: it is durable, with all that had completed.
@@ -178,7 +212,11 @@ impl Scenario {
                 Step::End | Step::Flush => {
                     let random = (0..subsets).map(|subset| step * 1000 + subset + 2);
                     for seed in [0, 1].into_iter().chain(random) {
-                        self.look(replay.cut(seed), mark, &format!("step {step} seed {seed}"));
+                        let image = match self.end {
+                            Ending::Kill => replay.killed(seed),
+                            _ => replay.cut(seed),
+                        };
+                        self.look(image, mark, &format!("step {step} seed {seed}"));
                     }
                 }
                 _ => {}
@@ -191,7 +229,7 @@ impl Scenario {
     fn look(&self, image: Image, mark: usize, place: &str) {
         let mut rig = self
             .rig
-            .reopen(image, 1)
+            .reopen(image, self.end.end(), 1)
             .unwrap_or_else(|error| panic!("{place}: the pool does not open: {error}"));
         let promise = rig.pool.check();
         let findings = rig.wait(promise).unwrap();
@@ -205,8 +243,12 @@ impl Scenario {
                 .unwrap_or_else(|problem| panic!("{place}: {problem}"));
             contents.insert(volume.name, stamps);
         }
-        let states = &self.states[mark..(mark + 2).min(self.states.len())];
-        let fits_one = states.iter().any(|state| {
+        let mut last = self.states[mark].clone();
+        if !self.end.loses_unflushed() {
+            last.values_mut().for_each(Content::flushed);
+        }
+        let mut states = std::iter::once(&last).chain(self.states.get(mark + 1));
+        let fits_one = states.any(|state| {
             state.keys().eq(contents.keys())
                 && state.iter().all(|(name, content)| {
                     content.blocks() == contents[name].len() as u64
@@ -228,9 +270,23 @@ fn subsets() -> u64 {
 
 #[test]
 fn volumes_and_snapshots_are_old_or_new_after_a_cut_at_every_write() {
+    volumes_and_snapshots(Ending::PowerCut);
+}
+
+#[test]
+fn volumes_and_snapshots_lose_nothing_that_was_acknowledged_without_a_cache() {
+    volumes_and_snapshots(Ending::PowerCutWithoutCache);
+}
+
+#[test]
+fn volumes_and_snapshots_lose_nothing_that_was_acknowledged_by_a_kill() {
+    volumes_and_snapshots(Ending::Kill);
+}
+
+fn volumes_and_snapshots(end: Ending) {
     // One transaction for a commit, and one for each piece.
     for seed in [76, 77] {
-        let mut scenario = Scenario::start(seed);
+        let mut scenario = Scenario::start(seed, end);
         scenario.create("v", MIB);
         scenario.write("v", 0, 8 * KIB, false);
         scenario.write("v", 512, 512, false);
@@ -262,9 +318,23 @@ fn volumes_and_snapshots_are_old_or_new_after_a_cut_at_every_write() {
 
 #[test]
 fn deletions_rollbacks_and_resizes_are_old_or_new_after_a_cut_at_every_write() {
+    deletions_rollbacks_and_resizes(Ending::PowerCut);
+}
+
+#[test]
+fn deletions_rollbacks_and_resizes_lose_nothing_that_was_acknowledged_without_a_cache() {
+    deletions_rollbacks_and_resizes(Ending::PowerCutWithoutCache);
+}
+
+#[test]
+fn deletions_rollbacks_and_resizes_lose_nothing_that_was_acknowledged_by_a_kill() {
+    deletions_rollbacks_and_resizes(Ending::Kill);
+}
+
+fn deletions_rollbacks_and_resizes(end: Ending) {
     // One transaction for a commit, and one for each piece.
     for seed in [76, 77] {
-        let mut scenario = Scenario::start(seed);
+        let mut scenario = Scenario::start(seed, end);
         scenario.create("v", MIB);
         scenario.write("v", 0, 64 * KIB, false);
         scenario.write("v", 128 * KIB, 8 * KIB, false);
@@ -290,9 +360,23 @@ fn deletions_rollbacks_and_resizes_are_old_or_new_after_a_cut_at_every_write() {
 
 #[test]
 fn volumes_over_another_device_are_old_or_new_after_a_cut_at_every_write() {
+    volumes_over_another_device(Ending::PowerCut);
+}
+
+#[test]
+fn volumes_over_another_device_lose_nothing_that_was_acknowledged_without_a_cache() {
+    volumes_over_another_device(Ending::PowerCutWithoutCache);
+}
+
+#[test]
+fn volumes_over_another_device_lose_nothing_that_was_acknowledged_by_a_kill() {
+    volumes_over_another_device(Ending::Kill);
+}
+
+fn volumes_over_another_device(end: Ending) {
     // One transaction for a commit, and one for each piece.
     for seed in [76, 77] {
-        let mut scenario = Scenario::start(seed);
+        let mut scenario = Scenario::start(seed, end);
         scenario.clone_external("e", MIB);
         scenario.write("e", 512, 512, false);
         scenario.write("e", 130 * KIB, 4 * KIB, true);

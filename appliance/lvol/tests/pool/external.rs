@@ -8,7 +8,7 @@ use block::{Bdev, BdevChannel, BdevOptions, ClaimKind, Io, IoError, Op};
 use lvol::{LvolError, NewVolume, OperationKind, OperationState, VolumeInfo};
 use simulation::{Random, SimDevice, SimOptions};
 
-use crate::rig::{Rig, drive};
+use crate::rig::{End, Rig, drive};
 
 const KIB: usize = 1024;
 const MIB: u64 = 1 << 20;
@@ -125,7 +125,7 @@ fn a_clone_shows_the_device_and_goes_its_own_way() {
     }
     rig.flush(&mut channel);
     drop(channel);
-    let mut rig = rig.reopen(rig.drive.cut(0), 41).unwrap();
+    let mut rig = rig.reopen(rig.drive.cut(0), End::PowerCut, 41).unwrap();
     assert!(all(&mut rig, "e") == expected);
     check(&mut rig);
     let stats = device.stats();
@@ -497,7 +497,7 @@ fn a_rollback_and_another_size_show_what_they_should() {
     assert!(all(&mut rig, "e@s") == gold);
     rig.delete("e@s").unwrap();
     rig.settle();
-    let mut rig = rig.reopen(rig.drive.cut(0), 54).unwrap();
+    let mut rig = rig.reopen(rig.drive.cut(0), End::PowerCut, 54).unwrap();
     assert!(all(&mut rig, "e") == expected);
     check(&mut rig);
     // Volumes without the device, rolled back to a snapshot that lies on it.
@@ -536,7 +536,7 @@ fn what_was_taken_off_needs_the_device_no_more() {
         assert!(read_all(&mut rig, &mut channel) == bytes);
         drop(channel);
         check(&mut rig);
-        let mut rig = rig.reopen(rig.drive.cut(0), 56).unwrap();
+        let mut rig = rig.reopen(rig.drive.cut(0), End::PowerCut, 56).unwrap();
         assert!(all(&mut rig, "e") == bytes);
     }
 }

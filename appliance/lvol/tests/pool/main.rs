@@ -8,6 +8,7 @@ mod external;
 mod in_flight;
 mod large;
 mod lent;
+mod log;
 mod model;
 mod opening;
 mod operations;

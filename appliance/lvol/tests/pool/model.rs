@@ -4,6 +4,9 @@
 //! stamp that a read must return, and those that a power cut may leave: the last one that was made durable,
 //! and all since.
 //!
+//! A third of the seeds has a drive without a volatile cache: there, and where only the program dies, all that was
+//! acknowledged must be left, and of what was in flight the old or the new.
+//!
 //! `ADIT_SEED` replays one seed, `ADIT_SEEDS` runs so many.
 
 use std::collections::BTreeMap;
@@ -13,7 +16,7 @@ use dma::Payload;
 use lvol::{LvolError, NewVolume, OperationKind, Promise, VolumeInfo};
 use simulation::Random;
 
-use crate::rig::Rig;
+use crate::rig::{End, Rig, drive, durable_drive};
 
 pub(crate) const BLOCK: u64 = 512;
 /// Blocks of a new volume: 20 clusters of 64 KiB.
@@ -28,26 +31,39 @@ pub(crate) struct Content {
     now: Vec<u64>,
     /// By block, what was there since the last flush, the last flushed first. Absent: only `now`.
     before: BTreeMap<u64, Vec<u64>>,
+    /// By block, what was there before a write that is in flight.
+    in_flight: BTreeMap<u64, u64>,
 }
 
 impl Content {
     pub(crate) fn zeroes(blocks: u64) -> Self {
         Self {
             now: vec![0; blocks as usize],
-            before: BTreeMap::new(),
+            ..Self::default()
         }
     }
 
     pub(crate) fn of(stamps: Vec<u64>) -> Self {
         Self {
             now: stamps,
-            before: BTreeMap::new(),
+            ..Self::default()
         }
     }
 
     pub(crate) fn put(&mut self, block: u64, stamp: u64) {
         let old = std::mem::replace(&mut self.now[block as usize], stamp);
         self.before.entry(block).or_default().push(old);
+    }
+
+    fn put_in_flight(&mut self, block: u64, stamp: u64) {
+        self.in_flight.insert(block, self.now[block as usize]);
+        self.put(block, stamp);
+    }
+
+    /// What was acknowledged is durable, and what is in flight may be there or not.
+    fn acknowledged_is_durable(&mut self) {
+        let in_flight = std::mem::take(&mut self.in_flight).into_iter();
+        self.before = in_flight.map(|(block, old)| (block, vec![old])).collect();
     }
 
     pub(crate) fn blocks(&self) -> u64 {
@@ -113,7 +129,12 @@ impl Started {
 
 impl Run {
     fn new(seed: u64) -> Self {
-        let rig = Rig::create(48, seed);
+        let drive = if seed % 3 == 1 {
+            durable_drive(48, seed)
+        } else {
+            drive(48, seed)
+        };
+        let rig = Rig::create_on(drive, 64 << 10).expect("the drive is large enough");
         rig.devices.put("gold", 1, 512, &stamped(&golden()));
         Self {
             rig,
@@ -159,7 +180,8 @@ impl Run {
 
     fn turn(&mut self) {
         match self.random.below(100) {
-            0..70 => self.io(),
+            0..66 => self.io(false),
+            66..70 => self.io(true),
             70..76 => self.flush(),
             76..78 => self.detach(),
             78..96 => self.manage(),
@@ -169,7 +191,8 @@ impl Run {
     }
 
     /// One or several I/Os at a time to one volume, over one or several channels, on blocks of their own.
-    fn io(&mut self) {
+    /// With `crash` the end comes while some are in flight.
+    fn io(&mut self, crash: bool) {
         let Some(name) = self.pick(false) else {
             return self.manage();
         };
@@ -188,10 +211,10 @@ impl Run {
             let lba = part * share + self.random.below(share - len + 1);
             ios.push((lba, len));
         }
-        self.run_ios(&name, channels, ios);
+        self.run_ios(&name, channels, ios, crash);
     }
 
-    fn run_ios(&mut self, name: &str, channels: usize, ranges: Vec<(u64, u64)>) {
+    fn run_ios(&mut self, name: &str, channels: usize, ranges: Vec<(u64, u64)>, crash: bool) {
         let mut expected: BTreeMap<u64, (Op, u64, Vec<u64>)> = BTreeMap::new();
         let mut done: Vec<Completion> = Vec::new();
         let count = ranges.len();
@@ -233,7 +256,11 @@ impl Run {
             expected.insert(tag, (op, lba, stamps));
         }
         let mut turns = 0;
-        while done.len() < count {
+        let turns_max = match crash {
+            true => self.random.below(25),
+            false => u64::MAX,
+        };
+        while done.len() < count && turns < turns_max {
             turns += 1;
             if turns > 200_000 {
                 self.fail("an i/o does not end");
@@ -244,8 +271,22 @@ impl Run {
             }
         }
         for completion in done {
-            let (op, lba, stamps) = &expected[&completion.io.tag];
-            self.ended(name, *op, *lba, stamps, &completion);
+            let ended = expected.remove(&completion.io.tag);
+            let (op, lba, stamps) = ended.expect("each ends once");
+            self.ended(name, op, lba, &stamps, &completion);
+        }
+        if crash {
+            let content = self.names.get_mut(name).expect("it is there");
+            for (op, lba, stamps) in expected.into_values() {
+                for (block, stamp) in (lba..).zip(stamps) {
+                    match op {
+                        Op::Write { .. } => content.put_in_flight(block, stamp),
+                        Op::Unmap | Op::WriteZeroes { .. } => content.put_in_flight(block, 0),
+                        _ => {}
+                    }
+                }
+            }
+            self.crash(None);
         }
     }
 
@@ -491,16 +532,28 @@ impl Run {
     /// Cuts the power, opens what is left, and compares.
     fn crash(&mut self, unanswered: Option<Unanswered>) {
         let seed = self.random.next_u64();
-        self.note(format!("power cut {seed}"));
-        self.channels.clear();
-        let image = self.rig.drive.cut(seed);
-        self.rig = match self.rig.reopen(image, seed) {
+        let end = match self.random.below(2) {
+            0 => End::PowerCut,
+            _ => End::Kill,
+        };
+        self.note(format!("{end:?} {seed}"));
+        let is_durable = end == End::Kill || !self.rig.drive.has_volatile_cache();
+        let rig = match self.rig.end(end, seed) {
             Ok(rig) => rig,
             Err(error) => self.fail(&format!("the pool does not open: {error}")),
         };
+        // After the look at what it would leave: what is in flight ends with the channels.
+        self.channels.clear();
+        self.rig = rig;
         let found = self.listed();
-        let before = std::mem::take(&mut self.names);
-        let after = unanswered.map(|unanswered| unanswered.after);
+        let mut before = std::mem::take(&mut self.names);
+        let mut after = unanswered.map(|unanswered| unanswered.after);
+        if is_durable {
+            for names in std::iter::once(&mut before).chain(&mut after) {
+                let contents = names.values_mut();
+                contents.for_each(Content::acknowledged_is_durable);
+            }
+        }
         let sizes = |names: &BTreeMap<String, Content>| -> Vec<(String, u64)> {
             names
                 .iter()
@@ -537,6 +590,7 @@ impl Run {
         self.names = models.swap_remove(fitting);
         for (name, content) in &mut self.names {
             content.now.clone_from(&contents[name]);
+            content.in_flight.clear();
             content.flushed();
         }
         self.check();

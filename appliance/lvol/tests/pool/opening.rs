@@ -3,9 +3,11 @@
 use block::{Io, IoError, Op};
 use lvol::LvolError;
 
-use crate::rig::{Rig, drive};
+use crate::rig::{End, Rig, drive};
 
 const CLUSTER: u64 = 64 << 10;
+/// Bytes of the log of first writes: all of it is read.
+const LOG: u64 = 4 << 20;
 
 /// A pool with so many clusters mapped, cut without a clean close, or closed.
 fn bytes_read_to_open(mapped: u64, clean: bool) -> u64 {
@@ -22,7 +24,7 @@ fn bytes_read_to_open(mapped: u64, clean: bool) -> u64 {
         rig.wait(promise).unwrap();
     }
     let rig = Rig::open_image(rig.drive.cut(0), 1).unwrap();
-    rig.drive.stats().bytes_read
+    rig.drive.stats().bytes_read - LOG
 }
 
 #[test]
@@ -64,6 +66,34 @@ fn a_closed_pool_opens_with_everything_in_it_and_answers_nothing_before() {
     let mut rig = Rig::open_image(rig.drive.image(), 2).unwrap();
     let mut channel = rig.channel("v");
     assert_eq!(rig.read(&mut channel, 0, 4096), vec![5; 4096]);
+}
+
+/// The image was made by the last program without a log of first writes, and is never made again.
+#[test]
+fn a_pool_of_format_1_opens_and_gets_a_log() {
+    let file = include_bytes!("../data/pool-v1.image");
+    let image = simulation::Image::decode(file).unwrap();
+    let mut rig = Rig::open_image(image, 1).unwrap();
+    for (name, granule_1) in [("v", [3; 4096]), ("v@s", [1; 4096])] {
+        let mut channel = rig.channel(name);
+        assert_eq!(rig.read(&mut channel, 0, 4096), [1; 4096]);
+        assert_eq!(rig.read(&mut channel, 4096, 4096), granule_1);
+        assert_eq!(rig.read(&mut channel, 8192, 57344), [1; 57344]);
+        assert_eq!(rig.read(&mut channel, 128 << 10, 12288)[..8192], [2; 8192]);
+    }
+    let promise = rig.pool.check();
+    assert!(rig.wait(promise).unwrap().is_empty());
+    let mut channel = rig.channel("v");
+    rig.write(&mut channel, 512 << 10, &[4; 4096]);
+    let mut rig = rig.end(End::Kill, 0).unwrap();
+    let mut channel = rig.channel("v");
+    assert_eq!(rig.read(&mut channel, 512 << 10, 4096), [4; 4096]);
+    let superblock = lvol::format::Superblock::decode(&{
+        let mut bytes = [0; 4096];
+        rig.drive.image().read_at(0, &mut bytes);
+        bytes
+    });
+    assert!(superblock.unwrap().log.is_some());
 }
 
 #[test]

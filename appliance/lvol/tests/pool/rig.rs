@@ -100,6 +100,15 @@ impl ExternalDevices for Devices {
     }
 }
 
+/// How a pool comes to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The power goes.
+    PowerCut,
+    /// The program dies, and the drive keeps its power.
+    Kill,
+}
+
 /// A drive, its pool, and the clock.
 pub(crate) struct Rig {
     pub(crate) devices: Arc<Devices>,
@@ -110,6 +119,7 @@ pub(crate) struct Rig {
     pub(crate) worker: PoolWorker,
     pub(crate) now: Instant,
     payloads: IobufChannel,
+    boot: u8,
 }
 
 /// A drive of `mib` MiB with blocks of 512 bytes.
@@ -117,13 +127,27 @@ pub(crate) fn drive(mib: u64, seed: u64) -> Arc<SimDevice> {
     SimDevice::new(SimOptions::new(512, mib << 11, seed))
 }
 
+/// The same without a volatile cache.
+pub(crate) fn durable_drive(mib: u64, seed: u64) -> Arc<SimDevice> {
+    SimDevice::new(SimOptions {
+        volatile_write_cache: false,
+        ..SimOptions::new(512, mib << 11, seed)
+    })
+}
+
 fn base(drive: &Arc<SimDevice>) -> Arc<Bdev> {
     Bdev::new(BdevOptions::named("base"), drive.clone(), Instant::now()).unwrap()
 }
 
 /// With an odd seed each piece is committed in a transaction of its own, but for those that belong together.
-fn options(buffers: &Arc<IobufPool>, drive: &SimDevice, devices: &Arc<Devices>) -> PoolOptions {
+fn options(
+    buffers: &Arc<IobufPool>,
+    drive: &SimDevice,
+    devices: &Arc<Devices>,
+    boot: u8,
+) -> PoolOptions {
     let mut options = PoolOptions::new(Arc::clone(buffers));
+    options.boot_id = [boot; 16];
     options.externals = devices.clone();
     if drive.seed() % 2 == 1 {
         options.transaction_bytes = 0;
@@ -140,36 +164,67 @@ impl Rig {
     pub(crate) fn create_on(drive: Arc<SimDevice>, cluster_size: u64) -> Result<Self, LvolError> {
         let buffers = buffers();
         let devices = Arc::<Devices>::default();
-        let options = options(&buffers, &drive, &devices);
+        let options = options(&buffers, &drive, &devices, 1);
         let create = CreateOptions {
             cluster_size,
+            // Some go round and round in it.
+            log_bytes: if drive.seed().is_multiple_of(3) {
+                64 << 10
+            } else {
+                4 << 20
+            },
             ..CreateOptions::named("tank")
         };
         let base = base(&drive);
         let (pool, worker) =
             PoolWorker::create(&base, &create, options, host(), Waker::noop().clone())?;
-        Ok(Self::new(devices, drive, base, buffers, pool, worker))
+        Ok(Self::new(devices, drive, base, buffers, (pool, worker, 1)))
     }
 
+    /// After another boot.
     pub(crate) fn open(drive: Arc<SimDevice>) -> Result<Self, LvolError> {
-        Self::open_with(drive, Arc::default())
+        Self::open_with(drive, Arc::default(), 200)
     }
 
     pub(crate) fn open_with(
         drive: Arc<SimDevice>,
         devices: Arc<Devices>,
+        boot: u8,
     ) -> Result<Self, LvolError> {
         let buffers = buffers();
-        let options = options(&buffers, &drive, &devices);
+        let options = options(&buffers, &drive, &devices, boot);
         let base = base(&drive);
         let (pool, worker) = PoolWorker::open(&base, options, host(), Waker::noop().clone())?;
-        Ok(Self::new(devices, drive, base, buffers, pool, worker))
+        Ok(Self::new(
+            devices,
+            drive,
+            base,
+            buffers,
+            (pool, worker, boot),
+        ))
     }
 
-    /// What a power cut left, with the devices that this one has.
-    pub(crate) fn reopen(&self, image: Image, seed: u64) -> Result<Self, LvolError> {
-        let drive = SimDevice::from_image(image, SimOptions::new(512, 1, seed));
-        Self::open_with(drive, Arc::clone(&self.devices))
+    /// What an end left, with the devices that this one has and a drive of the same kind.
+    pub(crate) fn reopen(&self, image: Image, end: End, seed: u64) -> Result<Self, LvolError> {
+        let options = SimOptions {
+            volatile_write_cache: self.drive.has_volatile_cache(),
+            ..SimOptions::new(512, 1, seed)
+        };
+        let drive = SimDevice::from_image(image, options);
+        let boot = match end {
+            End::PowerCut => self.boot % 100 + 1,
+            End::Kill => self.boot,
+        };
+        Self::open_with(drive, Arc::clone(&self.devices), boot)
+    }
+
+    /// What an end now would leave, opened.
+    pub(crate) fn end(&self, end: End, seed: u64) -> Result<Self, LvolError> {
+        let image = match end {
+            End::PowerCut => self.drive.cut(seed),
+            End::Kill => self.drive.killed(seed),
+        };
+        self.reopen(image, end, seed)
     }
 
     pub(crate) fn open_image(image: Image, seed: u64) -> Result<Self, LvolError> {
@@ -181,8 +236,7 @@ impl Rig {
         drive: Arc<SimDevice>,
         base: Arc<Bdev>,
         buffers: Arc<IobufPool>,
-        pool: Pool,
-        worker: PoolWorker,
+        (pool, worker, boot): (Pool, PoolWorker, u8),
     ) -> Self {
         let payloads = buffers.channel("test", ChannelOptions::default()).unwrap();
         Self {
@@ -194,6 +248,7 @@ impl Rig {
             worker,
             now: Instant::now(),
             payloads,
+            boot,
         }
     }
 

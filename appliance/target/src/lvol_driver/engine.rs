@@ -1,19 +1,26 @@
 //! [`LvolPool`]: an open pool of `lvol` as the data plane has it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use api::v1::{self, ObjectState};
 use block::Registry;
 use lvol::format::NameKind;
-use lvol::{NewVolume, OperationKind, OperationState, PoolInfo, Promise, VolumeChange, VolumeInfo};
+use lvol::{NewVolume, OperationKind, OperationState, PoolInfo, Promise, VolumeInfo};
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::failure::Asked;
+use super::space::{SpaceLevel, Thresholds};
+use super::{limits, space};
 use crate::copy;
 use crate::error::ControlError;
 use crate::events::now_unix_ms;
-use crate::pool::{Engine, Job, Pool, VolumeDevice, VolumePage, VolumeQuery, Work};
+use crate::nvmf_runtime::qos;
+use crate::pool::{
+    Engine, Job, Labels, Pool, PoolChange, VolumeChange, VolumeDevice, VolumePage, VolumeQuery,
+    VolumeSettings, Work,
+};
 
 /// Names asked of the worker at a time.
 const PAGE: usize = 1000;
@@ -27,6 +34,7 @@ pub(super) struct LvolPool {
     cluster_size: u64,
     /// Block devices that volumes may lie on.
     registry: Arc<Registry>,
+    level: Arc<SpaceLevel>,
     /// Its other end goes when the thread has let go of the device.
     ended: watch::Receiver<()>,
 }
@@ -38,6 +46,7 @@ impl LvolPool {
         pool: lvol::Pool,
         (block_size, cluster_size): (u32, u64),
         registry: Arc<Registry>,
+        level: Arc<SpaceLevel>,
         ended: watch::Receiver<()>,
     ) -> LvolPool {
         LvolPool {
@@ -46,6 +55,7 @@ impl LvolPool {
             block_size,
             cluster_size,
             registry,
+            level,
             ended,
         }
     }
@@ -80,6 +90,7 @@ impl LvolPool {
             pool: self.pool.clone(),
             block_size: self.block_size,
             cluster_size: self.cluster_size,
+            level: Arc::clone(&self.level),
         }
     }
 }
@@ -106,6 +117,7 @@ struct Reader {
     pool: lvol::Pool,
     block_size: u32,
     cluster_size: u64,
+    level: Arc<SpaceLevel>,
 }
 
 impl Reader {
@@ -158,12 +170,14 @@ impl Reader {
             children: info.children,
             status,
             claimed_by: Vec::new(),
-            labels: record.labels.iter().cloned().collect(),
+            labels: owners(&record.labels, limits::is_label),
+            qos: limits::of_labels(&record.labels),
         }
     }
 
     fn pool(&self, info: &PoolInfo) -> v1::Pool {
         let bytes = |clusters: u64| clusters * info.cluster_size;
+        let thresholds = Thresholds::of(&info.labels);
         v1::Pool {
             uuid: Uuid::from_bytes(info.uuid).to_string(),
             cluster_size_bytes: info.cluster_size,
@@ -177,7 +191,12 @@ impl Reader {
             volumes: u32::try_from(info.volumes).unwrap_or(u32::MAX),
             snapshots: u32::try_from(info.snapshots).unwrap_or(u32::MAX),
             fault: info.fault.clone().unwrap_or_default(),
-            labels: info.labels.iter().cloned().collect(),
+            labels: owners(&info.labels, space::is_label),
+            space_level: self.level.now(info).into(),
+            warning_percent: thresholds.warning,
+            critical_percent: thresholds.critical,
+            map_cache_pieces: info.cached_pieces,
+            map_cache_pieces_max: info.cached_pieces_max,
             ..v1::Pool::default()
         }
     }
@@ -196,7 +215,10 @@ impl Reader {
                 if !info.name.starts_with(&query.prefix) {
                     return Ok(found);
                 }
-                if (info.record.kind == NameKind::Snapshot) != query.snapshots {
+                let is_snapshot = info.record.kind == NameKind::Snapshot;
+                let labels = &info.record.labels;
+                let has_all = query.labels.iter().all(|label| labels.contains(label));
+                if is_snapshot != query.snapshots || !has_all {
                     continue;
                 }
                 found.total += 1;
@@ -229,12 +251,32 @@ impl Reader {
     }
 }
 
+/// The labels that are shown as such.
+fn owners(labels: &[(String, String)], is_other: fn(&str) -> bool) -> HashMap<String, String> {
+    let owners = labels.iter().filter(|(key, _)| !is_other(key));
+    owners.cloned().collect()
+}
+
+/// A volume to make, without size.
+fn new_volume(name: &str, settings: VolumeSettings) -> NewVolume {
+    let mut labels = settings.labels;
+    let limits = settings.qos.iter().flat_map(limits::labels_of);
+    labels.extend(limits.filter_map(|(key, value)| Some((key, value?))));
+    NewVolume {
+        name: name.to_owned(),
+        created_unix_s: now_unix_ms() / 1000,
+        labels,
+        ..NewVolume::default()
+    }
+}
+
 fn volume_device(info: &VolumeInfo, device: Arc<lvol::Volume>) -> VolumeDevice {
     VolumeDevice {
         name: info.name.clone(),
         uuid: Uuid::from_bytes(info.record.uuid),
         nguid: info.record.nguid,
         read_only: info.record.read_only,
+        qos: qos(limits::of_labels(&info.record.labels).as_ref()),
         device,
     }
 }
@@ -278,33 +320,34 @@ impl Pool for LvolPool {
         Box::pin(async move { reader.volumes(query).await })
     }
 
-    fn create_volume(&self, name: &str, size_bytes: u64, thick: bool) -> Work<()> {
+    fn create_volume(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        thick: bool,
+        settings: VolumeSettings,
+    ) -> Work<()> {
         if let Err(error) = self.check_size(name, "volume.size_bytes", size_bytes) {
             return Box::pin(std::future::ready(Err(error)));
         }
         let made = self.pool.create_volume(NewVolume {
-            name: name.to_owned(),
             size_bytes,
             thick,
-            created_unix_s: now_unix_ms() / 1000,
-            ..NewVolume::default()
+            ..new_volume(name, settings)
         });
         let made = work(self.asked("creating", name), made);
         Box::pin(async move { made.await.map(drop) })
     }
 
-    fn clone_volume(&self, snapshot: &str, name: &str) -> Work<()> {
-        let new = NewVolume {
-            name: name.to_owned(),
-            created_unix_s: now_unix_ms() / 1000,
-            ..NewVolume::default()
-        };
-        let made = self.pool.clone_snapshot(snapshot, new);
+    fn clone_volume(&self, snapshot: &str, name: &str, settings: VolumeSettings) -> Work<()> {
+        let made = self
+            .pool
+            .clone_snapshot(snapshot, new_volume(name, settings));
         let made = work(self.asked("creating", name), made);
         Box::pin(async move { made.await.map(drop) })
     }
 
-    fn clone_bdev(&self, bdev_name: &str, name: &str) -> Work<()> {
+    fn clone_bdev(&self, bdev_name: &str, name: &str, settings: VolumeSettings) -> Work<()> {
         let device = match self.registry.get(bdev_name) {
             Ok(device) => device,
             Err(_) => {
@@ -315,12 +358,9 @@ impl Pool for LvolPool {
                 return Box::pin(std::future::ready(Err(error)));
             }
         };
-        let new = NewVolume {
-            name: name.to_owned(),
-            created_unix_s: now_unix_ms() / 1000,
-            ..NewVolume::default()
-        };
-        let made = self.pool.clone_external(&device, new);
+        let made = self
+            .pool
+            .clone_external(&device, new_volume(name, settings));
         let made = work(self.asked("creating", name), made);
         Box::pin(async move { made.await.map(drop) })
     }
@@ -346,20 +386,22 @@ impl Pool for LvolPool {
         work(self.asked("deleting", name), self.pool.delete(name))
     }
 
-    fn change_volume(
-        &self,
-        name: &str,
-        labels: Vec<(String, Option<String>)>,
-        read_only: Option<bool>,
-    ) -> Work<()> {
-        let change = VolumeChange { labels, read_only };
+    fn change_volume(&self, name: &str, change: VolumeChange) -> Work<()> {
+        let VolumeChange {
+            mut labels,
+            read_only,
+            qos,
+        } = change;
+        labels.extend(qos.iter().flat_map(limits::labels_of));
+        let change = lvol::VolumeChange { labels, read_only };
         let changed = self.pool.change_volume(name, change);
         let changed = work(self.asked("changing", name), changed);
         Box::pin(async move { changed.await.map(drop) })
     }
 
-    fn set_labels(&self, labels: Vec<(String, Option<String>)>) -> Work<()> {
-        work(self.asked("labelling", ""), self.pool.set_labels(labels))
+    fn change(&self, change: PoolChange) -> Work<()> {
+        let changed = self.pool.set_labels(space::labels_of(&change));
+        work(self.asked("changing", ""), changed)
     }
 
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64> {
@@ -378,14 +420,15 @@ impl Pool for LvolPool {
         )
     }
 
-    fn create_snapshots(&self, names: &[(String, String)]) -> Work<()> {
+    fn create_snapshots(&self, names: &[(String, String)], labels: Labels) -> Work<()> {
         let asked = match names {
             [(volume, snapshot)] => self.asked("taking", &format!("{volume}@{snapshot}")),
             _ => self.asked("taking snapshots in", ""),
         };
         work(
             asked,
-            self.pool.create_snapshots(names, now_unix_ms() / 1000),
+            self.pool
+                .create_labelled_snapshots(names, now_unix_ms() / 1000, &labels),
         )
     }
 

@@ -5,16 +5,27 @@ use block::file::{File, FileOptions};
 use block::malloc::{Malloc, MallocOptions};
 
 use super::*;
-use uuid::Uuid;
 
-use crate::pool::Job;
-use crate::pool::VolumeQuery;
+use crate::pool::{Job, PoolChange, VolumeChange, VolumeQuery, VolumeSettings};
 
 const MIB: u64 = 1 << 20;
 const CREATE: Attach = Attach::Create {
     cluster_size: Some(64 << 10),
     force: false,
+    change: PoolChange {
+        labels: Vec::new(),
+        warning_percent: None,
+        critical_percent: None,
+    },
 };
+
+fn spec(name: &str) -> PoolSpec {
+    PoolSpec {
+        name: name.into(),
+        bdev_name: "b0".into(),
+        uuid: None,
+    }
+}
 
 fn driver() -> (LvolDriver, mpsc::Receiver<PoolEvent>) {
     let options = dma::IobufOptions {
@@ -38,7 +49,7 @@ async fn open(
     base: &Arc<Bdev>,
     attach: Attach,
 ) -> Result<Arc<dyn Engine>, String> {
-    let opened = driver.open(Arc::clone(base), "p", attach).await;
+    let opened = driver.open(Arc::clone(base), &spec("p"), attach).await;
     opened.map_err(|error| error.to_string())
 }
 
@@ -66,10 +77,14 @@ async fn a_pool_in_a_file_is_there_again_after_it_was_closed() {
     let base = file(&path, 64);
     assert_eq!(driver.probe(Arc::clone(&base)).await, Ok(None));
     let pool = open(&driver, &base, CREATE).await.unwrap();
-    pool.create_volume("v", 10 * MIB, false).await.unwrap();
+    pool.create_volume("v", 10 * MIB, false, VolumeSettings::default())
+        .await
+        .unwrap();
     let pairs = [("v".to_owned(), "s".to_owned())];
-    pool.create_snapshots(&pairs).await.unwrap();
-    pool.clone_volume("v@s", "c").await.unwrap();
+    pool.create_snapshots(&pairs, Vec::new()).await.unwrap();
+    pool.clone_volume("v@s", "c", VolumeSettings::default())
+        .await
+        .unwrap();
     pool.resize_volume("v", 12 * MIB).await.unwrap();
     assert_eq!(names(&pool, false).await, ["p/c", "p/v"]);
     assert_eq!(names(&pool, true).await, ["p/v@s"]);
@@ -117,11 +132,13 @@ async fn a_pool_that_is_dropped_closes_in_the_background() {
     let (driver, _events) = driver();
     let base = ram(32);
     for attach in [CREATE, Attach::Open, Attach::Open] {
-        let pool = open(&driver, &base, attach).await.unwrap();
+        let pool = open(&driver, &base, attach.clone()).await.unwrap();
         let device = pool.device("v").await.unwrap();
         assert_eq!(device.is_some(), attach == Attach::Open);
         if attach == CREATE {
-            pool.create_volume("v", MIB, false).await.unwrap();
+            pool.create_volume("v", MIB, false, VolumeSettings::default())
+                .await
+                .unwrap();
         }
         drop((device, pool));
         // Its thread lets go of the device when it has closed the pool.
@@ -144,14 +161,17 @@ async fn what_is_on_the_device_decides() {
         error.contains("the pool \"p\"") && error.contains("force"),
         "{error}"
     );
-    let other = driver.open(Arc::clone(&base), "q", Attach::Open).await;
+    let other = driver
+        .open(Arc::clone(&base), &spec("q"), Attach::Open)
+        .await;
     let error = other.unwrap_err().to_string();
     assert!(error.contains("holds the pool \"p\", not \"q\""), "{error}");
     let force = Attach::Create {
         cluster_size: None,
         force: true,
+        change: PoolChange::default(),
     };
-    let error = open(&driver, &ram(1), force).await.unwrap_err();
+    let error = open(&driver, &ram(1), force.clone()).await.unwrap_err();
     assert!(error.contains("too small"), "{error}");
     let pool = open(&driver, &base, force).await.unwrap();
     pool.close(true).await.unwrap();
@@ -163,14 +183,25 @@ async fn errors_say_what_is_the_matter() {
     let (driver, _events) = driver();
     let base = ram(32);
     let pool = open(&driver, &base, CREATE).await.unwrap();
-    pool.create_volume("v", MIB, false).await.unwrap();
-    let again = pool.create_volume("v", MIB, false).await.unwrap_err();
+    pool.create_volume("v", MIB, false, VolumeSettings::default())
+        .await
+        .unwrap();
+    let again = pool
+        .create_volume("v", MIB, false, VolumeSettings::default())
+        .await
+        .unwrap_err();
     assert!(
         matches!(again, ControlError::Exists { kind: "volume", ref name, .. } if name == "p/v")
     );
-    let odd = pool.create_volume("w", MIB + 1, false).await.unwrap_err();
+    let odd = pool
+        .create_volume("w", MIB + 1, false, VolumeSettings::default())
+        .await
+        .unwrap_err();
     assert!(matches!(odd, ControlError::Invalid { .. }), "{odd}");
-    let missing = pool.clone_volume("v@s", "c").await.unwrap_err();
+    let missing = pool
+        .clone_volume("v@s", "c", VolumeSettings::default())
+        .await
+        .unwrap_err();
     assert!(
         matches!(
             missing,
@@ -187,11 +218,16 @@ async fn errors_say_what_is_the_matter() {
         matches!(refused, ControlError::Precondition { .. }),
         "{refused}"
     );
-    let large = pool.create_volume("t", 64 * MIB, true).await.unwrap_err();
+    let large = pool
+        .create_volume("t", 64 * MIB, true, VolumeSettings::default())
+        .await
+        .unwrap_err();
     assert!(large.to_string().contains("clusters are needed"), "{large}");
     let status = tonic::Status::from(large);
     assert_eq!(status.code(), tonic::Code::ResourceExhausted);
-    pool.create_volume("t", 4 * MIB, true).await.unwrap();
+    pool.create_volume("t", 4 * MIB, true, VolumeSettings::default())
+        .await
+        .unwrap();
     assert!(pool.volume("t").await.unwrap().unwrap().thick);
     assert_eq!(pool.reading().await.unwrap().reserved_bytes, 4 * MIB);
     let scrub = Job::Scrub { bytes_per_sec: 0 };
@@ -206,7 +242,10 @@ async fn errors_say_what_is_the_matter() {
     assert_eq!(pool.check(true).await, Ok(Vec::new()));
     assert_eq!(pool.operations().await, Ok(Vec::new()));
     pool.close(false).await.unwrap();
-    let closed = pool.create_volume("w", MIB, false).await.unwrap_err();
+    let closed = pool
+        .create_volume("w", MIB, false, VolumeSettings::default())
+        .await
+        .unwrap_err();
     assert!(
         closed.to_string().contains("the pool was closed"),
         "{closed}"
@@ -229,10 +268,15 @@ async fn a_volume_on_a_block_device_tells_its_parent_and_when_it_is_missing() {
             .create(options, device, Instant::now())
             .unwrap()
     };
-    let error = pool.clone_bdev("gold", "c").await.unwrap_err();
+    let error = pool
+        .clone_bdev("gold", "c", VolumeSettings::default())
+        .await
+        .unwrap_err();
     assert!(matches!(error, ControlError::NotFound { .. }), "{error}");
     let uuid = image(None).uuid();
-    pool.clone_bdev("gold", "c").await.unwrap();
+    pool.clone_bdev("gold", "c", VolumeSettings::default())
+        .await
+        .unwrap();
     let clone = pool.volume("c").await.unwrap().unwrap();
     assert_eq!((&*clone.parent, clone.size_bytes), ("gold", 12_288));
     assert_eq!(clone.status, None);
@@ -258,4 +302,116 @@ async fn a_volume_on_a_block_device_tells_its_parent_and_when_it_is_missing() {
     let pool = open(&driver, &base, Attach::Open).await.unwrap();
     assert_eq!(pool.volume("c").await.unwrap().unwrap().status, None);
     pool.close(false).await.unwrap();
+}
+
+#[tokio::test]
+async fn limits_and_labels_go_with_the_volume_and_not_to_its_clones() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pool.img");
+    let (driver, _events) = driver();
+    let base = file(&path, 64);
+    let pool = open(&driver, &base, CREATE).await.unwrap();
+    let limits = api::v1::QosLimits {
+        rw_ios_per_sec: 700,
+        burst_ms: Some(20),
+        ..api::v1::QosLimits::default()
+    };
+    let label = |value: &str| vec![("tier".to_owned(), value.to_owned())];
+    let settings = VolumeSettings {
+        labels: label("1"),
+        qos: Some(limits),
+    };
+    pool.create_volume("v", MIB, false, settings).await.unwrap();
+    let pairs = [("v".to_owned(), "s".to_owned())];
+    pool.create_snapshots(&pairs, label("2")).await.unwrap();
+    let settings = VolumeSettings {
+        labels: label("3"),
+        qos: None,
+    };
+    pool.clone_volume("v@s", "c", settings).await.unwrap();
+    pool.rename_volume("v", "w").await.unwrap();
+    let change = PoolChange {
+        labels: vec![("rack".to_owned(), Some("7".to_owned()))],
+        warning_percent: Some(1),
+        ..PoolChange::default()
+    };
+    pool.change(change).await.unwrap();
+    pool.close(false).await.unwrap();
+    drop((pool, base));
+
+    let base = file(&path, 64);
+    let pool = open(&driver, &base, Attach::Open).await.unwrap();
+    for (name, qos, tier) in [
+        ("w", Some(limits), "1"),
+        ("w@s", None, "2"),
+        ("c", None, "3"),
+    ] {
+        let volume = pool.volume(name).await.unwrap().unwrap();
+        let labels: Vec<_> = volume.labels.into_iter().collect();
+        assert_eq!((volume.qos, labels), (qos, label(tier)), "{name}");
+        let device = pool.device(name).await.unwrap().unwrap();
+        let rate = qos.map_or(0, |qos| qos.rw_ios_per_sec);
+        assert_eq!(device.qos.rw_ios_per_sec, rate, "{name}");
+    }
+    let query = VolumeQuery {
+        labels: label("3"),
+        limit: 10,
+        ..VolumeQuery::default()
+    };
+    let found = pool.volumes(query).await.unwrap();
+    assert_eq!((found.total, &*found.volumes[0].name), (1, "p/c"));
+    // 64 labels of the owner have room beside those of the program.
+    let labels = (0..63).map(|number| (format!("k{number}"), Some(String::new())));
+    let change = VolumeChange {
+        labels: labels.collect(),
+        ..VolumeChange::default()
+    };
+    pool.change_volume("w", change).await.unwrap();
+    let change = VolumeChange {
+        qos: Some(api::v1::QosLimits::default()),
+        ..VolumeChange::default()
+    };
+    pool.change_volume("w", change).await.unwrap();
+    assert_eq!(pool.volume("w").await.unwrap().unwrap().qos, None);
+    let reading = pool.reading().await.unwrap();
+    assert_eq!((reading.warning_percent, reading.critical_percent), (1, 90));
+    assert_eq!(reading.labels.len(), 1);
+    assert_eq!(reading.space_level(), api::v1::PoolSpaceLevel::Warning);
+    pool.close(false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pool_that_is_known_gets_the_name_that_the_node_has_for_it() {
+    let (driver, _events) = driver();
+    let base = ram(32);
+    let pool = open(&driver, &base, CREATE).await.unwrap();
+    let uuid = pool.reading().await.unwrap().uuid;
+    pool.close(false).await.unwrap();
+    drop(pool);
+    let known = |name: &str, uuid: &str| PoolSpec {
+        uuid: Some(uuid.to_owned()),
+        ..spec(name)
+    };
+    let pool = driver.open(Arc::clone(&base), &known("lake", &uuid), Attach::Open);
+    let pool = pool.await.unwrap();
+    pool.close(false).await.unwrap();
+    drop(pool);
+    let found = driver.probe(Arc::clone(&base)).await.unwrap();
+    assert_eq!(found.as_deref(), Some("lake"));
+    // Another pool of the name is another pool.
+    let other = Uuid::new_v4().to_string();
+    let other = driver
+        .open(base, &known("lake", &other), Attach::Open)
+        .await;
+    let error = other.unwrap_err().to_string();
+    assert!(
+        error.contains("another pool") && error.contains(&uuid),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_boot_is_read_from_the_kernel() {
+    assert_ne!(read_boot_id(Path::new(BOOT_ID)), [0; 16]);
+    assert_eq!(read_boot_id(Path::new("/nonexistent")), [0; 16]);
 }

@@ -154,7 +154,11 @@ impl Transaction<'_> {
                 "delay.avg_write_latency_us",
                 "delay.p99_write_latency_us",
             ],
-            Some(Kind::Nvme(_)) => &[],
+            Some(Kind::Nvme(_)) => &[
+                "nvme.power_state",
+                "nvme.write_cache",
+                "nvme.arbitration_burst",
+            ],
             _ => &["qos"],
         };
         let what = || format!("bdev {:?}", there.spec.name);
@@ -482,6 +486,17 @@ fn check_drive(nvme: &mut NvmeBdev, check: &mut Check) {
         let is_right = (1..=1024).contains(&queues);
         check.that(is_right, "nvme.io_queues", "must be 1 to 1024");
     }
+    let within = |value: Option<u32>, max| value.is_none_or(|value| value <= max);
+    check.that(
+        within(nvme.power_state, 31),
+        "nvme.power_state",
+        "must be 0 to 31",
+    );
+    check.that(
+        within(nvme.arbitration_burst, 7),
+        "nvme.arbitration_burst",
+        "must be 0 to 7",
+    );
 }
 
 fn check_block_size(kind: &str, block_size: &mut Option<u32>, check: &mut Check) -> u32 {
@@ -560,7 +575,11 @@ fn check_qos(spec: &mut BdevSpec, check: &mut Check) {
         "qos",
         "a drive has no limits",
     );
-    let Some(qos) = &mut spec.qos else { return };
+    check_limits(&mut spec.qos, check);
+}
+
+fn check_limits(limits: &mut Option<QosLimits>, check: &mut Check) {
+    let Some(qos) = limits else { return };
     check.number("qos.burst_ms", &mut qos.burst_ms, 1, 0..=10_000);
     // No limit at all is the same as none given: one form for both.
     let burst_ms = qos.burst_ms;
@@ -570,6 +589,21 @@ fn check_qos(spec: &mut BdevSpec, check: &mut Check) {
             ..QosLimits::default()
         })
     {
-        spec.qos = None;
+        *limits = None;
     }
+}
+
+/// Limits of a volume in the form in which they are kept. `prefix` is the message that has them.
+///
+/// # Errors
+/// A burst that is too long.
+pub(crate) fn normal_limits(
+    name: &str,
+    prefix: &'static str,
+    mut limits: Option<QosLimits>,
+) -> Result<Option<QosLimits>, ControlError> {
+    let mut check = Check::new(format!("volume {name:?}"), prefix);
+    check_limits(&mut limits, &mut check);
+    check.finish()?;
+    Ok(limits)
 }

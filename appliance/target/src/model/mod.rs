@@ -21,7 +21,7 @@ use api::v1::{
     BdevSpec, HostSpec, ListenerSpec, NamespaceSpec, PoolSpec, SubsystemSpec, TransportSpec,
 };
 
-pub(crate) use self::bdevs::{KINDS, base_of};
+pub(crate) use self::bdevs::{KINDS, base_of, normal_limits};
 pub(crate) use self::pools::{check_volume_name, split_volume};
 pub use self::record::{RecordError, batch, reservations};
 pub use self::transaction::{Change, SavedReservation, Transaction};

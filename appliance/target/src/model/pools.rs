@@ -120,12 +120,18 @@ impl Transaction<'_> {
             "bdev_name",
             "names the block device that the pool is on",
         );
+        if let Some(uuid) = &mut spec.uuid {
+            check.uuid("uuid", uuid);
+        }
         check.finish()?;
         let key = Key::Pool(spec.name.clone());
         if let Some(found) = self.model.find_bdev(&spec.bdev_name) {
             spec.bdev_name = found.spec.name.clone();
         }
         if let Some(there) = self.model.pools.get(&spec.name) {
+            if spec.uuid.is_none() {
+                spec.uuid = there.spec.uuid.clone();
+            }
             let differences = api::fields::differences(&there.spec, &spec);
             if differences.is_empty() {
                 return Ok(there.clone());
@@ -144,27 +150,104 @@ impl Transaction<'_> {
                 option: "limits.pools_max",
             });
         }
+        self.check_pool_name(&spec.name)?;
         if let Some(Key::Pool(below)) = self.model.key_of_bdev(&spec.bdev_name) {
             let problem = format!("is a volume of pool {below:?}; a pool lies on a device below");
             let what = format!("pool {:?}", spec.name);
             return Err(ControlError::field(what, "pool.bdev_name", problem));
-        }
-        let prefix = format!("{}/", spec.name);
-        if let Some(bdev) = self
-            .model
-            .bdevs
-            .keys()
-            .find(|bdev| bdev.starts_with(&prefix))
-        {
-            let problem = format!("would hide the block device {bdev:?}");
-            let what = format!("pool {:?}", spec.name);
-            return Err(ControlError::field(what, "pool.name", problem));
         }
         self.free_bdev(&spec.bdev_name)?;
         let stored = Arc::new(Stored {
             spec,
             generation: self.generation(),
         });
+        self.put(key, Some(Object::Pool(stored.clone())));
+        Ok(stored)
+    }
+
+    /// Refuses a name whose volumes would hide block devices.
+    fn check_pool_name(&self, name: &str) -> Result<(), ControlError> {
+        let prefix = format!("{name}/");
+        let mut bdevs = self.model.bdevs.keys();
+        match bdevs.find(|bdev| bdev.starts_with(&prefix)) {
+            Some(bdev) => {
+                let problem = format!("would hide the block device {bdev:?}");
+                let what = format!("pool {name:?}");
+                Err(ControlError::field(what, "pool.name", problem))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Remembers which pool it is that is attached, whatever its name.
+    ///
+    /// # Errors
+    /// None of this name, or it is known as another.
+    pub fn identify_pool(&mut self, name: &str, uuid: &str) -> Result<(), ControlError> {
+        let key = Key::Pool(name.to_owned());
+        let Some(there) = self.model.pools.get(name) else {
+            return Err(Self::not_found(&key));
+        };
+        match there.spec.uuid.as_deref() {
+            Some(known) if known == uuid => return Ok(()),
+            Some(known) => {
+                return Err(ControlError::Precondition {
+                    subject: name.to_owned(),
+                    problem: format!("pool {name:?} has UUID {known}, not {uuid}"),
+                });
+            }
+            None => {}
+        }
+        let spec = PoolSpec {
+            uuid: Some(uuid.to_owned()),
+            ..there.spec.clone()
+        };
+        // What it is has not changed: nor has its generation.
+        let generation = there.generation;
+        let stored = Arc::new(Stored { spec, generation });
+        self.put(key, Some(Object::Pool(stored)));
+        Ok(())
+    }
+
+    /// Gives a pool whose volumes nothing uses another name.
+    ///
+    /// # Errors
+    /// None of this name, another generation, a user, a name that is wrong or taken.
+    pub fn rename_pool(
+        &mut self,
+        name: &str,
+        new_name: &str,
+        expected: Option<u64>,
+    ) -> Result<Arc<Stored<PoolSpec>>, ControlError> {
+        let key = Key::Pool(name.to_owned());
+        let there = self.model.pools.get(name).cloned();
+        let there = there.ok_or_else(|| Self::not_found(&key))?;
+        if !is_pool_name(new_name) {
+            let problem = "must be 1 to 63 letters, digits and ._-, the first a letter or digit";
+            return Err(ControlError::field(
+                format!("pool {name:?}"),
+                "new_name",
+                problem,
+            ));
+        }
+        if let Some(taken) = self.model.pools.get(new_name) {
+            return Err(ControlError::Exists {
+                kind: "pool",
+                name: new_name.to_owned(),
+                differences: api::fields::differences(&taken.spec, &there.spec),
+            });
+        }
+        self.check_pool_name(new_name)?;
+        self.detach_pool(name, expected, false)?;
+        let spec = PoolSpec {
+            name: new_name.to_owned(),
+            ..there.spec.clone()
+        };
+        let stored = Arc::new(Stored {
+            spec,
+            generation: self.generation(),
+        });
+        let key = Key::Pool(new_name.to_owned());
         self.put(key, Some(Object::Pool(stored.clone())));
         Ok(stored)
     }

@@ -57,6 +57,8 @@ impl NvmfRuntime {
                 self.pools.put(name, prepared)?;
                 Ok(at_once())
             }
+            // What changes of it is for the next time that it is opened.
+            (Key::Pool(_), Some(_), Some(Object::Pool(_))) => Ok(at_once()),
             (Key::Pool(name), _, None) => self.pools.remove(name),
             (Key::Subsystem(_), None, Some(Object::Subsystem(new))) => {
                 self.add_subsystem(&new.spec)
@@ -174,9 +176,9 @@ impl NvmfRuntime {
     }
 
     fn change_bdev(&self, old: &BdevSpec, new: &BdevSpec, prepared: Option<Prepared>) -> Applied {
-        if drives::of(new).is_some() {
-            // Nothing of a drive can be changed.
-            return Ok(at_once());
+        if let Some(nvme) = drives::of(new) {
+            let drive = self.drives.get(&new.name);
+            return drive.map_or_else(|| Ok(at_once()), |drive| drive.change(nvme));
         }
         let Ok(bdev) = self.plane.registry().get(&new.name) else {
             // It never came to be in place: this is its first time.

@@ -15,7 +15,7 @@ use lvol::{Operation, OperationKind};
 use super::pools::OpenPool;
 use crate::copy::{Detail, Task, Undo};
 use crate::error::{ControlError, chain};
-use crate::pool::Job;
+use crate::pool::{Job, Labels, VolumeSettings};
 
 /// An operation, and who is to be told of it.
 struct Begun {
@@ -32,7 +32,8 @@ impl OpenPool {
                 file,
                 format,
                 thick,
-            } => self.import(name, file, format, thick).await,
+                labels,
+            } => self.import(name, file, format, (thick, labels)).await,
             Job::Export { name, file, format } => self.export(name, file, format).await,
             Job::Copy {
                 snapshot,
@@ -74,7 +75,7 @@ impl OpenPool {
         name: String,
         file: PathBuf,
         format: Option<Format>,
-        thick: bool,
+        (thick, labels): (bool, Labels),
     ) -> Result<u64, ControlError> {
         let what = format!("importing {}", self.full_name(&name));
         let place = self.place(&what)?;
@@ -100,8 +101,11 @@ impl OpenPool {
         let block_size = self.engine.reading().await?.block_size.max(512);
         let size_bytes = found.len_bytes.next_multiple_of(u64::from(block_size));
         let made = async {
-            let made = self.engine.create_volume(&name, size_bytes, thick).await;
-            made?;
+            let settings = VolumeSettings { labels, qos: None };
+            let made = self
+                .engine
+                .create_volume(&name, size_bytes, thick, settings);
+            made.await?;
             self.register_new(std::slice::from_ref(&name)).await
         };
         if let Err(error) = made.await {

@@ -3,6 +3,7 @@
 use api::v1;
 use fabric_wire::{Nqn, TransportAddress};
 use nvme_spec::Nsid;
+use nvmf::{ReservationRecord, Subsystem};
 use nvmf_rdma::RdmaTransport;
 use nvmf_tcp::TcpTransport;
 
@@ -133,6 +134,9 @@ impl NvmfRuntime {
             message.block_size = geometry.block_size;
             message.num_blocks = geometry.block_count;
         }
+        let record = subsystem.reservations(Nsid(spec.nsid));
+        let record = record.filter(|record| !record.registrants.is_empty());
+        message.reservation = record.map(|record| reservation(&subsystem, &record));
     }
 
     pub(super) fn fill_listener(&self, message: &mut v1::Listener) {
@@ -171,6 +175,29 @@ impl NvmfRuntime {
                 .filter(|controller| *controller.host_nqn() == host)
                 .count(),
         );
+    }
+}
+
+/// What is registered with a namespace, and by whom.
+fn reservation(subsystem: &Subsystem, record: &ReservationRecord) -> v1::Reservation {
+    let controllers = subsystem.controllers();
+    let registrants = record.registrants.iter().map(|(host, key)| {
+        let of_host = controllers.iter().filter(|one| one.host_id() == host);
+        let mut host_nqns: Vec<_> = of_host.map(|one| one.host_nqn().to_string()).collect();
+        host_nqns.sort();
+        host_nqns.dedup();
+        v1::Registrant {
+            host_id: uuid::Uuid::from_bytes(*host).to_string(),
+            key: format!("{key:016x}"),
+            holder: record.is_holder(host),
+            host_nqns,
+        }
+    });
+    v1::Reservation {
+        r#type: record.reservation.map_or(0, |held| held.rtype as i32),
+        persists_through_power_loss: record.ptpl,
+        generation: record.generation,
+        registrants: registrants.collect(),
     }
 }
 

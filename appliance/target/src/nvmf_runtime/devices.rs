@@ -261,7 +261,8 @@ pub(super) fn io_type(kind: OpKind) -> IoType {
     }
 }
 
-pub(super) fn qos(limits: Option<&QosLimits>) -> block::QosLimits {
+/// Limits of the API as those of a block device.
+pub(crate) fn qos(limits: Option<&QosLimits>) -> block::QosLimits {
     let limits = limits.cloned().unwrap_or_default();
     block::QosLimits {
         rw_ios_per_sec: limits.rw_ios_per_sec,

@@ -3,11 +3,12 @@
 //! A drive has a name; its namespaces are the block devices `NAMEn1`, `NAMEn2` and so on. Whoever
 //! has opened one keeps it when the drive goes away ([`device`]), and goes on when it is back.
 
+mod commands;
 mod device;
 mod function;
 mod owner;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -22,12 +23,13 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 use vfio::{Bound, Container, VfioError};
 
+use self::commands::Wanted;
 use self::device::DriveDevice;
 use self::owner::Handle;
 use super::refused;
 use crate::data_plane::DataPlane;
 use crate::error::chain;
-use crate::runtime::{Prepared, Preparing, RuntimeError, Settled};
+use crate::runtime::{Formatting, Prepared, Preparing, RuntimeError, Settled};
 
 /// Class, subclass and programming interface of an NVMe I/O controller.
 const CLASS_NVME: u32 = 0x01_0802;
@@ -81,6 +83,8 @@ struct DriveState {
     handle: Option<Arc<Handle>>,
     serial: String,
     namespaces: BTreeMap<u32, Registered>,
+    /// Namespaces that are being formatted: they are no block devices meanwhile.
+    formatting: BTreeSet<u32>,
 }
 
 #[derive(Debug)]
@@ -278,6 +282,10 @@ impl Drives {
             };
             state.serial = serial;
             handle.belongs_to(&drive);
+            if let Some(nvme) = of(spec) {
+                // Nobody waits: what cannot be set is told with the drive.
+                drop(handle.want(Wanted::of(nvme)));
+            }
             state.handle = Some(handle);
         }
         drive.look();
@@ -401,6 +409,7 @@ impl Drive {
             }
             for (nsid, namespace) in &there {
                 if !state.namespaces.contains_key(nsid)
+                    && !state.formatting.contains(nsid)
                     && let Some(registered) = self.register(*nsid, namespace)
                 {
                     state.namespaces.insert(*nsid, registered);
@@ -473,6 +482,86 @@ impl Drive {
         handle.inspect(|handle| handle.reset()).is_some()
     }
 
+    /// Sets other features than before.
+    pub(super) fn change(&self, spec: &NvmeBdev) -> Result<Settled, RuntimeError> {
+        let handle = self.lock().handle.clone();
+        let Some(handle) = handle.filter(|handle| !handle.is_ended()) else {
+            return Ok(crate::runtime::at_once());
+        };
+        let wanted = Wanted::of(spec);
+        let report = handle.report();
+        if let Some(features) = &report.features {
+            let checked = commands::check(&wanted, features, report.non_operational);
+            checked.map_err(RuntimeError::Refused)?;
+        }
+        let tried = handle.want(wanted);
+        Ok(Box::pin(async move {
+            // Both ways it was tried, or the drive has gone.
+            let _ = tried.await;
+        }))
+    }
+
+    /// Formats a namespace that nothing uses. It is no block device from the call on, until the
+    /// future has ended; that goes on by itself when it is dropped.
+    pub(super) fn format(
+        self: &Arc<Self>,
+        nsid: u32,
+        data_bytes: u32,
+        metadata_bytes: u32,
+    ) -> Result<Formatting, RuntimeError> {
+        let refuse = |problem: String| Err(RuntimeError::Refused(problem));
+        let mut state = self.lock();
+        let handle = state.handle.clone().filter(|handle| !handle.is_ended());
+        let Some(handle) = handle else {
+            return refuse("the drive is not in place".to_owned());
+        };
+        let features = handle.report().features.unwrap_or_default();
+        if !features.can_format {
+            return refuse("the drive does not know the command".to_owned());
+        }
+        if !state.formatting.is_empty() {
+            return refuse("a namespace of it is being formatted: wait for its end".to_owned());
+        }
+        let is_meant = |each: u32| each == nsid || features.formats_all_namespaces;
+        let meant = state.namespaces.iter().filter(|(each, _)| is_meant(**each));
+        let meant: BTreeSet<u32> = meant.map(|(nsid, _)| *nsid).collect();
+        for registered in meant.iter().filter_map(|nsid| state.namespaces.get(nsid)) {
+            let bdev = &registered.bdev;
+            if !bdev.claims().is_empty() || bdev.open_channels() > 0 {
+                return refuse(format!(
+                    "{} is in use; try again when its I/O has ended",
+                    bdev.name()
+                ));
+            }
+        }
+        for registered in meant
+            .iter()
+            .filter_map(|nsid| state.namespaces.remove(nsid))
+        {
+            registered.device.set(None);
+            if let Err(error) = self.plane.registry().delete(registered.bdev.name()) {
+                tracing::error!(bdev = registered.bdev.name(), %error, "is not deleted");
+            }
+        }
+        state.formatting.extend(meant);
+        state.formatting.insert(nsid);
+        drop(state);
+        let ended = handle.format(nsid, data_bytes, metadata_bytes);
+        let drive = Arc::clone(self);
+        let work = tokio::spawn(async move {
+            let result = ended.await;
+            drive.lock().formatting.clear();
+            drive.look();
+            result.unwrap_or_else(|_| {
+                Err("the drive went away meanwhile: look at its format when it is back".to_owned())
+            })
+        });
+        Ok(Box::pin(async move {
+            let ended = work.await.unwrap_or_else(|error| Err(error.to_string()));
+            ended.map_err(RuntimeError::Refused)
+        }))
+    }
+
     pub(super) fn fill(&self, message: &mut BdevMessage) {
         let state = self.lock();
         let Some(handle) = &state.handle else {
@@ -481,10 +570,11 @@ impl Drive {
         let report = handle.report();
         let namespaces = state.namespaces.iter();
         let mut namespaces: Vec<_> = namespaces.map(|(nsid, r)| r.message(*nsid)).collect();
-        for (nsid, why) in handle.unusable() {
+        for (nsid, unusable) in handle.unusable() {
             namespaces.push(NvmeDriveNamespace {
                 nsid,
-                problem: why.to_owned(),
+                problem: unusable.why.to_owned(),
+                lba_formats: unusable.formats,
                 ..NvmeDriveNamespace::default()
             });
         }
@@ -504,6 +594,7 @@ impl Drive {
             bounced: report.stats.bounced,
             namespaces,
             health: report.health.map(|(log, read)| health(&log, read)),
+            features: report.features,
         });
     }
 }

@@ -12,12 +12,14 @@ use api::v1::{self, PoolSpec};
 use block::{Bdev, BdevOptions, BlockError, Claim, ClaimKind};
 use tokio::sync::OwnedMutexGuard;
 
+use super::devices::qos;
 use super::refused;
 use crate::copy::Copier;
 use crate::data_plane::DataPlane;
 use crate::error::{ControlError, chain};
 use crate::pool::{
-    Attach, Engine, Job, Pool, PoolDriver, VolumeDevice, VolumePage, VolumeQuery, Work,
+    Attach, Engine, Job, Labels, Pool, PoolChange, PoolDriver, VolumeChange, VolumeDevice,
+    VolumePage, VolumeQuery, VolumeSettings, Work,
 };
 use crate::runtime::{Prepared, Preparing, RuntimeError, Settled};
 
@@ -85,19 +87,22 @@ impl Pools {
 
     pub(super) fn prepare(&self, spec: &PoolSpec, attach: Attach) -> Preparing {
         let (registry, driver) = (Arc::clone(self.plane.registry()), Arc::clone(&self.driver));
-        let PoolSpec { name, bdev_name } = spec.clone();
+        let spec = spec.clone();
         Box::pin(async move {
-            let base = registry.get(&bdev_name).map_err(|_| {
+            let PoolSpec {
+                name, bdev_name, ..
+            } = &spec;
+            let base = registry.get(bdev_name).map_err(|_| {
                 RuntimeError::Pending(format!("its block device {bdev_name} is not in place"))
             })?;
             let owner = format!("pool {name}");
             let claim = base.claim(&owner, ClaimKind::Exclusive);
-            let claim = claim.map_err(|error| match attach {
+            let claim = claim.map_err(|error| match &attach {
                 // Whoever has it may let go: the pool itself, while it closes.
                 Attach::Open => RuntimeError::Pending(chain(&error)),
                 Attach::Create { .. } => refused(&error),
             })?;
-            let engine = driver.open(base, &name, attach).await?;
+            let engine = driver.open(base, &spec, attach).await?;
             let devices = engine.devices().await;
             let devices = devices.map_err(|error| refused(&error))?;
             let mut driven = Vec::new();
@@ -286,6 +291,7 @@ impl OpenPool {
             .registry()
             .create(options, device, Instant::now())?;
         bdev.set_write_protected(volume.read_only);
+        self.limit(&bdev, &volume.qos);
         self.nguids().insert(volume.name.clone(), volume.nguid);
         Ok(())
     }
@@ -316,6 +322,7 @@ impl OpenPool {
             uuid: bdev.uuid(),
             nguid: nguid.unwrap_or(*bdev.uuid().as_bytes()),
             read_only: bdev.is_write_protected(),
+            qos: bdev.qos(),
             device: Arc::clone(bdev.device()),
         }))
     }
@@ -430,6 +437,13 @@ impl OpenPool {
         }
     }
 
+    fn limit(&self, bdev: &Bdev, qos: &block::QosLimits) {
+        if let Err(error) = bdev.set_qos(qos, Instant::now()) {
+            // The API has checked them: only another program can have set those.
+            tracing::error!(bdev = bdev.name(), %error, "the limits do not hold");
+        }
+    }
+
     /// What a repair has changed: names that came and went, and volumes that take no writes any more.
     async fn after_repair(&self) -> Result<(), ControlError> {
         let devices = self.engine.devices().await?;
@@ -500,31 +514,40 @@ impl Pool for Handle {
         self.0.engine.volumes(query)
     }
 
-    fn create_volume(&self, name: &str, size_bytes: u64, thick: bool) -> Work<()> {
+    fn create_volume(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        thick: bool,
+        settings: VolumeSettings,
+    ) -> Work<()> {
         let (pool, name) = (Arc::clone(&self.0), name.to_owned());
         Box::pin(async move {
             let _names = pool.lock_names(&[&name]).await;
-            pool.engine.create_volume(&name, size_bytes, thick).await?;
+            let made = pool
+                .engine
+                .create_volume(&name, size_bytes, thick, settings);
+            made.await?;
             pool.register_new(&[name]).await
         })
     }
 
-    fn clone_volume(&self, snapshot: &str, name: &str) -> Work<()> {
+    fn clone_volume(&self, snapshot: &str, name: &str, settings: VolumeSettings) -> Work<()> {
         let pool = Arc::clone(&self.0);
         let (snapshot, name) = (snapshot.to_owned(), name.to_owned());
         Box::pin(async move {
             let _names = pool.lock_names(&[&snapshot, &name]).await;
-            pool.engine.clone_volume(&snapshot, &name).await?;
+            pool.engine.clone_volume(&snapshot, &name, settings).await?;
             pool.register_new(&[name]).await
         })
     }
 
-    fn clone_bdev(&self, bdev_name: &str, name: &str) -> Work<()> {
+    fn clone_bdev(&self, bdev_name: &str, name: &str, settings: VolumeSettings) -> Work<()> {
         let pool = Arc::clone(&self.0);
         let (bdev_name, name) = (bdev_name.to_owned(), name.to_owned());
         Box::pin(async move {
             let _names = pool.lock_names(&[&name]).await;
-            pool.engine.clone_bdev(&bdev_name, &name).await?;
+            pool.engine.clone_bdev(&bdev_name, &name, settings).await?;
             pool.register_new(&[name]).await
         })
     }
@@ -563,16 +586,17 @@ impl Pool for Handle {
         })
     }
 
-    fn change_volume(
-        &self,
-        name: &str,
-        labels: Vec<(String, Option<String>)>,
-        read_only: Option<bool>,
-    ) -> Work<()> {
+    fn change_volume(&self, name: &str, change: VolumeChange) -> Work<()> {
         let (pool, name) = (Arc::clone(&self.0), name.to_owned());
         Box::pin(async move {
             let _names = pool.lock_names(&[&name]).await;
-            pool.engine.change_volume(&name, labels, read_only).await?;
+            let (read_only, limits) = (change.read_only, change.qos);
+            pool.engine.change_volume(&name, change).await?;
+            if let Some(limits) = limits
+                && let Ok(bdev) = pool.plane.registry().get(&pool.full_name(&name))
+            {
+                pool.limit(&bdev, &qos(Some(&limits)));
+            }
             if let Some(read_only) = read_only {
                 pool.protect(&name, read_only).await;
             }
@@ -580,8 +604,8 @@ impl Pool for Handle {
         })
     }
 
-    fn set_labels(&self, labels: Vec<(String, Option<String>)>) -> Work<()> {
-        self.0.engine.set_labels(labels)
+    fn change(&self, change: PoolChange) -> Work<()> {
+        self.0.engine.change(change)
     }
 
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64> {
@@ -602,7 +626,7 @@ impl Pool for Handle {
         })
     }
 
-    fn create_snapshots(&self, names: &[(String, String)]) -> Work<()> {
+    fn create_snapshots(&self, names: &[(String, String)], labels: Labels) -> Work<()> {
         let (pool, names) = (Arc::clone(&self.0), names.to_vec());
         Box::pin(async move {
             let full: Vec<String> = names
@@ -612,7 +636,7 @@ impl Pool for Handle {
             let volumes = names.iter().map(|(volume, _)| volume.as_str());
             let all: Vec<&str> = volumes.chain(full.iter().map(String::as_str)).collect();
             let _names = pool.lock_names(&all).await;
-            pool.engine.create_snapshots(&names).await?;
+            pool.engine.create_snapshots(&names, labels).await?;
             pool.register_new(&full).await
         })
     }

@@ -3,16 +3,18 @@
 use std::time::Instant;
 
 use api::v1::bdev_service_server::BdevService;
+use api::v1::bdev_spec::Kind;
 use api::v1::{
-    Bdev, CreateBdevRequest, DeleteBdevRequest, DeleteBdevResponse, GetBdevRequest,
-    ListBdevStatsRequest, ListBdevStatsResponse, ListBdevsRequest, ListBdevsResponse,
-    ResetBdevRequest, ResizeBdevRequest, UpdateBdevRequest,
+    Bdev, CreateBdevRequest, DeleteBdevRequest, DeleteBdevResponse, FormatDriveRequest,
+    GetBdevRequest, ListBdevStatsRequest, ListBdevStatsResponse, ListBdevsRequest,
+    ListBdevsResponse, ResetBdevRequest, ResizeBdevRequest, UpdateBdevRequest,
 };
 use tonic::{Request, Response};
 
 use super::page::page;
 use super::{Answer, Services, TICK_RATE, done, paths, required};
 use crate::error::ControlError;
+use crate::runtime::RuntimeError;
 
 fn not_found(name: String) -> ControlError {
     ControlError::NotFound { kind: "bdev", name }
@@ -43,7 +45,14 @@ impl BdevService for Services {
                 .map(|stored| describe.bdev(stored))
                 .or_else(|| describe.namespace_of_drive(&name))
         });
-        Ok(Response::new(found.ok_or_else(|| not_found(name))?))
+        let volume = match found {
+            Some(found) => return Ok(Response::new(found)),
+            None => self.volume_of_bdev(&name).await?,
+        };
+        let volume = volume.ok_or_else(|| not_found(name))?;
+        Ok(Response::new(
+            self.describe(|describe| describe.volume(&volume)),
+        ))
     }
 
     async fn list_bdevs(&self, request: Request<ListBdevsRequest>) -> Answer<ListBdevsResponse> {
@@ -68,6 +77,19 @@ impl BdevService for Services {
         let spec = required(request.bdev, "bdev")?;
         let paths = paths(request.update_mask);
         let expected = request.expected_generation;
+        if let Some(volume) = self.volume_of_bdev(&spec.name).await? {
+            let name = volume.name;
+            if expected.is_some() {
+                let problem = "a volume has no generation";
+                let what = format!("volume {name:?}");
+                return Err(ControlError::field(what, "expected_generation", problem).into());
+            }
+            let work = self.clone().limit_volume(name, spec.qos, paths);
+            let volume = self.complete(work).await?;
+            return Ok(Response::new(
+                self.describe(|describe| describe.volume(&volume)),
+            ));
+        }
         let stored = self
             .control
             .change(|edit| edit.update_bdev(&spec, &paths, expected))
@@ -122,6 +144,30 @@ impl BdevService for Services {
         Ok(Response::new(bdev))
     }
 
+    async fn format_drive(&self, request: Request<FormatDriveRequest>) -> Answer<Bdev> {
+        let request = request.into_inner();
+        self.control.check_serving()?;
+        // Checked and begun without a pause in between: no call can begin to use it meanwhile.
+        self.may_format(&request)?;
+        let what = format!("a format of namespace {} of {}", request.nsid, request.name);
+        let failed = |error: RuntimeError| ControlError::Failed {
+            what: what.clone(),
+            reason: error.to_string(),
+        };
+        let begun = self.control.runtime().format_drive(&request);
+        let formatting = begun.map_err(|error| ControlError::Precondition {
+            subject: request.name.clone(),
+            problem: format!("{what} is refused: {error}"),
+        })?;
+        formatting.await.map_err(failed)?;
+        let name = request.name;
+        let found = self.describe(|describe| {
+            let found = describe.view.model.find_bdev(&name);
+            found.map(|stored| describe.bdev(stored))
+        });
+        Ok(Response::new(found.ok_or_else(|| not_found(name))?))
+    }
+
     async fn list_bdev_stats(
         &self,
         request: Request<ListBdevStatsRequest>,
@@ -136,9 +182,8 @@ impl BdevService for Services {
         let names: Vec<String> = self.describe(|describe| {
             let model = describe.view.model;
             if name.is_empty() {
-                let mut names: Vec<String> = model.bdevs().keys().cloned().collect();
-                let drives = model.bdevs().values();
-                names.extend(drives.flat_map(|stored| describe.namespaces_of_drive(stored)));
+                // Volumes, and namespaces of drives too.
+                let mut names = describe.runtime.bdevs();
                 names.sort();
                 return Ok(names);
             }
@@ -151,7 +196,7 @@ impl BdevService for Services {
         })?;
         let all = names.into_iter().map(|name| (name.clone(), name));
         let runtime = self.control.runtime();
-        let page = page(all, page_size, &page_token, |name| {
+        let page = page(all, page_size, &page_token, |name: String| {
             runtime.bdev_stats(&name, per_thread, histograms)
         })?;
         Ok(Response::new(ListBdevStatsResponse {
@@ -161,6 +206,57 @@ impl BdevService for Services {
             bdevs: page.items.into_iter().flatten().collect(),
             next_page_token: page.next_page_token,
         }))
+    }
+}
+
+impl Services {
+    /// Refuses a format of another drive than was meant, of one that is not in place, and of a
+    /// namespace that something uses.
+    fn may_format(&self, request: &FormatDriveRequest) -> Result<(), ControlError> {
+        let name = &request.name;
+        let what = format!("bdev {name:?}");
+        if request.nsid == 0 || request.nsid == u32::MAX {
+            let problem = "must be the number of one namespace, from 1";
+            return Err(ControlError::field(what, "nsid", problem));
+        }
+        if !matches!(request.data_size, 512..=65_536) || !request.data_size.is_power_of_two() {
+            let problem = "must be a power of two from 512 to 65536";
+            return Err(ControlError::field(what, "data_size", problem));
+        }
+        self.describe(|describe| {
+            let model = describe.view.model;
+            let Some(stored) = model.find_bdev(name) else {
+                return Err(not_found(name.clone()));
+            };
+            let bdev = describe.bdev(stored);
+            let is_drive = matches!(stored.spec.kind, Some(Kind::Nvme(_)));
+            let Some(drive) = bdev.nvme.filter(|_| is_drive) else {
+                return Err(ControlError::Precondition {
+                    subject: name.clone(),
+                    problem: "only a drive that is in place can be formatted".to_owned(),
+                });
+            };
+            if drive.serial_number != request.serial_number {
+                let problem = "is not the serial number of this drive";
+                return Err(ControlError::field(what, "serial_number", problem));
+            }
+            let formats_all = drive.features.is_some_and(|f| f.formats_all_namespaces);
+            let namespace = format!("{name}n{}", request.nsid);
+            let mut users: Vec<String> = model
+                .users_of_drive(name)
+                .filter(|(used, _)| formats_all || *used == namespace)
+                .map(|(used, key)| format!("{} {} ({used})", key.kind(), key.name()))
+                .collect();
+            users.sort();
+            if users.is_empty() {
+                return Ok(());
+            }
+            Err(ControlError::InUse {
+                kind: "bdev",
+                name: namespace,
+                users,
+            })
+        })
     }
 }
 

@@ -8,6 +8,7 @@ use api::v1::{
 use image_file::Format;
 
 use super::Services;
+use super::labels::owners;
 use crate::error::ControlError;
 use crate::model::check_volume_name;
 use crate::pool::Job;
@@ -49,6 +50,7 @@ impl Services {
             file: file(&what, request.file)?,
             format: format(&what, &request.format)?,
             thick: request.thick,
+            labels: owners(&what, "labels", &request.labels)?,
         };
         let operation = self.begin(pool, job).await?;
         self.control.tell(

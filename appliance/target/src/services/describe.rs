@@ -65,14 +65,22 @@ impl Describe<'_> {
         bdev
     }
 
-    /// The block devices of a drive's namespaces.
-    pub(super) fn namespaces_of_drive(&self, stored: &Stored<BdevSpec>) -> Vec<String> {
-        if !matches!(stored.spec.kind, Some(v1::bdev_spec::Kind::Nvme(_))) {
-            return Vec::new();
+    /// A volume or a snapshot as a block device.
+    pub(super) fn volume(&self, volume: &v1::Volume) -> v1::Bdev {
+        let stored = Stored {
+            spec: BdevSpec {
+                name: volume.name.clone(),
+                uuid: Some(volume.uuid.clone()),
+                qos: volume.qos,
+                kind: None,
+            },
+            generation: 0,
+        };
+        let status = volume.status.clone();
+        v1::Bdev {
+            status,
+            ..self.bdev(&stored)
         }
-        let drive = self.bdev(stored).nvme.unwrap_or_default();
-        let names = drive.namespaces.into_iter().map(|n| n.bdev_name);
-        names.filter(|name| !name.is_empty()).collect()
     }
 
     /// A namespace of a drive, as a block device of its own.

@@ -6,6 +6,8 @@ mod controller;
 mod copies;
 mod describe;
 mod host;
+mod labels;
+mod limits;
 mod listener;
 mod namespace;
 mod node;
@@ -54,6 +56,8 @@ pub struct Services {
     shutdown: mpsc::Sender<()>,
     /// Pools are attached and let go of one at a time.
     pool_gate: Arc<Mutex<()>>,
+    /// Limits and thresholds are read, checked and changed one call at a time.
+    limits_gate: Arc<Mutex<()>>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -66,6 +70,7 @@ impl Services {
             control,
             shutdown,
             pool_gate: Arc::default(),
+            limits_gate: Arc::default(),
         }
     }
 

@@ -7,15 +7,17 @@ use api::v1::{
     self, CheckPoolRequest, CheckPoolResponse, CreatePoolRequest, DeletePoolRequest,
     DeletePoolResponse, EventType, ExportPoolRequest, ExportPoolResponse, GetPoolRequest,
     GrowPoolRequest, ImportPoolRequest, ListPoolsRequest, ListPoolsResponse, ObjectState,
-    Operation, PoolSpec, RepairPoolRequest, ScrubPoolRequest,
+    Operation, PoolSpec, RenamePoolRequest, RepairPoolRequest, ScrubPoolRequest, UpdatePoolRequest,
 };
 use tonic::{Request, Response};
 
+use super::labels::{changes, differing};
 use super::page::page;
 use super::{Answer, Services, done, required};
 use crate::error::ControlError;
-use crate::model::{Key, Stored};
-use crate::pool::{Attach, Job, Pool};
+use crate::lvol_driver::{CRITICAL_PERCENT_DEFAULT, WARNING_PERCENT_DEFAULT};
+use crate::model::{Key, Stored, Transaction};
+use crate::pool::{Attach, Job, Pool, PoolChange};
 
 const CLUSTER_SIZE_MIN: u64 = 64 << 10;
 const CLUSTER_SIZE_MAX: u64 = 32 << 20;
@@ -108,42 +110,80 @@ impl Services {
     async fn check_same_pool(
         &self,
         stored: &Stored<PoolSpec>,
-        cluster_size: Option<u64>,
+        asked: &CreatePoolRequest,
     ) -> Result<(), ControlError> {
-        let (Some(asked), Ok(pool)) = (cluster_size, self.open_pool(&stored.spec.name)) else {
+        let Ok(pool) = self.open_pool(&stored.spec.name) else {
             return Ok(());
         };
-        let there = pool.reading().await?.cluster_size_bytes;
-        if there == asked {
+        let there = pool.reading().await?;
+        let mut differences = Vec::new();
+        let mut differ = |field: &str, first: u64, second: Option<u64>| {
+            if let Some(second) = second.filter(|second| *second != first) {
+                differences.push(api::fields::Difference {
+                    field: field.to_owned(),
+                    first: first.to_string(),
+                    second: second.to_string(),
+                });
+            }
+        };
+        differ(
+            "cluster_size_bytes",
+            there.cluster_size_bytes,
+            asked.cluster_size_bytes,
+        );
+        let (warning, critical) = (asked.warning_percent, asked.critical_percent);
+        differ(
+            "warning_percent",
+            there.warning_percent.into(),
+            warning.map(u64::from),
+        );
+        differ(
+            "critical_percent",
+            there.critical_percent.into(),
+            critical.map(u64::from),
+        );
+        differing(&there.labels, &asked.labels, &mut differences);
+        if differences.is_empty() {
             return Ok(());
         }
         Err(ControlError::Exists {
             kind: "pool",
             name: stored.spec.name.clone(),
-            differences: vec![api::fields::Difference {
-                field: "cluster_size_bytes".to_owned(),
-                first: there.to_string(),
-                second: asked.to_string(),
-            }],
+            differences,
         })
     }
 
     async fn make_pool(
         self,
         spec: PoolSpec,
-        cluster_size: Option<u64>,
-        force: bool,
+        request: CreatePoolRequest,
     ) -> Result<Arc<Stored<PoolSpec>>, ControlError> {
+        let what = format!("pool {:?}", spec.name);
+        if let Some(uuid) = &spec.uuid
+            && self
+                .control
+                .read(|view| !view.model.pools().contains_key(&spec.name))
+        {
+            let problem = format!("{uuid}: a new pool gets one of its own; leave it out");
+            return Err(ControlError::field(what, "pool.uuid", problem));
+        }
+        let (warning, critical) = (request.warning_percent, request.critical_percent);
+        let change = pool_change(&what, &v1::Pool::default(), (warning, critical))?;
+        let change = PoolChange {
+            labels: changes(&what, request.labels.clone(), Vec::new())?,
+            ..change
+        };
         let _gate = self.pool_gate.lock().await;
         let attach = Attach::Create {
-            cluster_size,
-            force,
+            cluster_size: request.cluster_size_bytes,
+            force: request.force,
+            change,
         };
         let stored = self
             .control
             .change_with(attach, |edit| edit.attach_pool(spec.clone()))
             .await?;
-        self.check_same_pool(&stored, cluster_size).await?;
+        self.check_same_pool(&stored, &request).await?;
         Ok(stored)
     }
 
@@ -178,6 +218,7 @@ impl Services {
                 let spec = PoolSpec {
                     name: there,
                     bdev_name: bdev,
+                    uuid: None,
                 };
                 return self
                     .control
@@ -191,6 +232,69 @@ impl Services {
             subject: bdev,
             problem,
         })
+    }
+
+    async fn change_pool(self, request: UpdatePoolRequest) -> Result<(), ControlError> {
+        let UpdatePoolRequest {
+            name,
+            labels,
+            remove_labels,
+            warning_percent,
+            critical_percent,
+        } = request;
+        let what = format!("pool {name:?}");
+        let pool = self.pool_to_change(&name)?;
+        let _gate = self.limits_gate.lock().await;
+        let there = pool.reading().await?;
+        let change = pool_change(&what, &there, (warning_percent, critical_percent))?;
+        let change = PoolChange {
+            labels: changes(&what, labels, remove_labels)?,
+            ..change
+        };
+        pool.change(change).await?;
+        self.control
+            .tell(EventType::Updated, "pool", name, String::new());
+        Ok(())
+    }
+
+    /// Closes a pool and opens it under its new name.
+    ///
+    /// The node learns first which pool it is that has the old name, then the device gets the new one, then
+    /// the node has it. Cut off in between, the pool is known by its UUID, and gets its old name again.
+    async fn rename(
+        self,
+        request: RenamePoolRequest,
+    ) -> Result<Arc<Stored<PoolSpec>>, ControlError> {
+        let RenamePoolRequest {
+            name,
+            new_name,
+            expected_generation: expected,
+        } = request;
+        let _gate = self.pool_gate.lock().await;
+        self.control.check_serving()?;
+        if let (Err(error), there) = (self.stored_pool(&name), self.stored_pool(&new_name)) {
+            // The same request again, as far as one can know.
+            return there.map_err(|_| error);
+        }
+        self.control
+            .trial(|edit| edit.rename_pool(&name, &new_name, expected).map(drop))?;
+        let uuid = self.open_pool(&name)?.reading().await?.uuid;
+        self.control
+            .change(|edit| edit.identify_pool(&name, &uuid))
+            .await?;
+        let renamed = async {
+            self.control.runtime().close_pool(&name, false).await?;
+            let renamed = |edit: &mut Transaction<'_>| edit.rename_pool(&name, &new_name, expected);
+            self.control.change_with(Attach::Open, renamed).await
+        };
+        let renamed = renamed.await;
+        if let Err(error) = &renamed
+            && self.control.runtime().pool(&name).is_none()
+        {
+            // It is still wanted under the old name: open it again.
+            self.control.lost(Key::Pool(name), error.to_string());
+        }
+        renamed
     }
 
     /// Closes or wipes a pool, then forgets it.
@@ -234,23 +338,45 @@ impl Services {
     }
 }
 
+/// Thresholds to change, over those that are there: 0 is none.
+fn pool_change(
+    what: &str,
+    there: &v1::Pool,
+    (warning, critical): (Option<u32>, Option<u32>),
+) -> Result<PoolChange, ControlError> {
+    for (field, percent) in [("warning_percent", warning), ("critical_percent", critical)] {
+        if let Some(percent) = percent.filter(|percent| !(1..=100).contains(percent)) {
+            let problem = format!("{percent} must be 1 to 100");
+            return Err(ControlError::field(what, field, problem));
+        }
+    }
+    let known = |percent: u32, default| if percent == 0 { default } else { percent };
+    let first = warning.unwrap_or(known(there.warning_percent, WARNING_PERCENT_DEFAULT));
+    let second = critical.unwrap_or(known(there.critical_percent, CRITICAL_PERCENT_DEFAULT));
+    if first > second {
+        let problem = format!("{first} must be at most critical_percent, {second}");
+        return Err(ControlError::field(what, "warning_percent", problem));
+    }
+    Ok(PoolChange {
+        labels: Vec::new(),
+        warning_percent: warning,
+        critical_percent: critical,
+    })
+}
+
 #[tonic::async_trait]
 impl PoolService for Services {
     async fn create_pool(&self, request: Request<CreatePoolRequest>) -> Answer<v1::Pool> {
-        let CreatePoolRequest {
-            pool,
-            cluster_size_bytes,
-            force,
-        } = request.into_inner();
-        let spec = required(pool, "pool")?;
-        if let Some(size) = cluster_size_bytes
+        let mut request = request.into_inner();
+        let spec = required(request.pool.take(), "pool")?;
+        if let Some(size) = request.cluster_size_bytes
             && !(size.is_power_of_two() && (CLUSTER_SIZE_MIN..=CLUSTER_SIZE_MAX).contains(&size))
         {
             let problem = format!("{size} must be a power of two from 64 KiB to 32 MiB");
             let what = format!("pool {:?}", spec.name);
             return Err(ControlError::field(what, "cluster_size_bytes", problem).into());
         }
-        let work = self.clone().make_pool(spec, cluster_size_bytes, force);
+        let work = self.clone().make_pool(spec, request);
         let stored = self.complete(work).await?;
         Ok(Response::new(self.pool_message(&stored).await))
     }
@@ -286,6 +412,20 @@ impl PoolService for Services {
             next_page_token: page.next_page_token,
             total_size: page.total_size,
         }))
+    }
+
+    async fn update_pool(&self, request: Request<UpdatePoolRequest>) -> Answer<v1::Pool> {
+        let request = request.into_inner();
+        let name = request.name.clone();
+        self.complete(self.clone().change_pool(request)).await?;
+        let stored = self.stored_pool(&name)?;
+        Ok(Response::new(self.pool_message(&stored).await))
+    }
+
+    async fn rename_pool(&self, request: Request<RenamePoolRequest>) -> Answer<v1::Pool> {
+        let work = self.clone().rename(request.into_inner());
+        let stored = self.complete(work).await?;
+        Ok(Response::new(self.pool_message(&stored).await))
     }
 
     async fn grow_pool(&self, request: Request<GrowPoolRequest>) -> Answer<v1::Pool> {

@@ -61,9 +61,10 @@ async fn create_pool(
         pool: Some(v1::PoolSpec {
             name: name.into(),
             bdev_name: bdev.into(),
+            uuid: None,
         }),
         cluster_size_bytes,
-        force: false,
+        ..v1::CreatePoolRequest::default()
     };
     let answer = services.create_pool(Request::new(request)).await?;
     Ok(answer.into_inner())
@@ -77,7 +78,7 @@ async fn create_volume(
     let volume = v1::VolumeSpec {
         name: name.into(),
         size_bytes,
-        thick: false,
+        ..v1::VolumeSpec::default()
     };
     let request = v1::CreateVolumeRequest {
         volume: Some(volume),
@@ -88,7 +89,10 @@ async fn create_volume(
 
 async fn snapshots(services: &Services, names: &[&str]) -> Result<Vec<v1::Volume>, Status> {
     let names = names.iter().map(|name| (*name).to_owned()).collect();
-    let request = v1::CreateSnapshotsRequest { names };
+    let request = v1::CreateSnapshotsRequest {
+        names,
+        ..v1::CreateSnapshotsRequest::default()
+    };
     let answer = services.create_snapshots(Request::new(request)).await?;
     Ok(answer.into_inner().snapshots)
 }
@@ -330,7 +334,7 @@ async fn snapshots_are_taken_together_or_not_at_all() {
         let request = v1::CloneVolumeRequest {
             snapshot: "p/v@1".into(),
             name: name.into(),
-            bdev: String::new(),
+            ..v1::CloneVolumeRequest::default()
         };
         services.clone_volume(Request::new(request))
     };
@@ -347,6 +351,7 @@ async fn snapshots_are_taken_together_or_not_at_all() {
             snapshot: snapshot.into(),
             name: "p/b".into(),
             bdev: bdev.into(),
+            ..v1::CloneVolumeRequest::default()
         };
         services.clone_volume(Request::new(request))
     };
@@ -485,6 +490,7 @@ async fn pages_of_volumes_go_over_pools() {
                 pool: String::new(),
                 page_size,
                 page_token,
+                ..v1::ListVolumesRequest::default()
             };
             let page = services.list_volumes(Request::new(request)).await;
             let page = page.unwrap().into_inner();
@@ -596,4 +602,354 @@ async fn a_document_attaches_and_lets_go_of_pools() {
         "{}",
         status.message()
     );
+}
+
+fn map(labels: &[(&str, &str)]) -> std::collections::HashMap<String, String> {
+    let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
+    labels.iter().map(owned).collect()
+}
+
+#[tokio::test]
+async fn labels_come_with_creation_and_are_looked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let (services, _runtime) = with_volume(&directory).await;
+    let create = |name: &str, labels: &[(&str, &str)]| {
+        let volume = v1::VolumeSpec {
+            name: name.into(),
+            size_bytes: 4096,
+            labels: map(labels),
+            ..v1::VolumeSpec::default()
+        };
+        services.create_volume(Request::new(v1::CreateVolumeRequest {
+            volume: Some(volume),
+        }))
+    };
+    let made = create("p/a", &[("tier", "1"), ("app", "db")])
+        .await
+        .unwrap();
+    assert_eq!(
+        made.into_inner().labels,
+        map(&[("tier", "1"), ("app", "db")])
+    );
+    // What is not named is no difference, what is named and differs is one.
+    create("p/a", &[("tier", "1")]).await.unwrap();
+    let status = create("p/a", &[("tier", "2")]).await.unwrap_err();
+    assert_eq!(
+        (status.code(), field(&status)),
+        (Code::AlreadyExists, "labels[tier]".to_owned())
+    );
+    let status = create("p/b", &[("adit.qos.burst_ms", "1")])
+        .await
+        .unwrap_err();
+    assert_eq!(field(&status), "volume.labels");
+    let request = v1::CreateSnapshotsRequest {
+        names: vec!["p/a@s".into(), "p/v@s".into()],
+        labels: map(&[("tier", "1")]),
+    };
+    for _ in 0..2 {
+        let taken = services
+            .create_snapshots(Request::new(request.clone()))
+            .await;
+        let taken = taken.unwrap().into_inner().snapshots;
+        assert!(taken.iter().all(|one| one.labels == map(&[("tier", "1")])));
+    }
+    let other = v1::CreateSnapshotsRequest {
+        labels: map(&[("tier", "2")]),
+        ..request
+    };
+    let status = services.create_snapshots(Request::new(other)).await;
+    assert_eq!(status.unwrap_err().code(), Code::AlreadyExists);
+    let clone = v1::CloneVolumeRequest {
+        snapshot: "p/a@s".into(),
+        name: "p/c".into(),
+        labels: map(&[("app", "db")]),
+        ..v1::CloneVolumeRequest::default()
+    };
+    let cloned = services.clone_volume(Request::new(clone)).await.unwrap();
+    assert_eq!(cloned.into_inner().labels, map(&[("app", "db")]));
+    for (labels, expected) in [
+        (&[][..], &["p/a", "p/c", "p/v"][..]),
+        (&[("app", "db")], &["p/a", "p/c"]),
+        (&[("app", "db"), ("tier", "1")], &["p/a"]),
+        (&[("app", "web")], &[]),
+    ] {
+        let request = v1::ListVolumesRequest {
+            labels: map(labels),
+            page_size: 1,
+            ..v1::ListVolumesRequest::default()
+        };
+        let page = services.list_volumes(Request::new(request)).await.unwrap();
+        let page = page.into_inner();
+        assert_eq!(page.total_size as usize, expected.len());
+        let first = page.volumes.first().map(|volume| volume.name.as_str());
+        assert_eq!(first, expected.first().copied());
+    }
+    let request = v1::ListSnapshotsRequest {
+        labels: map(&[("tier", "1")]),
+        parent: "p/v".into(),
+        ..v1::ListSnapshotsRequest::default()
+    };
+    let found = services
+        .list_snapshots(Request::new(request))
+        .await
+        .unwrap();
+    assert_eq!(found.into_inner().total_size, 1);
+}
+
+#[tokio::test]
+async fn labels_of_the_program_are_not_their_owners() {
+    let directory = tempfile::tempdir().unwrap();
+    let (services, runtime) = with_volume(&directory).await;
+    let update = |set: &[(&str, &str)], remove: &[&str]| {
+        let request = v1::UpdateVolumeRequest {
+            name: "p/v".into(),
+            labels: map(set),
+            remove_labels: remove.iter().map(|key| (*key).to_owned()).collect(),
+            ..v1::UpdateVolumeRequest::default()
+        };
+        services.update_volume(Request::new(request))
+    };
+    let status = update(&[("adit.repaired", "no")], &[]).await.unwrap_err();
+    assert_eq!(field(&status), "labels");
+    let status = update(&[], &["adit.qos.burst_ms"]).await.unwrap_err();
+    assert_eq!(field(&status), "remove_labels");
+    let told = || map(&[("adit.repaired", "a piece is lost")]);
+    let open = runtime.memory().open["p"].clone();
+    open.inner().volumes.get_mut("v").unwrap().labels = told();
+    // Who has seen it takes it away.
+    let volume = update(&[("a", "")], &["adit.repaired"]).await.unwrap();
+    assert_eq!(volume.into_inner().labels, map(&[("a", "")]));
+    let request = v1::UpdatePoolRequest {
+        name: "p".into(),
+        labels: map(&[("adit.space.warning_percent", "5")]),
+        ..v1::UpdatePoolRequest::default()
+    };
+    let status = services
+        .update_pool(Request::new(request))
+        .await
+        .unwrap_err();
+    assert_eq!(field(&status), "labels");
+}
+
+#[tokio::test]
+async fn limits_of_a_volume_change_one_by_one_and_as_its_block_device() {
+    let directory = tempfile::tempdir().unwrap();
+    let (services, _runtime) = with_volume(&directory).await;
+    let limits = |rw_ios_per_sec, w_bytes_per_sec| v1::QosLimits {
+        rw_ios_per_sec,
+        w_bytes_per_sec,
+        ..v1::QosLimits::default()
+    };
+    let mask = |path: &str| {
+        Some(prost_types::FieldMask {
+            paths: vec![path.to_owned()],
+        })
+    };
+    let update = |qos, path: &str| {
+        let request = v1::UpdateVolumeRequest {
+            name: "p/v".into(),
+            qos: Some(qos),
+            update_mask: mask(path),
+            ..v1::UpdateVolumeRequest::default()
+        };
+        services.update_volume(Request::new(request))
+    };
+    let set = update(limits(100, 0), "qos.rw_ios_per_sec").await.unwrap();
+    let with_burst = |qos: v1::QosLimits| v1::QosLimits {
+        burst_ms: Some(1),
+        ..qos
+    };
+    assert_eq!(set.into_inner().qos, Some(with_burst(limits(100, 0))));
+    let bdev = v1::BdevSpec {
+        name: "p/v".into(),
+        qos: Some(limits(0, 4096)),
+        ..v1::BdevSpec::default()
+    };
+    let request = v1::UpdateBdevRequest {
+        bdev: Some(bdev),
+        update_mask: mask("qos.w_bytes_per_sec"),
+        expected_generation: None,
+    };
+    let changed = services.update_bdev(Request::new(request.clone())).await;
+    let spec = changed.unwrap().into_inner().spec.unwrap();
+    assert_eq!(spec.qos, Some(with_burst(limits(100, 4096))));
+    let request = v1::UpdateBdevRequest {
+        expected_generation: Some(1),
+        ..request
+    };
+    let status = services.update_bdev(Request::new(request)).await;
+    assert_eq!(field(&status.unwrap_err()), "expected_generation");
+    let request = v1::GetBdevRequest { name: "p/v".into() };
+    let shown = services.get_bdev(Request::new(request)).await.unwrap();
+    let qos = shown.into_inner().spec.unwrap().qos;
+    assert_eq!(qos, Some(with_burst(limits(100, 4096))));
+    // The same creation as before: limits that it does not name are no difference.
+    create_volume(&services, "p/v", 1 << 20).await.unwrap();
+    let volume = v1::VolumeSpec {
+        name: "p/v".into(),
+        size_bytes: 1 << 20,
+        qos: Some(limits(100, 1)),
+        ..v1::VolumeSpec::default()
+    };
+    let request = v1::CreateVolumeRequest {
+        volume: Some(volume),
+    };
+    let status = services.create_volume(Request::new(request)).await;
+    assert_eq!(field(&status.unwrap_err()), "qos.w_bytes_per_sec");
+    let off = update(limits(0, 0), "qos").await.unwrap();
+    assert_eq!(off.into_inner().qos, None);
+    let long = v1::QosLimits {
+        burst_ms: Some(10_001),
+        ..limits(1, 0)
+    };
+    let status = update(long, "qos").await.unwrap_err();
+    assert!(field(&status).contains("burst_ms"), "{status:?}");
+    let status = update(limits(1, 0), "size_bytes").await.unwrap_err();
+    assert_eq!(field(&status), "update_mask");
+    snapshots(&services, &["p/v@s"]).await.unwrap();
+    let request = v1::UpdateVolumeRequest {
+        name: "p/v@s".into(),
+        qos: Some(limits(1, 0)),
+        update_mask: mask("qos"),
+        ..v1::UpdateVolumeRequest::default()
+    };
+    let status = services.update_volume(Request::new(request)).await;
+    assert_eq!(field(&status.unwrap_err()), "qos");
+}
+
+#[tokio::test]
+async fn counters_of_all_devices_are_also_those_of_volumes_and_snapshots() {
+    let directory = tempfile::tempdir().unwrap();
+    let (services, _runtime) = with_volume(&directory).await;
+    snapshots(&services, &["p/v@s"]).await.unwrap();
+    let mut found = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = v1::ListBdevStatsRequest {
+            page_size: 2,
+            page_token,
+            ..v1::ListBdevStatsRequest::default()
+        };
+        let page = services.list_bdev_stats(Request::new(request)).await;
+        let page = page.unwrap().into_inner();
+        found.extend(page.bdevs.into_iter().map(|stats| stats.name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(found, ["b0", "p/v", "p/v@s"]);
+}
+
+#[tokio::test]
+async fn a_pool_keeps_labels_and_thresholds() {
+    let directory = tempfile::tempdir().unwrap();
+    let (services, _runtime) = started(&directory).await;
+    add_bdev(&services, "b0").await;
+    let create = |warning: Option<u32>, critical: Option<u32>, tier: &str| {
+        let request = v1::CreatePoolRequest {
+            pool: Some(v1::PoolSpec {
+                name: "p".into(),
+                bdev_name: "b0".into(),
+                uuid: None,
+            }),
+            labels: map(&[("tier", tier)]),
+            warning_percent: warning,
+            critical_percent: critical,
+            ..v1::CreatePoolRequest::default()
+        };
+        services.create_pool(Request::new(request))
+    };
+    for (warning, critical, wrong) in [
+        (Some(0), None, "warning_percent"),
+        (None, Some(101), "critical_percent"),
+        (Some(95), None, "warning_percent"),
+        (Some(60), Some(50), "warning_percent"),
+    ] {
+        let status = create(warning, critical, "1").await.unwrap_err();
+        assert_eq!(field(&status), wrong, "{warning:?} {critical:?}");
+    }
+    for _ in 0..2 {
+        let pool = create(Some(50), Some(60), "1").await.unwrap().into_inner();
+        assert_eq!((pool.warning_percent, pool.critical_percent), (50, 60));
+        assert_eq!(pool.labels, map(&[("tier", "1")]));
+    }
+    let status = create(Some(51), None, "2").await.unwrap_err();
+    assert_eq!(status.code(), Code::AlreadyExists);
+    let update = |warning, critical| {
+        let request = v1::UpdatePoolRequest {
+            name: "p".into(),
+            labels: map(&[("rack", "7")]),
+            remove_labels: vec!["tier".into()],
+            warning_percent: warning,
+            critical_percent: critical,
+        };
+        services.update_pool(Request::new(request))
+    };
+    // Over those that are there.
+    let status = update(Some(61), None).await.unwrap_err();
+    assert_eq!(field(&status), "warning_percent");
+    let pool = update(None, Some(70)).await.unwrap().into_inner();
+    assert_eq!((pool.warning_percent, pool.critical_percent), (50, 70));
+    assert_eq!(pool.labels, map(&[("rack", "7")]));
+}
+
+async fn rename_pool(services: &Services, name: &str, new_name: &str) -> Result<v1::Pool, Status> {
+    let request = v1::RenamePoolRequest {
+        name: name.into(),
+        new_name: new_name.into(),
+        expected_generation: None,
+    };
+    let answer = services.rename_pool(Request::new(request)).await?;
+    Ok(answer.into_inner())
+}
+
+#[tokio::test]
+async fn a_pool_that_nothing_uses_gets_another_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let (services, _runtime) = with_volume(&directory).await;
+    add_bdev(&services, "b1").await;
+    create_pool(&services, "q", "b1", None).await.unwrap();
+    share(&services, "p/v").await.unwrap();
+    let status = rename_pool(&services, "p", "lake").await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    let named = format!("namespace {NQN}/1 (p/v)");
+    assert!(status.message().contains(&named), "{}", status.message());
+    let request = v1::DeleteNamespaceRequest {
+        nqn: NQN.into(),
+        nsid: 1,
+        ..v1::DeleteNamespaceRequest::default()
+    };
+    services
+        .delete_namespace(Request::new(request))
+        .await
+        .unwrap();
+    let status = rename_pool(&services, "p", "q").await.unwrap_err();
+    assert_eq!(status.code(), Code::AlreadyExists);
+    let status = rename_pool(&services, "p", "a/b").await.unwrap_err();
+    assert_eq!(field(&status), "new_name");
+    let status = rename_pool(&services, "none", "other").await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+    for _ in 0..2 {
+        let pool = rename_pool(&services, "p", "lake").await.unwrap();
+        let spec = pool.spec.unwrap();
+        assert_eq!((spec.name.as_str(), spec.uuid()), ("lake", &*pool.uuid));
+    }
+    assert_eq!(services.control.all_pending(10), []);
+    create_volume(&services, "lake/w", 4096).await.unwrap();
+    let request = v1::GetVolumeRequest {
+        name: "lake/v".into(),
+    };
+    services.get_volume(Request::new(request)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pool_whose_renaming_fails_keeps_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let (services, runtime) = with_volume(&directory).await;
+    runtime.memory().refused.insert("lake".to_owned());
+    rename_pool(&services, "p", "lake").await.unwrap_err();
+    let pending = services.control.all_pending(10);
+    assert_eq!(pending.len(), 1, "it is closed, and opened again");
+    assert_eq!(pending[0].0.name(), "p");
 }

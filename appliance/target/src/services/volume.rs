@@ -1,5 +1,6 @@
 //! Volumes and their snapshots.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use api::fields::Difference;
@@ -16,11 +17,13 @@ use api::v1::{
 };
 use tonic::{Request, Response};
 
+use super::labels::{changes, differing, owners};
+use super::limits::new_limits;
 use super::page::{SIZE_DEFAULT, SIZE_MAX};
-use super::{Answer, Services, required};
+use super::{Answer, Services, paths, required};
 use crate::error::ControlError;
-use crate::model::{Key, check_volume_name, split_volume};
-use crate::pool::{Pool, VolumeQuery};
+use crate::model::{Key, check_volume_name, normal_limits, split_volume};
+use crate::pool::{Pool, VolumeChange, VolumeQuery, VolumeSettings};
 
 /// Snapshots of one call.
 const SNAPSHOTS_MAX: usize = 256;
@@ -86,7 +89,7 @@ impl Services {
         Ok(open.collect())
     }
 
-    fn with_users(&self, mut volume: Volume) -> Volume {
+    pub(super) fn with_users(&self, mut volume: Volume) -> Volume {
         volume.status.get_or_insert_with(super::ready);
         volume.claimed_by = self
             .control
@@ -187,9 +190,18 @@ impl Services {
                 "must not be 0",
             ));
         }
+        let labels = owners(
+            &format!("volume {:?}", spec.name),
+            "volume.labels",
+            &spec.labels,
+        )?;
+        let qos = normal_limits(&spec.name, "volume", spec.qos)?;
         let is_there = pool.volume(rest).await?.is_some();
-        let is_new =
-            !is_there && is_made(pool.create_volume(rest, spec.size_bytes, spec.thick).await)?;
+        let made = || {
+            let settings = VolumeSettings { labels, qos };
+            pool.create_volume(rest, spec.size_bytes, spec.thick, settings)
+        };
+        let is_new = !is_there && is_made(made().await)?;
         let there = self
             .find_volume("volume", &spec.name, "volume.name")
             .await?;
@@ -201,6 +213,14 @@ impl Services {
             &mut differences,
         );
         difference("thick", there.thick, spec.thick, &mut differences);
+        differing(&there.labels, &spec.labels, &mut differences);
+        if spec.qos.is_some() {
+            let limits = |qos| Volume {
+                qos,
+                ..Volume::default()
+            };
+            differences.extend(api::fields::differences(&limits(there.qos), &limits(qos)));
+        }
         if !differences.is_empty() {
             return Err(exists("volume", &spec.name, differences));
         }
@@ -215,14 +235,19 @@ impl Services {
             snapshot,
             name,
             bdev,
+            labels,
         } = request;
+        let settings = VolumeSettings {
+            labels: owners(&format!("volume {name:?}"), "labels", &labels)?,
+            qos: None,
+        };
         if snapshot.is_empty() == bdev.is_empty() {
             let problem = "say one of snapshot and bdev: what the volume is to show";
             let what = format!("volume {name:?}");
             return Err(ControlError::field(what, "snapshot", problem));
         }
         if snapshot.is_empty() {
-            return self.make_clone_of_bdev(bdev, name).await;
+            return self.make_clone_of_bdev(bdev, name, labels, settings).await;
         }
         let (pool, of) = check_volume_name(&snapshot, true, "snapshot")?;
         let (pool_of_clone, rest) = check_volume_name(&name, false, "name")?;
@@ -239,10 +264,11 @@ impl Services {
             return Err(not_found("snapshot", &snapshot));
         }
         let is_there = pool.volume(rest).await?.is_some();
-        let is_new = !is_there && is_made(pool.clone_volume(of, rest).await)?;
+        let is_new = !is_there && is_made(pool.clone_volume(of, rest, settings).await)?;
         let there = self.find_volume("volume", &name, "name").await?;
         let mut differences = Vec::new();
         difference("snapshot", &there.parent, &snapshot, &mut differences);
+        differing(&there.labels, &labels, &mut differences);
         if !differences.is_empty() {
             return Err(exists("volume", &name, differences));
         }
@@ -252,14 +278,21 @@ impl Services {
         Ok(there)
     }
 
-    async fn make_clone_of_bdev(self, bdev: String, name: String) -> Result<Volume, ControlError> {
+    async fn make_clone_of_bdev(
+        self,
+        bdev: String,
+        name: String,
+        labels: HashMap<String, String>,
+        settings: VolumeSettings,
+    ) -> Result<Volume, ControlError> {
         let (pool, rest) = check_volume_name(&name, false, "name")?;
         let pool = self.pool_to_change(pool)?;
         let is_there = pool.volume(rest).await?.is_some();
-        let is_new = !is_there && is_made(pool.clone_bdev(&bdev, rest).await)?;
+        let is_new = !is_there && is_made(pool.clone_bdev(&bdev, rest, settings).await)?;
         let there = self.find_volume("volume", &name, "name").await?;
         let mut differences = Vec::new();
         difference("bdev", &there.parent, &bdev, &mut differences);
+        differing(&there.labels, &labels, &mut differences);
         if !differences.is_empty() {
             return Err(exists("volume", &name, differences));
         }
@@ -298,22 +331,40 @@ impl Services {
         self.find_volume("volume", &name, "name").await
     }
 
-    async fn update(self, request: UpdateVolumeRequest) -> Result<Volume, ControlError> {
-        let name = request.name;
+    pub(super) async fn update(self, request: UpdateVolumeRequest) -> Result<Volume, ControlError> {
+        let UpdateVolumeRequest {
+            name,
+            labels,
+            remove_labels,
+            read_only,
+            qos,
+            update_mask,
+        } = request;
         let is_snapshot = name.contains('@');
         let kind = if is_snapshot { "snapshot" } else { "volume" };
         let (pool, rest) = check_volume_name(&name, is_snapshot, "name")?;
         let pool = self.pool_to_change(pool)?;
-        if pool.volume(rest).await?.is_none() {
+        let paths = paths(update_mask);
+        let changes_limits = qos.is_some() || !paths.is_empty();
+        // Labels need no turn: they share commits.
+        let _gate = match changes_limits {
+            true => Some(self.limits_gate.lock().await),
+            false => None,
+        };
+        let Some(there) = pool.volume(rest).await? else {
             return Err(not_found(kind, &name));
-        }
-        let gone = request.remove_labels.into_iter().map(|key| (key, None));
-        let set = request
-            .labels
-            .into_iter()
-            .map(|(key, value)| (key, Some(value)));
-        let labels = gone.chain(set).collect();
-        pool.change_volume(rest, labels, request.read_only).await?;
+        };
+        let what = format!("{kind} {name:?}");
+        let limits = match changes_limits {
+            true => Some(new_limits(&there, qos, &paths)?),
+            false => None,
+        };
+        let change = VolumeChange {
+            labels: changes(&what, labels, remove_labels)?,
+            read_only,
+            qos: limits,
+        };
+        pool.change_volume(rest, change).await?;
         self.tell(EventType::Updated, kind, &name);
         self.find_volume(kind, &name, "name").await
     }
@@ -414,7 +465,12 @@ impl Services {
         self.find_volume("volume", &name, "name").await
     }
 
-    async fn take_snapshots(self, names: Vec<String>) -> Result<Vec<Volume>, ControlError> {
+    async fn take_snapshots(
+        self,
+        names: Vec<String>,
+        labels: HashMap<String, String>,
+    ) -> Result<Vec<Volume>, ControlError> {
+        let new_labels = owners("the snapshots", "labels", &labels)?;
         let (pool_name, pairs) = snapshot_names(&names)?;
         let pool = self.pool_to_change(&pool_name)?;
         let mut there = Vec::new();
@@ -430,7 +486,7 @@ impl Services {
             }
         }
         if there.is_empty() {
-            pool.create_snapshots(&pairs).await?;
+            pool.create_snapshots(&pairs, new_labels).await?;
             for name in &names {
                 self.tell(EventType::Created, "snapshot", name);
             }
@@ -445,7 +501,13 @@ impl Services {
         }
         let mut snapshots = Vec::with_capacity(names.len());
         for name in &names {
-            snapshots.push(self.find_volume("snapshot", name, "names").await?);
+            let snapshot = self.find_volume("snapshot", name, "names").await?;
+            let mut differences = Vec::new();
+            differing(&snapshot.labels, &labels, &mut differences);
+            if !differences.is_empty() {
+                return Err(exists("snapshot", name, differences));
+            }
+            snapshots.push(snapshot);
         }
         Ok(snapshots)
     }
@@ -508,7 +570,10 @@ impl VolumeService for Services {
         let (volumes, next_page_token, total_size) = self
             .page_of_volumes(
                 pools,
-                VolumeQuery::default(),
+                VolumeQuery {
+                    labels: request.labels.into_iter().collect(),
+                    ..VolumeQuery::default()
+                },
                 request.page_size,
                 &request.page_token,
             )
@@ -655,7 +720,8 @@ impl SnapshotService for Services {
         &self,
         request: Request<CreateSnapshotsRequest>,
     ) -> Answer<CreateSnapshotsResponse> {
-        let work = self.clone().take_snapshots(request.into_inner().names);
+        let CreateSnapshotsRequest { names, labels } = request.into_inner();
+        let work = self.clone().take_snapshots(names, labels);
         let snapshots = self.complete(work).await?;
         Ok(Response::new(CreateSnapshotsResponse { snapshots }))
     }
@@ -679,6 +745,7 @@ impl SnapshotService for Services {
         let query = VolumeQuery {
             snapshots: true,
             prefix,
+            labels: request.labels.into_iter().collect(),
             ..VolumeQuery::default()
         };
         let pools = self.open_pools(pool)?;

@@ -54,6 +54,8 @@ fn pool(sequence: u64) -> Superblock {
             start: 1,
             clusters: 2,
         }],
+        log: None,
+        boot_id: [0; 16],
     }
 }
 
@@ -121,8 +123,8 @@ fn damaged_pool_is_somebodys() {
 #[test]
 fn pool_of_another_format_or_two_pools_are_somebodys() {
     let mut newer = pool(1).encode();
-    newer[8] = 2;
-    newer[12] = 2;
+    newer[8] = 3;
+    newer[12] = 3;
     let sum = crate::format::value::crc32c(&newer[..4092]);
     newer[4092..].copy_from_slice(&sum.to_le_bytes());
     Device::new()

@@ -18,8 +18,8 @@ const NAME: &str = "\
     01bfbce91501000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f0000\
     00400000000007000000000000000100c086fd6a0000000002047469657204676f6c64016b00";
 const POOL: &str = "\
-    01a65df75409000000000000000400000000000000e8030000000000001400000000000000077261\
-    636b20c3a4";
+    016d1416ad09000000000000000400000000000000e8030000000000001400000000000000077261\
+    636b20c3a41817000000000000";
 const OPERATION: &str = "\
     01f1d07d5902030a000000000000001400000000000000070000000000000004766f6c31086e6f207370616365";
 const CHUNK_NONE: &str = "01a66ca81001";
@@ -102,6 +102,7 @@ fn pool() -> PoolRecord {
         used_clusters: 1000,
         reserved_clusters: 20,
         label: "rack ä".to_owned(),
+        log_epoch: 0x1718,
     }
 }
 
@@ -147,6 +148,17 @@ fn name_record_is_these_bytes() {
 #[test]
 fn pool_record_is_these_bytes() {
     check(&pool(), POOL, PoolRecord::encode, PoolRecord::decode);
+}
+
+#[test]
+fn a_pool_record_without_a_log_epoch_is_of_an_older_program() {
+    let golden = bytes(POOL);
+    let fields = &golden[HEADER_BYTES..golden.len() - 8];
+    let older = PoolRecord {
+        log_epoch: 0,
+        ..pool()
+    };
+    assert_eq!(PoolRecord::decode(&sealed(fields)), Ok(older));
 }
 
 #[test]
@@ -375,15 +387,16 @@ proptest! {
 
     #[test]
     fn other_records_round_trip(
-        numbers: [u64; 4], kind: u8, state: u8, subject in "\\PC*", text in "\\PC{0,300}",
+        numbers: [u64; 5], kind: u8, state: u8, subject in "\\PC*", text in "\\PC{0,300}",
     ) {
-        let [next_layer, next_operation, used_clusters, reserved_clusters] = numbers;
+        let [next_layer, next_operation, used_clusters, reserved_clusters, log_epoch] = numbers;
         let record = PoolRecord {
             next_layer: next_layer.max(1),
             next_operation,
             used_clusters,
             reserved_clusters,
             label: text.clone(),
+            log_epoch,
         };
         prop_assert_eq!(PoolRecord::decode(&record.encode()), Ok(record));
         let record = OperationRecord {

@@ -3,7 +3,9 @@ use proptest::prelude::*;
 use super::*;
 
 /// The checksum of the sample, as an encoder in another language computed it.
-const SUPERBLOCK_SUM: [u8; 4] = [0xfe, 0x34, 0x3d, 0x47];
+const SUPERBLOCK_SUM: [u8; 4] = [0x6b, 0x70, 0x7f, 0xb0];
+/// The same for what a program without a log wrote.
+const FORMAT_1_SUM: [u8; 4] = [0xfe, 0x34, 0x3d, 0x47];
 
 fn sample() -> Superblock {
     Superblock {
@@ -24,7 +26,26 @@ fn sample() -> Superblock {
                 clusters: 4,
             },
         ],
+        log: Some(Extent {
+            start: 900,
+            clusters: 8,
+        }),
+        boot_id: std::array::from_fn(|byte| 0xc0 + byte as u8),
     }
+}
+
+/// The sample as a program without a log wrote it.
+fn sample_of_format_1() -> (Superblock, Box<[u8; SUPERBLOCK_BYTES]>) {
+    let superblock = Superblock {
+        log: None,
+        boot_id: [0; 16],
+        ..sample()
+    };
+    let mut bytes = superblock.encode();
+    bytes[at::VERSION] = 1;
+    bytes[at::MIN_READER] = 1;
+    seal(&mut bytes);
+    (superblock, bytes)
 }
 
 /// Puts the right checksum under changed bytes.
@@ -45,8 +66,8 @@ fn superblock_is_these_bytes() {
     let bytes = sample().encode();
     let head = [
         b"ADITPOOL".as_slice(),
-        &[1, 0, 0, 0],
-        &[1, 0, 0, 0],
+        &[2, 0, 0, 0],
+        &[2, 0, 0, 0],
         &[8, 7, 6, 5, 4, 3, 2, 1],
         &std::array::from_fn::<u8, 16, _>(|byte| 0xa0 + byte as u8),
         &[0xe8, 3, 0, 0, 0, 0, 0, 0],
@@ -68,9 +89,29 @@ fn superblock_is_these_bytes() {
     assert_eq!(bytes[..head.len()], head);
     assert!(bytes[head.len()..320].iter().all(|byte| *byte == 0));
     assert_eq!(bytes[320..352], extents);
-    assert!(bytes[352..4092].iter().all(|byte| *byte == 0));
+    assert!(bytes[352..3520].iter().all(|byte| *byte == 0));
+    let log = [[0x84, 3, 0, 0, 0, 0, 0, 0], [8, 0, 0, 0, 0, 0, 0, 0]].concat();
+    assert_eq!(bytes[3520..3536], log);
+    assert_eq!(
+        bytes[3536..3552],
+        std::array::from_fn::<u8, 16, _>(|byte| 0xc0 + byte as u8)
+    );
+    assert!(bytes[3552..4092].iter().all(|byte| *byte == 0));
     assert_eq!(bytes[4092..], SUPERBLOCK_SUM, "{:02x?}", &bytes[4092..]);
     assert_eq!(Superblock::decode(&bytes[..]), Ok(sample()));
+}
+
+#[test]
+fn a_superblock_of_format_1_has_no_log() {
+    let (superblock, mut bytes) = sample_of_format_1();
+    assert_eq!(bytes[4092..], FORMAT_1_SUM, "{:02x?}", &bytes[4092..]);
+    assert_eq!(Superblock::decode(&bytes[..]), Ok(superblock));
+    bytes[at::LOG] = 1;
+    seal(&mut bytes);
+    assert!(
+        Superblock::decode(&bytes[..]).is_err(),
+        "format 1 has zeroes there"
+    );
 }
 
 #[test]
@@ -112,35 +153,35 @@ fn zeroes_are_no_superblock() {
 
 #[test]
 fn newer_format_is_read_if_it_says_so_and_refused_by_name_if_not() {
-    let newer = [[2, 0, 0, 0], [1, 0, 0, 0]].concat();
+    let newer = [[3, 0, 0, 0], [2, 0, 0, 0]].concat();
     assert_eq!(changed(at::VERSION, &newer), Ok(sample()));
     let mut bytes = sample().encode();
-    bytes[at::VERSION] = 3;
-    bytes[at::MIN_READER] = 2;
+    bytes[at::VERSION] = 4;
+    bytes[at::MIN_READER] = 3;
     bytes[4000] = 1;
     seal(&mut bytes);
     let error = Superblock::decode(&bytes[..]).unwrap_err();
     assert_eq!(
         error,
         FormatError::TooNew {
-            version: 3,
-            min_reader: 2,
-            known: 1
+            version: 4,
+            min_reader: 3,
+            known: 2
         }
     );
-    assert!(error.to_string().contains("format 3"), "{error}");
-    bytes[at::MIN_READER] = 1;
+    assert!(error.to_string().contains("format 4"), "{error}");
+    bytes[at::MIN_READER] = 2;
     seal(&mut bytes);
     assert_eq!(
         Superblock::decode(&bytes[..]),
         Ok(sample()),
-        "what a newer format has where format 1 has zeroes is not looked at"
+        "what a newer format has where this one has zeroes is not looked at"
     );
 }
 
 #[test]
 fn versions_that_cannot_be_are_refused() {
-    for versions in [[0, 0], [0, 1], [1, 0], [1, 2]] {
+    for versions in [[0, 0], [0, 1], [1, 0], [1, 2], [2, 0], [2, 3]] {
         let bytes: Vec<u8> = versions
             .iter()
             .flat_map(|each: &u32| each.to_le_bytes())
@@ -213,7 +254,11 @@ fn largest_superblock_fits() {
                 clusters: 1,
             })
             .collect(),
-        clusters: EXTENTS_MAX as u64 + 1,
+        clusters: EXTENTS_MAX as u64 + 2,
+        log: Some(Extent {
+            start: EXTENTS_MAX as u64 + 1,
+            clusters: 1,
+        }),
         ..sample()
     };
     assert_eq!(superblock.check(), Ok(()));
@@ -279,8 +324,8 @@ fn error_is_that_of_the_copy_that_is_nearer_to_be_one() {
 #[test]
 fn older_copy_does_not_stand_in_for_one_that_needs_a_newer_program() {
     let mut newer = copy(8);
-    newer[at::VERSION] = 2;
-    newer[at::MIN_READER] = 2;
+    newer[at::VERSION] = 3;
+    newer[at::MIN_READER] = 3;
     seal(&mut newer);
     for (first, second) in [(copy(7), newer.clone()), (newer.clone(), copy(7))] {
         let error = newest(&first[..], &second[..]).unwrap_err();
@@ -311,6 +356,8 @@ prop_compose! {
         clean: bool,
         gaps in prop::collection::vec((0..1_000_u64, 1..1_000_u64), 0..=EXTENTS_MAX),
         rest in 0..1_000_u64,
+        log_clusters in prop::option::of(1..100_u64),
+        boot_id: [u8; 16],
         turn: prop::sample::Index,
     ) -> Superblock {
         let mut at = 1;
@@ -326,6 +373,11 @@ prop_compose! {
             let by = turn.index(metadata.len());
             metadata.rotate_left(by);
         }
+        let log = log_clusters.map(|clusters| Extent {
+            start: at + rest,
+            clusters,
+        });
+        let rest = rest + log_clusters.unwrap_or(0) + rest;
         Superblock {
             sequence,
             pool_uuid,
@@ -335,6 +387,8 @@ prop_compose! {
             clusters: at + rest,
             clean,
             metadata,
+            log,
+            boot_id,
         }
     }
 }

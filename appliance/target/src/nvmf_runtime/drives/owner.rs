@@ -10,14 +10,16 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use api::v1::{NvmeDriveFeatures, NvmeLbaFormat};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nvme_driver::{
     Controller, ControllerOptions, ControllerState, ControllerStats, Event, NvmeNamespace,
 };
 use nvme_spec::log::SmartLog;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::Drive;
+use super::commands::{self, Commands, Format, Wanted};
 use super::function::device;
 use crate::error::chain;
 use crate::events::now_unix_ms;
@@ -43,6 +45,18 @@ pub(super) struct Report {
     pub(super) health: Option<(Box<SmartLog>, u64)>,
     /// The last thing that went wrong.
     pub(super) error: String,
+    /// Features, once they were read.
+    pub(super) features: Option<NvmeDriveFeatures>,
+    /// Power states in which it does no I/O, by bit.
+    pub(super) non_operational: u32,
+}
+
+/// A namespace that cannot be used.
+#[derive(Clone, Debug)]
+pub(super) struct Unusable {
+    pub(super) why: &'static str,
+    /// Formats that it could have; empty until they were read.
+    pub(super) formats: Vec<NvmeLbaFormat>,
 }
 
 /// The owner's thread, as others see it.
@@ -60,9 +74,12 @@ struct Shared {
     report: Report,
     namespaces: BTreeMap<u32, Arc<NvmeNamespace>>,
     unusable: BTreeMap<u32, &'static str>,
+    unusable_formats: BTreeMap<u32, Vec<NvmeLbaFormat>>,
     drive: Weak<Drive>,
     reset: bool,
     shutdown: bool,
+    wanted: Vec<(Wanted, oneshot::Sender<()>)>,
+    formats: Vec<Format>,
 }
 
 impl Handle {
@@ -79,8 +96,50 @@ impl Handle {
         self.lock().namespaces.clone()
     }
 
-    pub(super) fn unusable(&self) -> BTreeMap<u32, &'static str> {
-        self.lock().unusable.clone()
+    pub(super) fn unusable(&self) -> BTreeMap<u32, Unusable> {
+        let shared = self.lock();
+        let unusable = shared.unusable.iter().map(|(nsid, why)| {
+            let formats = shared.unusable_formats.get(nsid).cloned();
+            let formats = formats.unwrap_or_default();
+            (*nsid, Unusable { why, formats })
+        });
+        unusable.collect()
+    }
+
+    /// Sets features now, and whenever the controller comes up. The receiver ends when that was
+    /// tried.
+    pub(super) fn want(&self, wanted: Wanted) -> oneshot::Receiver<()> {
+        let (done, tried) = oneshot::channel();
+        let mut shared = self.lock();
+        // Under the lock: an owner that ends clears the list afterwards.
+        if !self.is_ended() {
+            shared.wanted.push((wanted, done));
+            self.bell.waker().wake();
+        }
+        drop(shared);
+        tried
+    }
+
+    /// Formats a namespace that nothing uses. The receiver fails when the owner ends.
+    pub(super) fn format(
+        &self,
+        nsid: u32,
+        data_bytes: u32,
+        metadata_bytes: u32,
+    ) -> oneshot::Receiver<Result<(), String>> {
+        let (done, ended) = oneshot::channel();
+        let mut shared = self.lock();
+        if !self.is_ended() {
+            shared.formats.push(Format {
+                nsid,
+                data_bytes,
+                metadata_bytes,
+                done,
+            });
+            self.bell.waker().wake();
+        }
+        drop(shared);
+        ended
     }
 
     /// Who is told when namespaces come and go.
@@ -133,6 +192,7 @@ pub(super) fn start(
                 leaving: None,
                 reason: None,
                 next_health: None,
+                commands: Commands::default(),
             };
             owner.run(function, options);
         })?;
@@ -148,6 +208,7 @@ struct Owner {
     /// Why the drive was lost, unless it was asked to go.
     reason: Option<String>,
     next_health: Option<Instant>,
+    commands: Commands,
 }
 
 struct Leaving {
@@ -170,6 +231,13 @@ impl Owner {
         let drive = self.handle.lock().drive.upgrade();
         let asked = self.handle.lock().shutdown;
         self.handle.ended.send_replace(true);
+        self.commands.end();
+        {
+            // Who comes from now on finds that it has ended.
+            let mut shared = self.handle.lock();
+            shared.wanted.clear();
+            shared.formats.clear();
+        }
         if let (Some(drive), false) = (drive, asked) {
             let reason = self.reason.take();
             let reason = reason.unwrap_or_else(|| "the drive has stopped".to_owned());
@@ -201,20 +269,28 @@ impl Owner {
             self.obey(&mut controller, function, now);
             controller.poll(now, &mut events);
             for event in events.drain(..) {
-                self.note(&controller, event);
+                self.note(&mut controller, event, now);
             }
+            self.commands.poll(&mut controller, now);
             self.watch_health(&mut controller, now);
             self.leave(&mut controller, now);
             {
                 let mut shared = self.handle.lock();
                 shared.report.state = controller.state().name();
                 shared.report.stats = controller.stats();
+                if shared.report.features != self.commands.features {
+                    shared.report.features.clone_from(&self.commands.features);
+                }
+                if shared.unusable_formats != self.commands.unusable {
+                    shared.unusable_formats.clone_from(&self.commands.unusable);
+                }
             }
             if controller.is_final() {
                 self.finish(&controller);
                 return;
             }
-            let deadline = controller.next_deadline();
+            let deadline = controller.next_deadline().into_iter();
+            let deadline = deadline.chain(self.commands.next_deadline()).min();
             let mut wait = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             if self.leaving.is_some() {
                 wait = Some(wait.map_or(LEAVE_INTERVAL, |wait| wait.min(LEAVE_INTERVAL)));
@@ -226,6 +302,12 @@ impl Owner {
     fn obey(&mut self, controller: &mut Controller, function: &vfio::Function, now: Instant) {
         let (reset, shutdown) = {
             let mut shared = self.handle.lock();
+            for (wanted, done) in std::mem::take(&mut shared.wanted) {
+                self.commands.want(wanted, done);
+            }
+            for format in std::mem::take(&mut shared.formats) {
+                self.commands.format(format);
+            }
             (std::mem::take(&mut shared.reset), shared.shutdown)
         };
         if reset {
@@ -269,12 +351,13 @@ impl Owner {
         }
     }
 
-    fn note(&mut self, controller: &Controller, event: Event) {
+    fn note(&mut self, controller: &mut Controller, event: Event, now: Instant) {
         let address = self.handle.address.as_str();
         match event {
             Event::State(state) => {
                 tracing::info!(address, state = state.name(), "drive");
                 if state == ControllerState::Running {
+                    self.commands.running();
                     self.running(controller);
                 }
             }
@@ -288,9 +371,11 @@ impl Owner {
                 tracing::warn!(address, error, "drive");
                 self.handle.lock().report.error = error;
             }
-            Event::NamespaceAdded(_) | Event::NamespaceResized { .. } => {
+            Event::NamespaceAdded(namespace) => {
                 self.look_at_namespaces(controller);
+                self.commands.returned(namespace.nsid().0);
             }
+            Event::NamespaceResized { .. } => self.look_at_namespaces(controller),
             Event::NamespaceRemoved(nsid) => {
                 tracing::warn!(address, nsid = nsid.0, "a namespace of the drive is gone");
                 self.look_at_namespaces(controller);
@@ -298,7 +383,9 @@ impl Owner {
             Event::NamespaceUnusable { nsid, why } => {
                 tracing::warn!(address, nsid = nsid.0, why, "a namespace cannot be used");
                 self.handle.lock().unusable.insert(nsid.0, why);
+                self.commands.unusable(controller, nsid.0, now);
             }
+            Event::AdminDone { id, result } => self.commands.done(controller, id, result, now),
             Event::Smart(log) => {
                 if log.critical_warning != 0 {
                     let warning = log.critical_warning;
@@ -325,6 +412,7 @@ impl Owner {
             shared.report.model = text(&identify.mn);
             shared.report.serial = text(&identify.sn);
             shared.report.firmware = text(&identify.fr);
+            shared.report.non_operational = commands::non_operational(identify);
         }
         self.look_at_namespaces(controller);
         if let Some(ready) = self.ready.take()

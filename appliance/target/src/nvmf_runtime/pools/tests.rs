@@ -34,12 +34,18 @@ fn spec() -> PoolSpec {
     PoolSpec {
         name: "p".into(),
         bdev_name: "b0".into(),
+        uuid: None,
     }
 }
 
 const CREATE: Attach = Attach::Create {
     cluster_size: None,
     force: false,
+    change: PoolChange {
+        labels: Vec::new(),
+        warning_percent: None,
+        critical_percent: None,
+    },
 };
 
 async fn put(pools: &Pools, attach: Attach) -> Handle {
@@ -62,11 +68,17 @@ fn fake(driver: &FakeDriver) -> Arc<FakePool> {
 async fn volumes_are_block_devices_while_their_pool_is_open() {
     let (pools, _driver) = node();
     let pool = put(&pools, CREATE).await;
-    pool.create_volume("v", 8192, false).await.unwrap();
-    pool.create_volume("w", 4096, false).await.unwrap();
+    pool.create_volume("v", 8192, false, VolumeSettings::default())
+        .await
+        .unwrap();
+    pool.create_volume("w", 4096, false, VolumeSettings::default())
+        .await
+        .unwrap();
     let pairs = [("v".to_owned(), "s".to_owned())];
-    pool.create_snapshots(&pairs).await.unwrap();
-    pool.clone_volume("v@s", "c").await.unwrap();
+    pool.create_snapshots(&pairs, Vec::new()).await.unwrap();
+    pool.clone_volume("v@s", "c", VolumeSettings::default())
+        .await
+        .unwrap();
     assert_eq!(names(&pools), ["b0", "p/c", "p/v", "p/v@s", "p/w"]);
     let uuid = pools.plane.registry().get("p/v").unwrap().uuid();
     let nguid = pools.nguid("p/v").unwrap();
@@ -89,11 +101,59 @@ async fn volumes_are_block_devices_while_their_pool_is_open() {
 }
 
 #[tokio::test]
+async fn limits_of_a_volume_hold_on_its_block_device() {
+    let (pools, _driver) = node();
+    let pool = put(&pools, CREATE).await;
+    let limits = |rw_ios_per_sec| v1::QosLimits {
+        rw_ios_per_sec,
+        ..v1::QosLimits::default()
+    };
+    let settings = VolumeSettings {
+        qos: Some(limits(7)),
+        ..VolumeSettings::default()
+    };
+    pool.create_volume("v", 8192, false, settings)
+        .await
+        .unwrap();
+    let rate = |name: &str| {
+        pools
+            .plane
+            .registry()
+            .get(name)
+            .unwrap()
+            .qos()
+            .rw_ios_per_sec
+    };
+    assert_eq!(rate("p/v"), 7);
+    let change = VolumeChange {
+        qos: Some(limits(9)),
+        ..VolumeChange::default()
+    };
+    pool.change_volume("v", change).await.unwrap();
+    assert_eq!(rate("p/v"), 9);
+    pool.rename_volume("v", "w").await.unwrap();
+    assert_eq!(rate("p/w"), 9);
+    pools.close("p", false).await.unwrap();
+    let pool = put(&pools, Attach::Open).await;
+    assert_eq!(rate("p/w"), 9);
+    let change = VolumeChange {
+        qos: Some(limits(0)),
+        ..VolumeChange::default()
+    };
+    pool.change_volume("w", change).await.unwrap();
+    assert_eq!(rate("p/w"), 0);
+}
+
+#[tokio::test]
 async fn a_volume_in_use_stays_and_so_does_its_pool() {
     let (pools, driver) = node();
     let pool = put(&pools, CREATE).await;
-    pool.create_volume("v", 8192, false).await.unwrap();
-    pool.create_volume("w", 8192, false).await.unwrap();
+    pool.create_volume("v", 8192, false, VolumeSettings::default())
+        .await
+        .unwrap();
+    pool.create_volume("w", 8192, false, VolumeSettings::default())
+        .await
+        .unwrap();
     let bdev = pools.plane.registry().get("p/v").unwrap();
     let claim = bdev.claim("nqn/1", ClaimKind::Shared).unwrap();
     let error = pool.delete_volume("v").await.unwrap_err();
@@ -139,7 +199,9 @@ async fn a_pool_holds_its_device_until_it_is_closed() {
 async fn a_delete_that_fails_leaves_the_volume_served() {
     let (pools, driver) = node();
     let pool = put(&pools, CREATE).await;
-    pool.create_volume("v", 8192, false).await.unwrap();
+    pool.create_volume("v", 8192, false, VolumeSettings::default())
+        .await
+        .unwrap();
     let nguid = pools.nguid("p/v");
     fake(&driver).inner().calls.push("refuse".into());
     pool.delete_volume("v").await.unwrap_err();
@@ -151,7 +213,9 @@ async fn a_delete_that_fails_leaves_the_volume_served() {
 async fn a_new_size_is_seen_at_once() {
     let (pools, _driver) = node();
     let pool = put(&pools, CREATE).await;
-    pool.create_volume("v", 8192, false).await.unwrap();
+    pool.create_volume("v", 8192, false, VolumeSettings::default())
+        .await
+        .unwrap();
     let bdev = pools.plane.registry().get("p/v").unwrap();
     pool.resize_volume("v", 12_288).await.unwrap();
     assert_eq!(bdev.geometry().block_count, 3);
@@ -161,8 +225,12 @@ async fn a_new_size_is_seen_at_once() {
 async fn a_pool_whose_volume_is_there_already_is_not_put_in_place() {
     let (pools, driver) = node();
     let pool = put(&pools, CREATE).await;
-    pool.create_volume("a", 8192, false).await.unwrap();
-    pool.create_volume("v", 8192, false).await.unwrap();
+    pool.create_volume("a", 8192, false, VolumeSettings::default())
+        .await
+        .unwrap();
+    pool.create_volume("v", 8192, false, VolumeSettings::default())
+        .await
+        .unwrap();
     pools.close("p", false).await.unwrap();
     drop(pool);
     // A copy of the volume came by another way.
@@ -186,7 +254,9 @@ async fn a_pool_whose_volume_is_there_already_is_not_put_in_place() {
 async fn draining_closes_every_pool_though_volumes_are_in_use() {
     let (pools, driver) = node();
     let pool = put(&pools, CREATE).await;
-    pool.create_volume("v", 8192, false).await.unwrap();
+    pool.create_volume("v", 8192, false, VolumeSettings::default())
+        .await
+        .unwrap();
     let bdev = pools.plane.registry().get("p/v").unwrap();
     let _claim = bdev.claim("nqn/1", ClaimKind::Shared).unwrap();
     pools.close_all().await;

@@ -1,0 +1,7 @@
+//! The agent over TLS on loopback.
+
+#![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
+
+mod access;
+mod rig;
+mod streams;

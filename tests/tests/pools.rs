@@ -589,3 +589,58 @@ fn the_thread_of_an_idle_pool_sleeps() {
         (last.1.elapsed() > Duration::from_secs(1)).then_some(())
     });
 }
+
+/// Goal: a record that its device has damaged costs one volume, until a repair brings its data back.
+#[test]
+fn a_damaged_record_costs_one_volume_until_it_is_repaired() {
+    let mut adit = with_pool();
+    adit.ctl(&["volume", "create", "tank/w", "--size", "1GiB"])
+        .unwrap();
+    let other_nqn = format!("{NQN}w");
+    let write = |nqn: &str, volume: &str, byte: u8| {
+        let port = adit.export(nqn, volume).unwrap();
+        let mut host = connect(port, nqn);
+        host.write(0, pattern(byte)).unwrap();
+        host.flush().unwrap();
+        port
+    };
+    write(NQN, "tank/v", 7);
+    let port = write(&other_nqn, "tank/w", 8);
+    adit.ctl(&["subsystem", "delete", NQN]).unwrap();
+    let show = |adit: &Adit| adit.ctl_json(&["volume", "show", "tank/v"]).unwrap();
+    let uuid = show(&adit)["uuid"].as_str().unwrap().to_owned();
+    adit.terminate().unwrap();
+
+    // The record of the name holds the UUID. Nothing else in the file does.
+    let hex = uuid.replace('-', "");
+    let bytes: Vec<u8> = (0..16)
+        .map(|index| u8::from_str_radix(&hex[2 * index..2 * index + 2], 16).unwrap())
+        .collect();
+    let path = adit.state_dir().join("pool.img");
+    let mut image = std::fs::read(&path).unwrap();
+    let is_at = |at: &usize| image[*at..].starts_with(&bytes);
+    let found: Vec<usize> = (0..image.len()).filter(is_at).collect();
+    assert!(!found.is_empty());
+    found.iter().for_each(|at| image[at + 15] ^= 1);
+    std::fs::write(&path, &image).unwrap();
+
+    adit.start().unwrap();
+    let mut host = connect(port, &other_nqn);
+    assert_eq!(host.read(0, BLOCKS).unwrap(), pattern(8));
+    let refused = adit.ctl_fails(&["volume", "show", "tank/v"]);
+    assert!(
+        refused.contains("run pool check and pool repair"),
+        "{refused}"
+    );
+    let refused = adit.ctl_fails(&["volume", "create", "tank/v", "--size", "1GiB"]);
+    assert!(refused.contains("cannot be read"), "{refused}");
+    let findings = adit.ctl_fails(&["pool", "check", "tank"]);
+    assert!(findings.contains("1 things are wrong"), "{findings}");
+    adit.ctl(&["pool", "repair", "tank"]).unwrap();
+    adit.ctl(&["pool", "check", "tank"]).unwrap();
+    host.write(0, pattern(9)).unwrap();
+    let repaired = show(&adit);
+    assert_ne!(repaired["uuid"].as_str().unwrap(), uuid, "{repaired}");
+    let port = adit.export(NQN, "tank/v").unwrap();
+    assert_eq!(connect(port, NQN).read(0, BLOCKS).unwrap(), pattern(7));
+}

@@ -95,6 +95,12 @@ pub enum LvolError {
         /// The name.
         name: String,
     },
+    /// A volume or snapshot whose record is damaged.
+    #[error("the record of {name:?} cannot be read; run pool check and pool repair")]
+    NameDamaged {
+        /// The name.
+        name: String,
+    },
     /// The name is taken.
     #[error("{name:?} is there already")]
     Exists {

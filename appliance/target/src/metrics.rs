@@ -63,7 +63,7 @@ async fn answer(mut stream: TcpStream, control: &Control) -> std::io::Result<()>
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let (status, body) = match line {
         line if line.starts_with(b"GET /metrics ") || line.starts_with(b"GET / ") => {
-            ("200 OK", text(control))
+            ("200 OK", text(control).await)
         }
         line if line.starts_with(b"GET ") => {
             ("404 Not Found", "metrics are at /metrics\n".to_owned())
@@ -112,14 +112,14 @@ impl Families {
     }
 }
 
-/// Everything, as text.
-#[must_use]
-pub fn text(control: &Control) -> String {
+/// Everything, as text. Of volumes, which may be many, those that counted something.
+pub async fn text(control: &Control) -> String {
     let mut out = Families::default();
     node(&mut out, control);
     reactors(&mut out, control);
     iobuf(&mut out, &control.runtime().iobuf());
     bdevs(&mut out, control);
+    pools(&mut out, control).await;
     out.0
 }
 
@@ -131,6 +131,7 @@ fn node(out: &mut Families, control: &Control) {
         let counts = [
             ("transport", model.transports().len()),
             ("bdev", model.bdevs().len()),
+            ("pool", model.pools().len()),
             ("subsystem", model.subsystems().len()),
             ("namespace", under.namespaces),
             ("listener", under.listeners),
@@ -253,11 +254,17 @@ fn iobuf(out: &mut Families, iobuf: &v1::Iobuf) {
 }
 
 fn bdevs(out: &mut Families, control: &Control) {
-    let names: Vec<String> = control.read(|view| view.model.bdevs().keys().cloned().collect());
-    let stats: Vec<_> = names
+    let runtime = control.runtime();
+    let mut names = runtime.bdevs();
+    names.sort_unstable();
+    let mut stats: Vec<_> = names
         .iter()
-        .filter_map(|name| control.runtime().bdev_stats(name, false, false))
+        .filter_map(|name| runtime.bdev_stats(name, false, false))
         .collect();
+    stats.retain(|bdev| {
+        let has_counted = bdev.io.iter().any(|io| io.num_ops + io.num_errors != 0);
+        has_counted || !bdev.name.contains('/')
+    });
     type Read = fn(&v1::IoStats) -> u64;
     let families: [(&str, &str, Read); 4] = [
         ("bdev_ops_total", "I/Os that ended.", |io| io.num_ops),
@@ -286,6 +293,52 @@ fn bdevs(out: &mut Families, control: &Control) {
             &[("bdev", &bdev.name)],
             bdev.queue_depth,
         );
+    }
+}
+
+async fn pools(out: &mut Families, control: &Control) {
+    let names: Vec<String> = control.read(|view| view.model.pools().keys().cloned().collect());
+    let mut pools = Vec::new();
+    for name in names {
+        let Some(pool) = control.runtime().pool(&name) else {
+            continue;
+        };
+        // One that is being closed tells nothing any more.
+        if let Ok(reading) = pool.reading().await {
+            pools.push((name, reading));
+        }
+    }
+    out.family("pool_bytes", "gauge", "Clusters of a pool by their use.");
+    for (name, pool) in &pools {
+        for (what, bytes) in [
+            ("all", pool.size_bytes),
+            ("free", pool.free_bytes),
+            ("data", pool.data_bytes),
+            ("metadata", pool.metadata_bytes),
+            ("reserved", pool.reserved_bytes),
+            ("provisioned", pool.provisioned_bytes),
+        ] {
+            out.sample("pool_bytes", &[("pool", name), ("use", what)], bytes);
+        }
+    }
+    type Read = fn(&v1::Pool) -> u64;
+    let families: [(&str, &str, Read); 4] = [
+        ("pool_volumes", "Volumes.", |pool| pool.volumes.into()),
+        ("pool_snapshots", "Snapshots.", |pool| pool.snapshots.into()),
+        ("pool_operations", "Operations that go on.", |pool| {
+            pool.operations.into()
+        }),
+        (
+            "pool_faulted",
+            "1 when the pool takes no changes any more.",
+            |pool| (!pool.fault.is_empty()).into(),
+        ),
+    ];
+    for (family, help, read) in families {
+        out.family(family, "gauge", help);
+        for (name, pool) in &pools {
+            out.sample(family, &[("pool", name)], read(pool));
+        }
     }
 }
 

@@ -70,8 +70,11 @@ impl PoolWorker {
         let Some((layer, children)) = self.next_garbage() else {
             return false;
         };
-        if self.is_uncommitted(layer) {
-            // The records are what is walked: they have to say everything first.
+        let is_staged = self.staged.keys().any(|(table, _)| *table == Table::Layers);
+        if is_staged || self.is_uncommitted(layer) {
+            // The records are what is walked: they have to say everything first. And what is merged is seen
+            // and written to before a commit has it: until the device knows that the layer is nobody else's,
+            // that would be another's, should the program die.
             self.wait_for_commit();
             return true;
         }

@@ -543,8 +543,13 @@ impl PoolWorker {
     }
 
     pub(super) fn entry(&self, name: &str) -> Result<&Entry, LvolError> {
-        self.names.get(name).ok_or_else(|| LvolError::NotFound {
-            name: name.to_owned(),
+        self.names.get(name).ok_or_else(|| {
+            let name = name.to_owned();
+            if self.damaged_names.contains(&name) {
+                LvolError::NameDamaged { name }
+            } else {
+                LvolError::NotFound { name }
+            }
         })
     }
 

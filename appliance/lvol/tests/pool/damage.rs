@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use block::{Io, IoError, Op};
+use lvol::LvolError;
 use lvol::format::{LayerId, SUPERBLOCK_OFFSETS, Superblock, layer_key, piece_key};
 use metastore::pool::{MetadataDevice, PoolStore, PoolStoreOptions, Table};
 use simulation::SimDevice;
@@ -117,6 +118,12 @@ fn a_damaged_layer_faults_its_volume_only() {
 fn a_damaged_name_is_found_and_others_serve() {
     let mut rig = with_damage(Table::Names, b"v");
     assert_eq!(try_read(&mut rig, "w"), Ok(()));
+    let promise = rig.pool.volume("v");
+    let refusal = rig.wait(promise).unwrap_err();
+    assert!(
+        matches!(refusal, LvolError::NameDamaged { .. }),
+        "{refusal}"
+    );
     let found = findings(&mut rig);
     assert!(
         found.iter().any(|record| record.contains("\"v\"")),

@@ -1,7 +1,8 @@
 //! A pool on a simulated drive, stepped by hand.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::BorrowedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
@@ -22,11 +23,38 @@ use uuid::Uuid;
 /// Turns after which something that has not ended never will.
 const TURNS_MAX: u32 = 200_000;
 
+/// What runs while the worker waits for the drive: what another thread might do just then.
+#[derive(Clone, Default)]
+pub(crate) struct Hook(Rc<RefCell<Option<Box<dyn FnMut()>>>>);
+
+impl Hook {
+    pub(crate) fn set(&self, hook: impl FnMut() + 'static) {
+        *self.0.borrow_mut() = Some(Box::new(hook));
+    }
+
+    pub(crate) fn clear(&self) {
+        *self.0.borrow_mut() = None;
+    }
+
+    fn run(&self) {
+        if let Some(hook) = &mut *self.0.borrow_mut() {
+            hook();
+        }
+    }
+}
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hook")
+    }
+}
+
 /// A clock that goes on with each look.
 #[derive(Debug)]
 struct TestHost {
     start: Instant,
     looks: Cell<u64>,
+    hook: Hook,
 }
 
 impl Host for TestHost {
@@ -35,7 +63,9 @@ impl Host for TestHost {
         self.start + Duration::from_micros(self.looks.get())
     }
 
-    fn wait(&self, _: Option<BorrowedFd<'_>>, _: Option<Instant>) {}
+    fn wait(&self, _: Option<BorrowedFd<'_>>, _: Option<Instant>) {
+        self.hook.run();
+    }
 }
 
 /// The clock of the machine; who waits looks again at once.
@@ -120,6 +150,7 @@ pub(crate) struct Rig {
     pub(crate) now: Instant,
     payloads: IobufChannel,
     boot: u8,
+    pub(crate) hook: Hook,
 }
 
 /// A drive of `mib` MiB with blocks of 512 bytes.
@@ -176,9 +207,11 @@ impl Rig {
             ..CreateOptions::named("tank")
         };
         let base = base(&drive);
+        let hook = Hook::default();
         let (pool, worker) =
-            PoolWorker::create(&base, &create, options, host(), Waker::noop().clone())?;
-        Ok(Self::new(devices, drive, base, buffers, (pool, worker, 1)))
+            PoolWorker::create(&base, &create, options, host(&hook), Waker::noop().clone())?;
+        let opened = (pool, worker, 1, hook);
+        Ok(Self::new(devices, drive, base, buffers, opened))
     }
 
     /// After another boot.
@@ -194,14 +227,10 @@ impl Rig {
         let buffers = buffers();
         let options = options(&buffers, &drive, &devices, boot);
         let base = base(&drive);
-        let (pool, worker) = PoolWorker::open(&base, options, host(), Waker::noop().clone())?;
-        Ok(Self::new(
-            devices,
-            drive,
-            base,
-            buffers,
-            (pool, worker, boot),
-        ))
+        let hook = Hook::default();
+        let (pool, worker) = PoolWorker::open(&base, options, host(&hook), Waker::noop().clone())?;
+        let opened = (pool, worker, boot, hook);
+        Ok(Self::new(devices, drive, base, buffers, opened))
     }
 
     /// What an end left, with the devices that this one has and a drive of the same kind.
@@ -236,7 +265,7 @@ impl Rig {
         drive: Arc<SimDevice>,
         base: Arc<Bdev>,
         buffers: Arc<IobufPool>,
-        (pool, worker, boot): (Pool, PoolWorker, u8),
+        (pool, worker, boot, hook): (Pool, PoolWorker, u8, Hook),
     ) -> Self {
         let payloads = buffers.channel("test", ChannelOptions::default()).unwrap();
         Self {
@@ -249,6 +278,7 @@ impl Rig {
             now: Instant::now(),
             payloads,
             boot,
+            hook,
         }
     }
 
@@ -256,6 +286,7 @@ impl Rig {
     pub(crate) fn step(&mut self) {
         self.now += Duration::from_micros(10);
         self.worker.step(self.now);
+        self.hook.run();
     }
 
     /// Steps until the promise is kept.
@@ -429,9 +460,10 @@ impl Rig {
     }
 }
 
-fn host() -> Box<dyn Host> {
+fn host(hook: &Hook) -> Box<dyn Host> {
     Box::new(TestHost {
         start: Instant::now(),
         looks: Cell::new(0),
+        hook: hook.clone(),
     })
 }

@@ -278,7 +278,7 @@ async fn metrics_name_objects_and_devices() {
     let directory = tempfile::tempdir().unwrap();
     let (control, _) = started(&directory).await;
     apply(&control, &document()).await.unwrap();
-    let text = metrics::text(&control);
+    let text = metrics::text(&control).await;
     assert!(text.contains("adit_up 1\n"), "{text}");
     assert!(text.contains("adit_objects{kind=\"namespace\"} 1\n"));
     assert!(text.contains("adit_bdev_queue_depth{bdev=\"m0\"} 0\n"));

@@ -59,7 +59,9 @@ impl Asked {
                 what,
                 reason: chain(&error),
             },
-            error @ (LvolError::Closed | LvolError::Faulted { .. }) => ControlError::Precondition {
+            error @ (LvolError::Closed
+            | LvolError::Faulted { .. }
+            | LvolError::NameDamaged { .. }) => ControlError::Precondition {
                 subject: self.pool.clone(),
                 problem: format!("{what} failed: {}", chain(&error)),
             },

@@ -20,6 +20,9 @@ use crate::types::{
     WcOpcode, WcStatus, WorkCompletion,
 };
 
+/// What soft-RoCE (`rdma_rxe`) calls its vendor.
+const VENDOR_SOFT_ROCE: u32 = 0xff_ffff;
+
 /// Completions fetched by one call.
 const POLL_BATCH: usize = 64;
 
@@ -107,8 +110,11 @@ fn caps(attr: &sys::ibv_device_attr, comp_vectors: u32) -> DeviceCaps {
         max_srq: number(attr.max_srq),
         max_srq_wr: number(attr.max_srq_wr),
         has_send_with_inv: has(sys::ibv_device_cap_flags::IBV_DEVICE_MEM_MGT_EXTENSIONS),
-        has_mw_type_2: has(sys::ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2A)
-            || has(sys::ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2B),
+        // Soft-RoCE of Linux 6.12 does not tell programs that a message invalidated a window, and
+        // its kernel panics over a window that is invalidated once more.
+        has_mw_type_2: attr.vendor_id != VENDOR_SOFT_ROCE
+            && (has(sys::ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2A)
+                || has(sys::ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2B)),
         comp_vectors,
     }
 }
@@ -595,5 +601,21 @@ impl Srq for RdmaSrq {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_of_soft_roce_are_not_used() {
+        // SAFETY: plain numbers: all zero is a value of it.
+        let mut attr: sys::ibv_device_attr = unsafe { mem::zeroed() };
+        attr.device_cap_flags = sys::ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2B.0;
+        attr.vendor_id = 0x15b3;
+        assert!(caps(&attr, 1).has_mw_type_2);
+        attr.vendor_id = VENDOR_SOFT_ROCE;
+        assert!(!caps(&attr, 1).has_mw_type_2);
     }
 }

@@ -28,8 +28,11 @@ mod random;
 mod tests;
 mod world;
 
+use std::cell::Cell;
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use verbs::{AsyncEventKind, CmChannel, Device, DeviceCaps, DeviceInfo, Provider, VerbsError};
 
@@ -72,8 +75,52 @@ pub struct FabricStats {
 struct Shared(Mutex<World>);
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, World> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> WorldGuard<'_> {
+        let world = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        IS_INSIDE.set(true);
+        let since = world.is_timed.then(Instant::now);
+        WorldGuard { world, since }
+    }
+}
+
+thread_local! {
+    static IS_INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is in a double at this moment: an allocator that counts for a transport
+/// leaves out what is allocated there.
+#[must_use]
+pub fn is_inside() -> bool {
+    // Fails only while the thread ends.
+    IS_INSIDE.try_with(Cell::get).unwrap_or(false)
+}
+
+/// All of a fabric, with the time that is spent in it.
+struct WorldGuard<'a> {
+    world: MutexGuard<'a, World>,
+    since: Option<Instant>,
+}
+
+impl Deref for WorldGuard<'_> {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+impl DerefMut for WorldGuard<'_> {
+    fn deref_mut(&mut self) -> &mut World {
+        &mut self.world
+    }
+}
+
+impl Drop for WorldGuard<'_> {
+    fn drop(&mut self) {
+        IS_INSIDE.set(false);
+        if let Some(since) = self.since {
+            self.world.time_inside += since.elapsed();
+        }
     }
 }
 
@@ -94,6 +141,17 @@ impl Fabric {
         let fabric = Self::new(0);
         fabric.0.lock().is_eager = true;
         fabric
+    }
+
+    /// Counts from now on the time that is spent in the double, for benchmarks of what calls it.
+    pub fn time(&self) {
+        self.0.lock().is_timed = true;
+    }
+
+    /// The time that was spent in the double since [`Fabric::time`].
+    #[must_use]
+    pub fn time_inside(&self) -> Duration {
+        self.0.lock().time_inside
     }
 
     /// Adds a node without devices.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use verbs::{
@@ -197,6 +198,9 @@ pub(crate) struct CmChannelRec {
 pub(crate) struct World {
     pub(crate) random: Random,
     pub(crate) is_eager: bool,
+    /// Whether the time that is spent in here is counted.
+    pub(crate) is_timed: bool,
+    pub(crate) time_inside: Duration,
     nodes: usize,
     next_number: u32,
     next_port: u16,
@@ -223,6 +227,8 @@ impl World {
         Self {
             random: Random::new(seed),
             is_eager: false,
+            is_timed: false,
+            time_inside: Duration::ZERO,
             nodes: 0,
             next_number: 1,
             next_port: 20_000,

@@ -6,7 +6,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use block::malloc::{Malloc, MallocOptions};
-use block::{Bdev, BdevOptions};
+use block::{Bdev, BdevOptions, BlockDevice};
 use dma::{BackingPreference, IobufOptions, IobufPool, Region, RegionOptions};
 use fabric_wire::fabrics::{ConnectCommand, ConnectData, ConnectResult, PropertySet, PropertySize};
 use fabric_wire::rdma::{ConnectRequest, RESPONSE_LEN};
@@ -46,30 +46,53 @@ pub(crate) struct Served {
     pub(crate) group: PollGroup,
     pub(crate) iobuf: Arc<IobufPool>,
     pub(crate) host_node: Arc<EmuProvider>,
+    /// What the hosts have for data, capsules and responses; none: each its own.
+    pub(crate) shared_region: Option<Arc<Region>>,
+    /// Called with true before each poll of the target, and with false after.
+    pub(crate) around_poll: fn(bool),
     pub(crate) now: Instant,
+}
+
+/// Memory of a host.
+pub(crate) fn host_region() -> Arc<Region> {
+    Region::allocate(&RegionOptions {
+        len: 2 << 20,
+        backing: BackingPreference::Plain4K,
+        ..RegionOptions::default()
+    })
+    .unwrap()
 }
 
 impl Served {
     pub(crate) fn new(seed: u64, no_srq: bool) -> Self {
-        let fabric = Fabric::new(seed);
-        let (target_node, host_node) = (fabric.node(), fabric.node());
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        target_node.add_device("target0", ip("10.0.0.1"));
-        host_node.add_device("host0", ip("10.0.0.2"));
-        let now = Instant::now();
-        let iobuf = IobufPool::new(IobufOptions {
-            small_pool_count: 1024,
-            large_pool_count: 64,
-            ..IobufOptions::default()
-        })
-        .unwrap();
-        let target = Target::new(TargetOptions::default());
         let options = RdmaOptions {
             no_srq,
             max_srq_depth: 64,
             half_open_timeout_ms: 3000,
             ..RdmaOptions::default()
         };
+        let iobuf = IobufOptions {
+            small_pool_count: 1024,
+            large_pool_count: 64,
+            ..IobufOptions::default()
+        };
+        let disk = Malloc::new(MallocOptions::new(BLOCK as u32, 1024)).unwrap();
+        Self::on(Fabric::new(seed), options, iobuf, disk)
+    }
+
+    pub(crate) fn on(
+        fabric: Fabric,
+        options: RdmaOptions,
+        iobuf: IobufOptions,
+        disk: Arc<dyn BlockDevice>,
+    ) -> Self {
+        let (target_node, host_node) = (fabric.node(), fabric.node());
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        target_node.add_device("target0", ip("10.0.0.1"));
+        host_node.add_device("host0", ip("10.0.0.2"));
+        let now = Instant::now();
+        let iobuf = IobufPool::new(iobuf).unwrap();
+        let target = Target::new(TargetOptions::default());
         let transport = Arc::new(RdmaTransport::new(options, target_node).unwrap());
         let shared: Arc<dyn Transport> = Arc::clone(&transport) as _;
         target.add_transport(shared).unwrap();
@@ -89,7 +112,6 @@ impl Served {
                 .add_listener(Arc::new(address), AnaState::Optimized)
                 .unwrap(),
         );
-        let disk = Malloc::new(MallocOptions::new(BLOCK as u32, 1024)).unwrap();
         let bdev = Bdev::new(BdevOptions::named("disk"), disk, now).unwrap();
         drop(
             subsystem
@@ -113,13 +135,17 @@ impl Served {
             group,
             iobuf,
             host_node,
+            shared_region: None,
+            around_poll: |_| (),
             now,
         }
     }
 
     pub(crate) fn turn(&mut self) {
         self.now += TICK;
+        (self.around_poll)(true);
         self.group.poll(self.now);
+        (self.around_poll)(false);
     }
 
     pub(crate) fn drain(&mut self) {
@@ -137,7 +163,8 @@ impl Served {
         let mut channel = self.host_node.cm_channel().unwrap();
         let peer: SocketAddr = "10.0.0.1:4420".parse().unwrap();
         let id = channel.resolve(0, None, peer, 1000).unwrap();
-        let mut host = Host::new(channel, id);
+        let region = self.shared_region.clone().unwrap_or_else(host_region);
+        let mut host = Host::new(channel, id, region);
         host.id.resolve_route(1000).unwrap();
         host.id.connect(param, private_data).unwrap();
         for _ in 0..PATIENCE {
@@ -188,6 +215,12 @@ impl Served {
 
     /// A whole association: its admin queue and one I/O queue.
     pub(crate) fn associate(&mut self) -> (Host, Host) {
+        let (admin, cntlid) = self.admin();
+        (admin, self.io_queue(1, 16, cntlid))
+    }
+
+    /// An admin queue of an enabled controller.
+    pub(crate) fn admin(&mut self) -> (Host, Cntlid) {
         let mut admin = self.connect(0, 32);
         let cntlid = self.fabrics_connect(&mut admin, 0, 31, Cntlid::DYNAMIC);
         let enable = PropertySet {
@@ -197,9 +230,14 @@ impl Served {
         };
         admin.send(&enable.to_sqe(Cid(2)), &[]);
         assert!(self.finish(&mut admin).status().is_success());
-        let mut io = self.connect(1, 16);
-        self.fabrics_connect(&mut io, 1, 15, cntlid);
-        (admin, io)
+        (admin, cntlid)
+    }
+
+    /// An I/O queue of a controller.
+    pub(crate) fn io_queue(&mut self, qid: u16, entries: u16, cntlid: Cntlid) -> Host {
+        let mut io = self.connect(qid, entries);
+        self.fabrics_connect(&mut io, qid, entries - 1, cntlid);
+        io
     }
 
     pub(crate) fn fabrics_connect(
@@ -245,16 +283,14 @@ pub(crate) const CAPSULES: usize = RESPONSES + 4096;
 pub(crate) const RECEIVES: u64 = 64;
 
 impl Host {
-    pub(crate) fn new(channel: Box<dyn CmChannel>, mut id: Box<dyn CmId>) -> Self {
+    pub(crate) fn new(
+        channel: Box<dyn CmChannel>,
+        mut id: Box<dyn CmId>,
+        region: Arc<Region>,
+    ) -> Self {
         let device = id.device().unwrap();
         let pd = device.alloc_pd().unwrap();
         let cq = device.create_cq(1024, None, 0).unwrap();
-        let region = Region::allocate(&RegionOptions {
-            len: 2 << 20,
-            backing: BackingPreference::Plain4K,
-            ..RegionOptions::default()
-        })
-        .unwrap();
         let mr = pd.reg_mr(&region, Access::REMOTE).unwrap();
         let qp = id
             .create_qp(&QpOptions {

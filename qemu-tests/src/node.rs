@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use program_tests::{KilledChild, POLL_INTERVAL, program};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::initramfs::{Archive, MODE_CONSOLE, MODE_DIRECTORY, MODE_FILE, MODE_LINK, MODE_PROGRAM};
@@ -308,7 +308,16 @@ impl Node {
     ///
     /// When QEMU does not answer, or with an error.
     pub fn qmp(&mut self, command: &str) -> Result<(), HarnessError> {
-        qemu::execute(&self.path("qmp"), command, &json!({})).map(drop)
+        self.qmp_with(command, &json!({}))
+    }
+
+    /// Runs a command of QEMU's machine protocol, such as `device_add`.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU does not answer, or with an error.
+    pub fn qmp_with(&mut self, command: &str, arguments: &Value) -> Result<(), HarnessError> {
+        qemu::execute(&self.path("qmp"), command, arguments).map(drop)
     }
 
     /// Waits until the machine has ended by itself: powered off or, as it runs with `-no-reboot`, reset.

@@ -1,6 +1,9 @@
 //! `adit-init` as process 1: it boots, prepares hardware, supervises and ends, whatever it is told.
 
+use std::time::{Duration, Instant};
+
 use qemu_tests::{Node, patience, skip_without_qemu};
+use serde_json::json;
 
 /// An IOMMU, and two drives with ports of their own, so that each is a group by itself.
 const DRIVES: &str = "-device intel-iommu,intremap=on,caching-mode=on \
@@ -112,6 +115,65 @@ fn a_node_prepares_its_hardware_and_keeps_its_services() {
     assert!(at("power off: asked for by the control socket") < at("aditd: ended with exit 0"));
     assert!(at("aditd: ended with exit 0") < at("probe: ended with"));
     assert!(at("probe: ended with") < at("power off: everything has ended"));
+}
+
+/// Goal: a drive that is plugged into a running node is given to vfio-pci as the configuration wants
+/// it and becomes the block device that waits for its serial number; another drive in that place
+/// does not. Method: hot plug over QMP, without a kernel driver for drives.
+#[test]
+fn a_drive_that_is_plugged_in_is_bound_and_taken_up_by_its_serial_number() {
+    if skip_without_qemu() {
+        return;
+    }
+    let mut node = Node::builder("plug")
+        .qemu(
+            "-device intel-iommu,intremap=on,caching-mode=on \
+             -device pcie-root-port,id=port1,chassis=1 \
+             -blockdev null-co,node-name=null1,size=67108864,read-zeroes=on",
+        )
+        .kernel("intel_iommu=on iommu=pt adit.machine.vfio=[{class='nvme'}]")
+        .boot()
+        .unwrap();
+    node.wait_until("test -e /run/adit/status/machine.json && aditctl node show")
+        .unwrap();
+    let plug = |node: &mut Node, serial: &str| {
+        let drive = json!({
+            "driver": "nvme", "id": "hot", "bus": "port1", "serial": serial, "drive": "null1"
+        });
+        // A drive that was pulled out is away a little after its slot is off.
+        let deadline = Instant::now() + patience(60);
+        while let Err(error) = node.qmp_with("device_add", &drive) {
+            assert!(Instant::now() < deadline, "{error:?}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    let waits = "aditctl bdev show hot | grep -q 'is it plugged in and bound to vfio-pci?'";
+    let bound = "ls /sys/bus/pci/drivers/vfio-pci | grep -q :";
+    node.run("aditctl bdev create nvme hot --serial HOT || true")
+        .unwrap();
+    node.run(waits).unwrap();
+
+    plug(&mut node, "OTHER");
+    node.wait_until(bound).unwrap();
+    node.wait_until("aditctl bdev show hot | grep -q 'none of the 1 drives'")
+        .unwrap();
+    node.qmp_with("device_del", &json!({"id": "hot"})).unwrap();
+    node.wait_until(&format!("! {bound}")).unwrap();
+    // The one that may come to this place next is another.
+    node.wait_until("! grep -q address /run/adit/claims.json")
+        .unwrap();
+
+    for _ in 0..2 {
+        plug(&mut node, "HOT");
+        node.wait_until("aditctl bdev show hot | grep -q running && aditctl bdev show hotn1")
+            .unwrap();
+        let log = node.run("/init logs aditd").unwrap();
+        assert!(log.contains("vfio-pci has a function"), "{log}");
+        node.qmp_with("device_del", &json!({"id": "hot"})).unwrap();
+        node.wait_until(waits).unwrap();
+    }
+    node.begin("/sbin/poweroff").unwrap();
+    node.wait_for_end(patience(120)).unwrap();
 }
 
 /// Goal: a wrong configuration and a clock at 1970 leave a node that is reached and says exactly what

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use machine::{
-    Action, Applied, Claim, Config, Facts, Host, Plan, Refusal, Root, Verification, apply,
-    claim_of, plan, verify,
+    Action, Applied, Claim, Config, Facts, Host, PciDevice, Plan, Reason, Refusal, Root,
+    Verification, apply, claim_of, plan, verify,
 };
 
 use crate::status::{State, Status, write_whole};
@@ -23,7 +23,12 @@ pub(crate) const CLAIMS_FILE: &str = "/run/adit/claims.json";
 pub(crate) const STATUS_FILE: &str = "/run/adit/status/machine.json";
 /// How long an effect may take, such as `/dev/vfio/N`.
 const EFFECT_WAIT: Duration = Duration::from_secs(5);
+/// How long the kernel's driver may take until it shows the serial number of a drive that was just
+/// plugged in. A drive that takes longer is looked at with the next event.
+const SERIAL_WAIT: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// The kernel's driver for drives.
+const NVME_DRIVER: &str = "nvme";
 /// A device that is busy at first is tried again; after these it is told.
 const TRIES: usize = 3;
 
@@ -44,9 +49,9 @@ pub(crate) fn run() -> Result<(), String> {
         write_whole(Path::new(CLAIMS_FILE), &bytes)
     };
     let start = Instant::now();
-    let mut wait = |since: Duration| {
+    let mut wait = |since: Duration, limit: Duration| {
         std::thread::sleep(LOOK_AGAIN);
-        start.elapsed().saturating_sub(since) < EFFECT_WAIT
+        start.elapsed().saturating_sub(since) < limit
     };
     let mut clock = || start.elapsed();
     let mut patience = Patience {
@@ -63,10 +68,10 @@ pub(crate) fn run() -> Result<(), String> {
 }
 
 /// How long to ask again: `wait` sleeps a little and says whether there is time left since a moment
-/// of `now`.
+/// of `now`, out of a limit.
 pub(crate) struct Patience<'a> {
     pub(crate) now: &'a mut dyn FnMut() -> Duration,
-    pub(crate) wait: &'a mut dyn FnMut(Duration) -> bool,
+    pub(crate) wait: &'a mut dyn FnMut(Duration, Duration) -> bool,
 }
 
 type Save<'a> = &'a mut dyn FnMut(&[Claim]) -> io::Result<()>;
@@ -80,13 +85,18 @@ pub(crate) fn prepare(
     patience: &mut Patience<'_>,
 ) -> Result<Vec<Status>, String> {
     config.claims = claims;
-    let facts = Facts::read(host).map_err(|error| with_source(&error))?;
+    let mut done = Vec::new();
+    let mut facts = read(host)?;
+    let since = (patience.now)();
+    while waits_for_a_serial(&facts, &config) && (patience.wait)(since, SERIAL_WAIT) {
+        facts = read(host)?;
+    }
+    done.extend(forget_the_gone(&facts, &mut config.claims, save));
     let Plan {
         actions,
         refusals,
         notes,
     } = plan(&facts, &config);
-    let mut done = Vec::new();
     for action in &actions {
         done.push(carry_out(host, action, &mut config.claims, save, patience));
     }
@@ -98,6 +108,42 @@ pub(crate) fn prepare(
         done.push(Status::new("machine", State::Ok, text));
     }
     Ok(done)
+}
+
+fn read(host: &dyn Host) -> Result<Facts, String> {
+    Facts::read(host).map_err(|error| with_source(&error))
+}
+
+/// Whether a rule for a serial number cannot be followed yet, and the kernel's driver is about to
+/// show one. No event tells of that moment, and a look at every event of that driver would follow
+/// each failed try to take a drive from it with another one, for ever.
+fn waits_for_a_serial(facts: &Facts, config: &Config) -> bool {
+    let comes_up = |device: &PciDevice| {
+        let shown = device.nvme.as_ref().map(|nvme| nvme.serial.as_str());
+        device.driver.as_deref() == Some(NVME_DRIVER) && shown.unwrap_or_default().is_empty()
+    };
+    let is_unclear =
+        |reason: &Reason| matches!(reason, Reason::SerialNotShown(_) | Reason::ExceptUnclear(_));
+    facts.pci.iter().any(comes_up) && {
+        let mut refusals = plan(facts, config).refusals.into_iter();
+        refusals.any(|refusal| refusal.reasons.iter().any(is_unclear))
+    }
+}
+
+/// Claims on functions that were pulled out: what is plugged in there later is another one.
+fn forget_the_gone(facts: &Facts, claims: &mut Vec<Claim>, save: Save<'_>) -> Option<Status> {
+    if facts.pci.is_empty() {
+        // The bus could not be read; that says nothing of what is on it.
+        return None;
+    }
+    let before = claims.len();
+    claims.retain(|claim| facts.device(claim.address).is_some());
+    if claims.len() == before {
+        return None;
+    }
+    let error = save(claims).err()?;
+    let text = format!("{CLAIMS_FILE} names devices that are gone, and cannot be written: {error}");
+    Some(Status::new("claims", State::Degraded, text))
 }
 
 fn refused(refusal: &Refusal) -> Status {
@@ -118,12 +164,15 @@ fn carry_out(
 ) -> Status {
     let name = action.to_string();
     // Remembered first: a device that was taken and forgotten could never be given back.
+    // A claim that is there already may be that of another drive, which was in this place before.
     if let Some(claim) = claim_of(action)
-        && claims.iter().all(|each| each.address != claim.address)
+        && !claims.contains(&claim)
     {
+        let before = claims.clone();
+        claims.retain(|each| each.address != claim.address);
         claims.push(claim);
         if let Err(error) = save(claims) {
-            claims.pop();
+            *claims = before;
             let text = format!("it is not taken: {CLAIMS_FILE} cannot be written: {error}");
             return Status::new(name, State::Failed, text);
         }
@@ -133,7 +182,7 @@ fn carry_out(
         if result.is_ok() || !matches!(action, Action::Bind { .. }) {
             break;
         }
-        (patience.wait)((patience.now)());
+        (patience.wait)((patience.now)(), EFFECT_WAIT);
         result = apply(action, host);
     }
     let status = match result {
@@ -149,7 +198,7 @@ fn carry_out(
             Verification::Verified => break,
             Verification::Failed(text) => return Status::new(status.name, State::Failed, text),
             Verification::NotYet(text) => {
-                if !(patience.wait)(since) {
+                if !(patience.wait)(since, EFFECT_WAIT) {
                     return Status::new(status.name, State::Failed, text);
                 }
             }

@@ -40,5 +40,4 @@ pub mod status;
 pub mod supervisor;
 mod system;
 mod tunables;
-mod uevent;
 mod watchdog;

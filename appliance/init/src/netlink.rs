@@ -37,6 +37,11 @@ impl Netlink {
         Ok(())
     }
 
+    /// Listens to the kernel's events of devices.
+    pub(crate) fn uevents() -> io::Result<Self> {
+        Self::open(SockProtocol::NetlinkKObjectUEvent, machine::UEVENT_GROUPS)
+    }
+
     pub(crate) fn send(&self, message: &[u8]) -> io::Result<()> {
         send(self.fd.as_raw_fd(), message, MsgFlags::empty())?;
         Ok(())

@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use machine::Uevent;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -34,7 +35,7 @@ use crate::status::{Board, Status};
 use crate::supervisor::{Exit, Order, Supervisor};
 use crate::system::Kernel;
 use crate::watchdog::{Meal, Watchdog};
-use crate::{acpi, hardware, uevent};
+use crate::{acpi, hardware};
 
 /// The loop turns at least this often, in ms.
 const TURN_MS_MAX: u64 = 1000;
@@ -304,7 +305,7 @@ impl Init {
         let mut changed = false;
         if let Some(uevents) = &self.uevents {
             changed = uevents.receive(&mut |bytes| {
-                changed |= uevent::parse(bytes).is_some_and(|event| event.changes_the_hardware());
+                changed |= Uevent::parse(bytes).is_some_and(|event| event.changes_the_plan());
             }) || changed;
         }
         if changed && self.shutdown.is_none() {

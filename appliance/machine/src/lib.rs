@@ -10,6 +10,7 @@
 //!   An action that is already so is left alone, so a plan may be applied again at any time.
 //! - [`verify`]: whether an action has taken effect. Some effects come late (`/dev/vfio/N`): the
 //!   caller asks again, for as long as it cares to.
+//! - [`Uevent`]: what the kernel tells of a device; whether it asks for another look.
 //!
 //! What it is not: it loads no modules, makes no device nodes, drives no device, and keeps nothing
 //! between calls. What a caller must remember to give a device back is a [`Claim`]; [`claim_of`]
@@ -32,6 +33,7 @@ mod error;
 mod facts;
 mod host;
 mod plan;
+mod uevent;
 
 pub use crate::address::{PciAddress, PciAddressError};
 pub use crate::apply::{Applied, Verification, apply, verify};
@@ -46,6 +48,7 @@ pub use crate::facts::{
 };
 pub use crate::host::{Host, Root};
 pub use crate::plan::{Action, Plan, Reason, Refusal, Subject, claim_of, plan};
+pub use crate::uevent::{UEVENT_GROUPS, Uevent};
 
 /// The driver that hands a PCI function to user space.
 pub const VFIO_DRIVER: &str = "vfio-pci";

@@ -24,6 +24,9 @@ const FIRMWARE_MAX: u64 = 1 << 20;
 /// Blocks of the largest namespace that can be created.
 const BLOCKS_MAX: u64 = 1 << 20;
 
+/// NPSS: the emulated drive has three power states.
+const POWER_STATE_LAST: u8 = 2;
+
 impl Emu {
     /// Runs one admin command.
     pub(crate) fn admin(&mut self, sqe: &Sqe) -> Outcome {
@@ -141,8 +144,12 @@ impl Emu {
             cqes: 0x44,
             nn: U32::new(NAMESPACES_MAX),
             oncs: U16::new(commands),
+            fna: u8::from(options.formats_all_namespaces),
+            npss: POWER_STATE_LAST,
             ..IdentifyController::default()
         };
+        // The last one is non-operational.
+        data.psd[usize::from(POWER_STATE_LAST)].flags = 1 << 1;
         if options.volatile_write_cache {
             data.vwc = vwc::PRESENT | vwc::FLUSH_ALL;
         }
@@ -253,7 +260,13 @@ impl Emu {
                 self.features.insert(sqe.fid(), sqe.cdw11());
                 Ok(0)
             }
-            fid::ASYNC_EVENT_CONFIG | fid::ARBITRATION | fid::INTERRUPT_COALESCING => {
+            fid::POWER_MANAGEMENT if sqe.cdw11() & 0x1f > u32::from(POWER_STATE_LAST) => {
+                Err(Status::INVALID_FIELD.with_dnr(true))
+            }
+            fid::ASYNC_EVENT_CONFIG
+            | fid::ARBITRATION
+            | fid::INTERRUPT_COALESCING
+            | fid::POWER_MANAGEMENT => {
                 self.features.insert(sqe.fid(), sqe.cdw11());
                 Ok(0)
             }
@@ -267,9 +280,10 @@ impl Emu {
             fid::VOLATILE_WRITE_CACHE if self.options.volatile_write_cache => {
                 Ok(self.features.get(&sqe.fid()).copied().unwrap_or(1))
             }
-            fid::ASYNC_EVENT_CONFIG | fid::ARBITRATION | fid::INTERRUPT_COALESCING => {
-                Ok(self.features.get(&sqe.fid()).copied().unwrap_or(0))
-            }
+            fid::ASYNC_EVENT_CONFIG
+            | fid::ARBITRATION
+            | fid::INTERRUPT_COALESCING
+            | fid::POWER_MANAGEMENT => Ok(self.features.get(&sqe.fid()).copied().unwrap_or(0)),
             _ => Err(Status::INVALID_FIELD.with_dnr(true)),
         }
     }
@@ -289,9 +303,10 @@ impl Emu {
         if !nsid.is_all() && !self.namespaces.contains_key(&nsid.0) {
             return Err(Status::INVALID_NAMESPACE_OR_FORMAT.with_dnr(true));
         }
+        let all = nsid.is_all() || self.options.formats_all_namespaces;
         let mut changed = Vec::new();
         for (id, namespace) in &mut self.namespaces {
-            if nsid.is_all() || nsid.0 == *id {
+            if all || nsid.0 == *id {
                 let media = &namespace.media;
                 let bytes = media.block_count() * media.block_size() as u64;
                 let blocks = (bytes / u64::from(block_size)).max(1);

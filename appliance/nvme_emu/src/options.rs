@@ -40,6 +40,8 @@ pub struct EmuOptions {
     pub shadow_doorbells: bool,
     /// Compare, Verify, Dataset Management and Write Zeroes are supported.
     pub optional_commands: bool,
+    /// A format of one namespace is one of all (FNA bit 0).
+    pub formats_all_namespaces: bool,
     /// Commands taken from each queue per step.
     pub burst: u32,
     /// Interrupt vectors.
@@ -66,6 +68,7 @@ impl Default for EmuOptions {
             sgl: false,
             shadow_doorbells: false,
             optional_commands: true,
+            formats_all_namespaces: false,
             burst: 64,
             vectors: 9,
         }

@@ -171,6 +171,11 @@ impl Control {
         }
     }
 
+    /// Has [`Control::run`] try what is pending now: something of what it waits for may have come.
+    pub fn try_pending(&self) {
+        self.retry.notify_one();
+    }
+
     /// Reads the state. Short: changes wait meanwhile.
     pub fn read<T>(&self, read: impl FnOnce(View<'_>) -> T) -> T {
         let inner = self.lock();

@@ -10,7 +10,9 @@ use crate::error::ControlError;
 use crate::fake_pool::FakePool;
 use crate::model::{Edit, Key};
 use crate::pool::{Attach, Pool, Work};
-use crate::runtime::{Facts, Prepared, Preparing, Runtime, RuntimeError, Settled, at_once};
+use crate::runtime::{
+    Facts, Formatting, Prepared, Preparing, Runtime, RuntimeError, Settled, at_once,
+};
 
 #[derive(Debug, Default)]
 pub(crate) struct FakeRuntime(Mutex<Memory>);
@@ -25,6 +27,10 @@ pub(crate) struct Memory {
     pub(crate) refused: BTreeSet<String>,
     /// Pools on block devices, by the name of the device: they survive export and import.
     pub(crate) on_device: BTreeMap<String, Arc<FakePool>>,
+    /// Drives that are in place, by their names.
+    pub(crate) drives: BTreeMap<String, v1::NvmeDrive>,
+    /// Formats that were asked for.
+    pub(crate) formats: Vec<v1::FormatDriveRequest>,
     /// Pools that are in place, by their names.
     pub(crate) open: BTreeMap<String, Arc<FakePool>>,
 }
@@ -157,7 +163,15 @@ impl Runtime for FakeRuntime {
         Facts::default()
     }
     fn describe_transport(&self, _: &mut v1::Transport) {}
-    fn describe_bdev(&self, _: &mut v1::Bdev) {}
+    fn describe_bdev(&self, bdev: &mut v1::Bdev) {
+        let name = bdev.spec.as_ref().map(|spec| spec.name.clone());
+        bdev.nvme = self.memory().drives.get(&name.unwrap_or_default()).cloned();
+    }
+    fn format_drive(&self, request: &v1::FormatDriveRequest) -> Result<Formatting, RuntimeError> {
+        self.check("format")?;
+        self.memory().formats.push(request.clone());
+        Ok(Box::pin(std::future::ready(self.check("formatting"))))
+    }
     fn describe_subsystem(&self, _: &mut v1::Subsystem) {}
     fn describe_namespace(&self, _: &mut v1::Namespace) {}
     fn describe_listener(&self, _: &mut v1::Listener) {}

@@ -255,8 +255,9 @@ impl Plan {
         cluster_size: Option<u64>,
         force: bool,
     ) -> Result<(lvol::Pool, PoolWorker), LvolError> {
+        let suited = CreateOptions::cluster_size_for(&self.base.geometry());
         let create = CreateOptions {
-            cluster_size: cluster_size.unwrap_or(CreateOptions::CLUSTER_SIZE_DEFAULT),
+            cluster_size: cluster_size.unwrap_or(suited),
             force,
             ..CreateOptions::named(&self.name)
         };

@@ -29,7 +29,7 @@ use crate::pool::PoolEvent;
 use crate::reservations::{self, Reservations};
 use crate::serve::{Bound, ServeError, bind};
 use crate::services::Services;
-use crate::{config, metrics};
+use crate::{config, hot_plug, metrics};
 
 /// Name of the store in the state directory.
 const STORE: &str = "state.redb";
@@ -185,6 +185,7 @@ async fn serve(
     let mut others = JoinSet::new();
     let retrying = control.clone();
     others.spawn(async move { retrying.run().await });
+    others.spawn(hot_plug::run(control.clone()));
     if let Some(lost) = runtime.take_lost_drives() {
         others.spawn(take_lost_drives(control.clone(), lost));
     }

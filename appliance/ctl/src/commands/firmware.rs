@@ -173,7 +173,7 @@ fn check_table(report: &Report) -> String {
 fn totals(report: &Report) -> String {
     let totals = report.totals;
     format!(
-        "{}: {} as wanted, {} not, {} not readable, {} without anything that has them\n",
+        "{}: {} as wanted, {} not, {} not readable, {} that nothing here has\n",
         report.profile, totals.ok, totals.differs, totals.unreadable, totals.not_applicable
     )
 }

@@ -94,7 +94,8 @@ pub(crate) enum PoolVerb {
         name: String,
         /// Name or UUID of the block device
         bdev: String,
-        /// Size of a cluster, a power of two from 64KiB to 32MiB [default: 1MiB]
+        /// Size of a cluster, a power of two from 64KiB to 32MiB [default: 1MiB, more on drives that write in
+        /// units above 4KiB]
         #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
         cluster_size: Option<u64>,
         /// Overwrite what is on the device

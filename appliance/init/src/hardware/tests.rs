@@ -25,7 +25,7 @@ fn prepared(
     let mut saved = Vec::new();
     let look = Cell::new(0);
     let mut now = || Duration::ZERO;
-    let mut wait = |_| {
+    let mut wait = |_, _| {
         look.set(look.get() + 1);
         each_look(look.get());
         look.get() < looks
@@ -109,7 +109,7 @@ fn a_drive_whose_claim_cannot_be_remembered_is_left_alone() {
     let host = FakeHost::new();
     host.nvme(1, 1);
     let mut save = |_: &[Claim]| Err(io::Error::from_raw_os_error(libc::ENOSPC));
-    let (mut now, mut wait) = (|| Duration::ZERO, |_| false);
+    let (mut now, mut wait) = (|| Duration::ZERO, |_, _| false);
     let mut patience = Patience {
         now: &mut now,
         wait: &mut wait,
@@ -144,4 +144,75 @@ fn what_nobody_asks_for_any_more_is_given_back_and_forgotten() {
     );
     assert_eq!(saved.last(), Some(&Vec::new()));
     assert_eq!(host.driver_of("0000:01:00.0").as_deref(), Some("nvme"));
+}
+
+/// Files of the controller that the kernel's driver shows once it has asked the drive.
+const SERIAL_OF_1: &str = "sys/devices/pci0000:00/0000:00:01.0/0000:01:00.0/nvme/nvme1/serial";
+
+fn drive(serial: &str) -> Config {
+    Config {
+        vfio: vec![Selector::Serial(serial.to_owned())],
+        ..Config::default()
+    }
+}
+
+#[test]
+fn a_drive_named_by_its_serial_number_is_waited_for_while_it_comes_up() {
+    let host = FakeHost::new();
+    host.nvme(1, 1);
+    host.remove(SERIAL_OF_1);
+    let (_, done) = prepared(&host, drive("S1"), Vec::new(), 100, &|look| {
+        if look == 5 {
+            host.file(SERIAL_OF_1, "S1  \n");
+        }
+    });
+    assert!(!done.iter().any(Status::is_wrong), "{done:#?}");
+    assert_eq!(host.driver_of("0000:01:00.0").as_deref(), Some("vfio-pci"));
+
+    // One that never tells it is told, after a while.
+    let host = FakeHost::new();
+    host.nvme(1, 1);
+    host.remove(SERIAL_OF_1);
+    let looks = Cell::new(0);
+    let (_, done) = prepared(&host, drive("S1"), Vec::new(), 50, &|look| looks.set(look));
+    assert!(done.iter().any(Status::is_wrong), "{done:#?}");
+    assert_eq!(looks.get(), 50);
+
+    // Without a driver it will not tell: nothing is waited for. Nor is it when nothing asks.
+    host.remove("sys/bus/pci/devices/0000:01:00.0/driver");
+    looks.set(0);
+    prepared(&host, drive("S1"), Vec::new(), 50, &|look| looks.set(look));
+    assert_eq!(looks.get(), 0);
+    let other = FakeHost::new();
+    other.nvme(1, 1);
+    other.remove(SERIAL_OF_1);
+    prepared(&other, Config::default(), Vec::new(), 50, &|look| {
+        looks.set(look);
+    });
+    assert_eq!(looks.get(), 0);
+}
+
+#[test]
+fn a_drive_that_is_pulled_out_is_forgotten_and_another_in_its_place_is_another() {
+    let host = FakeHost::new();
+    let folder = host.nvme(1, 1);
+    let (saved, _) = prepared(&host, drives(), Vec::new(), 1, &|_| {});
+    let claims = saved.last().unwrap().clone();
+    assert_eq!(claims[0].known_as, [Selector::Serial("S1".to_owned())]);
+
+    // Pulled out, and looked at.
+    host.remove("sys/bus/pci/devices/0000:01:00.0");
+    host.remove(&folder);
+    let (saved, done) = prepared(&host, drives(), claims.clone(), 1, &|_| {});
+    assert!(!done.iter().any(Status::is_wrong), "{done:#?}");
+    assert_eq!(saved, [Vec::new()]);
+
+    // Another was plugged in before anybody looked.
+    host.nvme(1, 1);
+    host.file(SERIAL_OF_1, "OTHER\n");
+    let (saved, done) = prepared(&host, drives(), claims, 1, &|_| {});
+    assert!(!done.iter().any(Status::is_wrong), "{done:#?}");
+    let claims = saved.last().unwrap();
+    assert_eq!(claims.len(), 1);
+    assert_eq!(claims[0].known_as, [Selector::Serial("OTHER".to_owned())]);
 }

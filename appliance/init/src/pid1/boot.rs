@@ -18,7 +18,6 @@ use crate::system::System;
 use crate::watchdog::Watchdog;
 use crate::{
     acpi, clock, control, crash, entropy, hardware, identity, mounts, netlink, service, tunables,
-    uevent,
 };
 
 /// What the image says of itself.
@@ -232,7 +231,7 @@ impl Init {
             }
             Err(error) => opened("control", Some(error), "only signals reach init"),
         }
-        match uevent::listen() {
+        match netlink::Netlink::uevents() {
             Ok(uevents) => {
                 self.uevents = Some(uevents);
                 opened("uevents", None, "");

@@ -10,7 +10,7 @@ use thiserror::Error;
 /// Words of a bitmap of granules.
 pub(super) const WORDS: usize = 4;
 /// Most granules that a cluster has.
-const GRANULES_MAX: u64 = 256;
+pub(crate) const GRANULES_MAX: u64 = 256;
 /// Smallest granule, bytes.
 const GRANULE_MIN: u64 = 4096;
 

@@ -9,6 +9,7 @@ mod slot;
 
 pub use epoch::{Epoch, EpochChannel, Grace};
 pub use gate::{Gate, GateSide};
+pub(crate) use granule::GRANULES_MAX;
 pub use granule::{
     ClusterSpan, Granularity, GranularityError, GranuleRange, GranuleRuns, Granules, PartialGranule,
 };

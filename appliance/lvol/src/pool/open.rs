@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Waker;
 
-use block::Bdev;
+use block::{Bdev, Geometry};
 use metastore::pool::{PoolStore, PoolStoreOptions, Table};
 use uuid::Uuid;
 
@@ -22,7 +22,7 @@ use crate::format::{
     PROBE_TAIL_BYTES, PoolRecord, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock,
     parse_layer_key, parse_operation_key, parse_piece_key, piece_key, probe,
 };
-use crate::map::Granularity;
+use crate::map::{GRANULES_MAX, Granularity};
 
 /// Largest device of a pool, bytes.
 pub const POOL_BYTES_MAX: u64 = 64 << 40;
@@ -45,6 +45,25 @@ pub struct CreateOptions {
 impl CreateOptions {
     /// Bytes of a cluster when nothing else is said.
     pub const CLUSTER_SIZE_DEFAULT: u64 = 1 << 20;
+
+    /// Bytes of a cluster that suit a device when nothing else is said: the default, or more where the
+    /// device writes in larger units (NVMe NPWG, the indirection unit of large drives). A granule, 1/256
+    /// of a cluster, is such a unit then, and no first write makes the drive read. Units that are no
+    /// power of two, or so large that the device would have few clusters, change nothing.
+    #[must_use]
+    pub fn cluster_size_for(device: &Geometry) -> u64 {
+        const CLUSTERS_MIN: u64 = 4096;
+        let unit = u64::from(device.write_granularity_blocks) * u64::from(device.block_size);
+        let wanted = unit.saturating_mul(GRANULES_MAX);
+        let suits = wanted.is_power_of_two()
+            && Granularity::new(wanted).is_ok()
+            && device.len_bytes() / wanted.max(1) >= CLUSTERS_MIN;
+        if suits {
+            wanted.max(Self::CLUSTER_SIZE_DEFAULT)
+        } else {
+            Self::CLUSTER_SIZE_DEFAULT
+        }
+    }
 
     /// A pool of this name with the defaults.
     #[must_use]

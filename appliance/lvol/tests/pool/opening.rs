@@ -1,7 +1,7 @@
 //! What opening a pool reads, and what damage to one volume's records costs the others.
 
-use block::{Io, IoError, Op};
-use lvol::LvolError;
+use block::{Geometry, Io, IoError, Op};
+use lvol::{CreateOptions, LvolError};
 
 use crate::rig::{End, Rig, drive};
 
@@ -139,4 +139,22 @@ fn a_device_that_fails_in_a_commit_stops_the_pool_and_loses_nothing_flushed() {
     let mut rig = Rig::open_image(rig.drive.cut(0), 2).unwrap();
     let mut channel = rig.channel("v");
     assert_eq!(rig.read(&mut channel, 0, 4096), vec![5; 4096]);
+}
+
+#[test]
+fn clusters_suit_the_unit_of_the_drive() {
+    let suited = |unit_blocks: u32, gib: u64| {
+        let device = Geometry {
+            write_granularity_blocks: unit_blocks,
+            ..Geometry::new(4096, gib << 18)
+        };
+        CreateOptions::cluster_size_for(&device) >> 20
+    };
+    for (unit_blocks, mib) in [(0, 1), (1, 1), (2, 2), (4, 4), (16, 16), (32, 32)] {
+        assert_eq!(suited(unit_blocks, 1024), mib, "{unit_blocks} blocks");
+    }
+    assert_eq!(suited(3, 1024), 1, "no power of two");
+    assert_eq!(suited(64, 1024), 1, "no cluster is so large");
+    assert_eq!(suited(16, 32), 1, "a small drive");
+    assert_eq!(suited(u32::MAX, 1024), 1);
 }

@@ -25,7 +25,9 @@ const TURNS_MAX: u32 = 200_000;
 
 /// What runs while the worker waits for the drive: what another thread might do just then.
 #[derive(Clone, Default)]
-pub(crate) struct Hook(Rc<RefCell<Option<Box<dyn FnMut()>>>>);
+pub(crate) struct Hook(Rc<RefCell<Option<Action>>>);
+
+type Action = Box<dyn FnMut()>;
 
 impl Hook {
     pub(crate) fn set(&self, hook: impl FnMut() + 'static) {

@@ -2,7 +2,7 @@
 
 use block::{BlockDevice, Io, IoError, Op};
 use nvme_driver::{AdminData, AdminRequest, ControllerOptions, Event, NvmeError};
-use nvme_emu::{EmuOptions, Fault, FaultKind};
+use nvme_emu::{EmuOptions, Fault, FaultKind, NamespaceOptions};
 use nvme_spec::feature::fid;
 use nvme_spec::identify::IdentifyNamespace;
 use nvme_spec::log::SmartLog;
@@ -32,6 +32,33 @@ fn a_format_gives_a_new_device_and_needs_closed_channels() {
     let payload = host.buffer(4096, 3);
     let io = Io::with_payload(Op::Write { fua: false }, 0, 1, payload, 1);
     host.run(&mut *channel, io).0.unwrap();
+}
+
+#[test]
+fn a_format_that_concerns_all_namespaces_needs_all_of_them_closed() {
+    let namespace = NamespaceOptions {
+        block_size: 512,
+        block_count: 4096,
+    };
+    let emu = EmuOptions {
+        formats_all_namespaces: true,
+        namespaces: vec![namespace; 2],
+        ..EmuOptions::default()
+    };
+    let mut host = Host::running(emu, driver_options());
+    let channel = host.open();
+    // The first is open; it is the second that is to be formatted.
+    let format = AdminRequest::format(Nsid(2), 1, secure_erase::NONE);
+    let refusal = host.admin(&format).unwrap_err();
+    assert!(matches!(refusal, NvmeError::InUse { .. }), "{refusal}");
+    drop(channel);
+    let all = |host: &Host, block_size: u32| {
+        let mut all = host.controller.namespaces();
+        all.all(|each| each.geometry().block_size == block_size && !each.is_gone())
+    };
+    host.until("all are in use again", |host| all(host, 512));
+    host.admin(&format).unwrap();
+    host.until("both are new devices", |host| all(host, 4096));
 }
 
 #[test]

@@ -12,6 +12,13 @@ use crate::error::ControlError;
 /// Kinds that can be created.
 pub(crate) const KINDS: [&str; 6] = ["malloc", "null", "file", "nvme", "error", "delay"];
 
+/// Fields of a drive that can be changed.
+pub(super) const DRIVE_FEATURES: [&str; 3] = [
+    "nvme.power_state",
+    "nvme.write_cache",
+    "nvme.arbitration_burst",
+];
+
 /// Layers on one device. A tower of them is a mistake.
 const LAYERS_MAX: usize = 8;
 const RULES_MAX: usize = 64;
@@ -154,11 +161,7 @@ impl Transaction<'_> {
                 "delay.avg_write_latency_us",
                 "delay.p99_write_latency_us",
             ],
-            Some(Kind::Nvme(_)) => &[
-                "nvme.power_state",
-                "nvme.write_cache",
-                "nvme.arbitration_burst",
-            ],
+            Some(Kind::Nvme(_)) => &DRIVE_FEATURES,
             _ => &["qos"],
         };
         let what = || format!("bdev {:?}", there.spec.name);
@@ -342,6 +345,14 @@ impl Transaction<'_> {
                 .get_or_insert_with(|| there.spec.uuid().to_owned());
             if spec.qos.is_none() {
                 spec.qos = there.spec.qos;
+            }
+            if let (Some(Kind::Nvme(spec)), Some(Kind::Nvme(there))) =
+                (&mut spec.kind, &there.spec.kind)
+            {
+                // Set meanwhile, or left as the drive has them: both are no difference.
+                spec.power_state = spec.power_state.or(there.power_state);
+                spec.write_cache = spec.write_cache.or(there.write_cache);
+                spec.arbitration_burst = spec.arbitration_burst.or(there.arbitration_burst);
             }
         }
         let uuid = spec

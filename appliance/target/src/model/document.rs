@@ -9,7 +9,7 @@ use api::v1::{
 };
 
 use super::bdevs::split_drive_namespace;
-use super::bdevs::{base_of, size_of};
+use super::bdevs::{DRIVE_FEATURES, base_of, size_of};
 use super::pools::split_volume;
 use super::subsystems::normalise_address;
 use super::{Edit, Key, Model, Object, Transaction};
@@ -145,6 +145,7 @@ impl Transaction<'_> {
         let fixed: Vec<_> = changed
             .iter()
             .filter(|d| !["qos", "error.rules"].contains(&d.field.as_str()))
+            .filter(|d| !DRIVE_FEATURES.contains(&d.field.as_str()))
             .filter(|d| !d.field.starts_with("qos.") && !d.field.contains("_latency_us"))
             .cloned()
             .collect();

@@ -459,6 +459,10 @@ impl Drive {
     /// Deletes the block devices: all of them, or none.
     fn unregister(&self) -> Result<(), RuntimeError> {
         let mut state = self.lock();
+        if !state.formatting.is_empty() {
+            let problem = "a namespace of it is being formatted; wait for its end";
+            return Err(RuntimeError::Refused(format!("{}: {problem}", self.name)));
+        }
         let registry = self.plane.registry();
         for registered in state.namespaces.values() {
             let bdev = &registered.bdev;
@@ -515,7 +519,9 @@ impl Drive {
         let Some(handle) = handle else {
             return refuse("the drive is not in place".to_owned());
         };
-        let features = handle.report().features.unwrap_or_default();
+        let Some(features) = handle.report().features else {
+            return refuse("the drive was not asked yet whether it can: try again".to_owned());
+        };
         if !features.can_format {
             return refuse("the drive does not know the command".to_owned());
         }

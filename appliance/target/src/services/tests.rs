@@ -17,6 +17,8 @@ use crate::control::About;
 use crate::fake_runtime::FakeRuntime;
 use crate::model::{Limits, Model};
 
+mod drives;
+
 const NQN: &str = "nqn.2026-11.io.adit:p:v";
 
 /// Services over the state in a directory.

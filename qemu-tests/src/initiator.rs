@@ -1,4 +1,4 @@
-//! A guest as an NVMe/TCP host: what every test does with nvme-cli and the kernel's initiator.
+//! A guest as an NVMe host over TCP or RDMA: what every test does with nvme-cli and the kernel's initiator.
 
 use std::time::Duration;
 
@@ -27,8 +27,25 @@ impl Guest {
         port: u16,
         options: &str,
     ) -> Result<Controller, HarnessError> {
+        self.nvme_connect_at("tcp", HOST_ADDRESS, port, nqn, options)
+    }
+
+    /// As [`Guest::nvme_connect`], over any transport and to any address: a target in the guest
+    /// itself has one of the guest's.
+    ///
+    /// # Errors
+    ///
+    /// When `nvme connect` fails; the message has the kernel's last words.
+    pub fn nvme_connect_at(
+        &mut self,
+        transport: &str,
+        address: &str,
+        port: u16,
+        nqn: &str,
+        options: &str,
+    ) -> Result<Controller, HarnessError> {
         let script = format!(
-            "nvme connect --transport tcp --traddr {HOST_ADDRESS} --trsvcid {port} --nqn {nqn} \
+            "nvme connect --transport {transport} --traddr {address} --trsvcid {port} --nqn {nqn} \
              --reconnect-delay 1 --ctrl-loss-tmo -1 {options} --output-format json ||\n\
              {{ status=$?; dmesg | tail -n 5 >&2; exit $status; }}"
         );

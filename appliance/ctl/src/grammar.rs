@@ -4,6 +4,7 @@ mod bdevs;
 mod firmware;
 mod nodes;
 mod pools;
+mod transports;
 mod values;
 
 use std::path::PathBuf;
@@ -15,7 +16,8 @@ pub(crate) use self::bdevs::*;
 pub(crate) use self::firmware::*;
 pub(crate) use self::nodes::{ConfigVerb, ContextVerb, MachineVerb, NodeVerb, PkiVerb, TimeVerb};
 pub(crate) use self::pools::*;
-use self::values::{ana_state, bytes_u32, milliseconds, milliseconds_u32};
+pub(crate) use self::transports::*;
+use self::values::{ana_state, bytes_u32, milliseconds};
 
 /// Manage an Adit node.
 ///
@@ -205,7 +207,7 @@ pub(crate) enum Noun {
 
 #[derive(Debug, Args)]
 pub(crate) struct Perf {
-    /// tcp://ADDRESS:PORT/NQN
+    /// tcp://ADDRESS:PORT/NQN or rdma://ADDRESS:PORT/NQN
     pub(crate) subsystem: String,
     /// randread, randwrite, randrw, read, write or rw
     #[arg(long, default_value = "randread")]
@@ -281,7 +283,7 @@ pub(crate) enum TransportVerb {
     List,
     /// Show one
     Show {
-        /// Its type: tcp
+        /// Its type: tcp or rdma
         #[arg(default_value = "tcp")]
         trtype: String,
     },
@@ -292,78 +294,11 @@ pub(crate) enum TransportVerb {
     },
     /// Delete one; no listener may use it
     Delete {
-        /// Its type: tcp
+        /// Its type: tcp or rdma
         trtype: String,
         #[command(flatten)]
         expected: Expected,
     },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum TransportKind {
-    /// NVMe/TCP
-    Tcp(Box<TcpTransport>),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct TcpTransport {
-    /// Entries of an I/O queue [default: 128]
-    #[arg(long)]
-    pub(crate) max_queue_depth: Option<u32>,
-    /// I/O queue pairs of a controller [default: 127]
-    #[arg(long)]
-    pub(crate) max_io_qpairs_per_ctrlr: Option<u32>,
-    /// Data in a write capsule [default: 8KiB; SPDK: 4KiB, which costs a round trip at 8 KiB]
-    #[arg(long, value_name = "SIZE", value_parser = bytes_u32)]
-    pub(crate) in_capsule_data_size: Option<u32>,
-    /// Largest transfer of one command [default: 128KiB]
-    #[arg(long, value_name = "SIZE", value_parser = bytes_u32)]
-    pub(crate) max_io_size: Option<u32>,
-    /// Entries of the admin queue [default: 128]
-    #[arg(long)]
-    pub(crate) max_aq_depth: Option<u32>,
-    /// Small buffers that a reactor keeps [default: planned]
-    #[arg(long)]
-    pub(crate) iobuf_small_cache_size: Option<u32>,
-    /// Large buffers that a reactor keeps [default: planned]
-    #[arg(long)]
-    pub(crate) iobuf_large_cache_size: Option<u32>,
-    /// Lend device memory to the socket for reads [default: true; SPDK: false]
-    #[arg(long)]
-    pub(crate) zcopy: Option<bool>,
-    /// Keep-alive granularity, in units of 100 ms [default: 100]
-    #[arg(long)]
-    pub(crate) kas: Option<u32>,
-    /// Smallest keep-alive timeout granted [default: 10s]
-    #[arg(long, value_name = "TIME", value_parser = milliseconds_u32)]
-    pub(crate) min_kato: Option<u32>,
-    /// Connections of this transport [default: 1024]
-    #[arg(long)]
-    pub(crate) max_connections: Option<u32>,
-    /// New connections per second and listener, 0 = no limit [default: 0]
-    #[arg(long)]
-    pub(crate) accept_rate: Option<u32>,
-    /// Time from accept to a finished Connect [default: 10s]
-    #[arg(long, value_name = "TIME", value_parser = milliseconds_u32)]
-    pub(crate) connect_timeout: Option<u32>,
-    /// No completion capsule after a successful read [default: true]
-    #[arg(long)]
-    pub(crate) c2h_success: Option<bool>,
-    /// SO_PRIORITY of the sockets, 0 to 6 [default: 0]
-    #[arg(long)]
-    pub(crate) sock_priority: Option<u32>,
-    /// Type of service of the sockets, 0 to 255 [default: 0]
-    #[arg(long)]
-    pub(crate) tos: Option<u32>,
-    /// Pending connections per listener [default: 1024]
-    #[arg(long)]
-    pub(crate) acceptor_backlog: Option<u32>,
-    /// Grant header digests [default: true]
-    #[arg(long)]
-    pub(crate) header_digest: Option<bool>,
-    /// Grant data digests [default: true]
-    #[arg(long)]
-    pub(crate) data_digest: Option<bool>,
 }
 
 #[derive(Debug, Args)]
@@ -529,7 +464,7 @@ pub(crate) enum ListenerVerb {
     Add {
         /// NQN of the subsystem
         nqn: String,
-        /// tcp://ADDRESS:PORT
+        /// tcp://ADDRESS:PORT or rdma://ADDRESS:PORT
         address: String,
         /// Path state: optimized, non-optimized, inaccessible, persistent-loss or change
         #[arg(long, value_parser = ana_state)]
@@ -544,7 +479,7 @@ pub(crate) enum ListenerVerb {
     Remove {
         /// NQN of the subsystem
         nqn: String,
-        /// tcp://ADDRESS:PORT
+        /// tcp://ADDRESS:PORT or rdma://ADDRESS:PORT
         address: String,
         #[command(flatten)]
         expected: Expected,
@@ -585,7 +520,7 @@ pub(crate) enum AnaVerb {
     Set {
         /// NQN of the subsystem
         nqn: String,
-        /// tcp://ADDRESS:PORT
+        /// tcp://ADDRESS:PORT or rdma://ADDRESS:PORT
         address: String,
         /// optimized, non-optimized, inaccessible, persistent-loss or change
         #[arg(value_parser = ana_state)]

@@ -48,6 +48,13 @@ pub const TCP_SECTYPE_TLS12: u8 = 1;
 /// SECTYPE in the TSAS of TCP: TLS 1.3.
 pub const TCP_SECTYPE_TLS13: u8 = 2;
 
+/// RDMA_QPTYPE in the TSAS of RDMA: reliable connected.
+pub const RDMA_QPTYPE_CONNECTED: u8 = 1;
+/// RDMA_PRTYPE in the TSAS of RDMA: which kind of RDMA is not told.
+pub const RDMA_PRTYPE_NOT_SPECIFIED: u8 = 1;
+/// RDMA_CMS in the TSAS of RDMA: connections are made through the RDMA connection manager.
+pub const RDMA_CMS_RDMA_CM: u8 = 1;
+
 /// The smallest ASQSZ that is allowed.
 pub const MIN_ADMIN_QUEUE_ENTRIES: u16 = 32;
 
@@ -290,8 +297,15 @@ impl DiscoveryRecord {
     #[must_use]
     pub fn to_entry(&self) -> DiscoveryLogEntry {
         let mut tsas = [0; 256];
-        if self.address.trtype == TransportType::Tcp {
-            tsas[0] = self.tcp_sectype;
+        match self.address.trtype {
+            TransportType::Tcp => tsas[0] = self.tcp_sectype,
+            TransportType::Rdma => {
+                tsas[..3].copy_from_slice(&[
+                    RDMA_QPTYPE_CONNECTED,
+                    RDMA_PRTYPE_NOT_SPECIFIED,
+                    RDMA_CMS_RDMA_CM,
+                ]);
+            }
         }
         DiscoveryLogEntry {
             trtype: self.address.trtype.to_wire(),

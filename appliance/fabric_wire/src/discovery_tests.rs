@@ -161,3 +161,15 @@ proptest! {
         prop_assert_eq!((read.genctr.get(), read.numrec.get()), (genctr, numrec));
     }
 }
+
+#[test]
+fn an_entry_of_rdma_tells_its_kind_of_connection() {
+    let record = DiscoveryRecord {
+        address: "rdma://10.0.0.1:4420".parse().unwrap(),
+        tcp_sectype: 0,
+        ..record()
+    };
+    let entry = record.to_entry();
+    assert_eq!((entry.trtype, &entry.tsas[..4]), (1, &[1, 1, 1, 0][..]));
+    assert_eq!(entry.to_record(), Ok(record));
+}

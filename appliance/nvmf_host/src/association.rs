@@ -17,8 +17,8 @@ use nvme_spec::{Cid, Qid};
 use crate::buffer::Buffer;
 use crate::command::{Command, Completion, Refusal, Submit};
 use crate::error::{CommandError, HostError};
+use crate::host_queue::HostQueue;
 use crate::io::MAX_TAG;
-use crate::queue::TcpQueue;
 
 /// Abort requests of I/O queues that wait at a time. Those beyond run into their grace time.
 const MAX_ABORT_REQUESTS: usize = 128;
@@ -32,7 +32,7 @@ pub(crate) const TAG_ABORT: u64 = MAX_TAG + 2;
 
 /// A controller's admin queue.
 pub(crate) struct Association {
-    pub(crate) queue: RefCell<TcpQueue>,
+    pub(crate) queue: RefCell<HostQueue>,
     pub(crate) now: Cell<Instant>,
     /// What bringing it up is at.
     pub(crate) step: Cell<&'static str>,
@@ -47,7 +47,7 @@ pub(crate) struct Association {
 }
 
 impl Association {
-    pub(crate) fn new(queue: TcpQueue, now: Instant) -> Rc<Self> {
+    pub(crate) fn new(queue: HostQueue, now: Instant) -> Rc<Self> {
         Rc::new(Self {
             queue: RefCell::new(queue),
             now: Cell::new(now),
@@ -117,7 +117,7 @@ impl Association {
 
     pub(crate) fn command_error(&self, what: &'static str, error: CommandError) -> HostError {
         let queue = self.queue.borrow();
-        error.of(what, queue.failure(), queue.config.qid)
+        error.of(what, queue.failure(), queue.config().qid)
     }
 
     /// Waits, by the caller's clock.

@@ -48,6 +48,7 @@ pub(crate) async fn bring_up(
         return Err(association.failure());
     }
     connector.cntlid = connector.result(Qid::ADMIN, &completion.cqe)?;
+    connector.config.cntlid = connector.cntlid;
     association.is_connected.set(true);
 
     association.step.set("reading properties");

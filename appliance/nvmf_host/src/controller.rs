@@ -18,9 +18,10 @@ use crate::bring_up::{BringUp, bring_up, disable, shut_down};
 use crate::command::{Command, Completion};
 use crate::error::{CommandError, HostError, ms};
 use crate::event::Event;
+use crate::host_queue::HostQueue;
 use crate::io_queue::{IoQueue, IoQueueConnector};
 use crate::options::HostOptions;
-use crate::queue::{HostContext, QueueConfig, TcpQueue};
+use crate::queue::{HostContext, QueueConfig};
 
 /// Events that wait to be taken. Beyond it no further one is asked for, so none is lost: the
 /// controller keeps them.
@@ -640,7 +641,8 @@ fn begin(
     now: Instant,
 ) -> Result<(Rc<Association>, Operation<BringUp>), HostError> {
     let shown = address.to_string();
-    if address.trtype != TransportType::Tcp {
+    let is_rdma = address.trtype == TransportType::Rdma;
+    if is_rdma && options.verbs.is_none() {
         return Err(HostError::Transport { address: shown });
     }
     let socket_addr = address.socket_addr().map_err(|source| HostError::Address {
@@ -660,6 +662,10 @@ fn begin(
         command_timeout: options.admin_timeout,
         abort_grace: options.abort_grace,
         tos: options.tos,
+        is_rdma,
+        cntlid: Cntlid::DYNAMIC,
+        memory_windows: options.memory_windows,
+        verbs: options.verbs.clone(),
     };
     let connector = IoQueueConnector {
         config: config.clone(),
@@ -669,7 +675,7 @@ fn begin(
         cattr: IoQueueConnector::disables_flow_control(options.disable_sq_flow_control),
         max_in_capsule: crate::queue::ADMIN_IN_CAPSULE,
     };
-    let association = Association::new(TcpQueue::connect(config, context, now), now);
+    let association = Association::new(HostQueue::connect(config, context, now), now);
     let admin = Admin {
         association: Rc::clone(&association),
     };

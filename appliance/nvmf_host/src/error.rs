@@ -34,8 +34,8 @@ pub enum HostError {
         /// What is wrong with it.
         source: TransportAddressError,
     },
-    /// The address is of a transport that this library has not.
-    #[error("transport of {address} is not supported; tcp is")]
+    /// The address is of RDMA, and there are no verbs.
+    #[error("{address} needs rdma, which this host was given no verbs for")]
     Transport {
         /// The address.
         address: String,
@@ -49,6 +49,36 @@ pub enum HostError {
         address: String,
         /// The system's reason.
         source: Arc<io::Error>,
+    },
+    /// A call of the RDMA libraries failed.
+    #[error("{operation} failed on the rdma connection to {address}")]
+    Rdma {
+        /// What was being done.
+        operation: &'static str,
+        /// The controller's address.
+        address: String,
+        /// The reason.
+        source: Arc<io::Error>,
+    },
+    /// The controller refused the RDMA connection.
+    #[error("{address} refused the rdma connection of queue {qid}: {reason}")]
+    RdmaRejected {
+        /// The queue.
+        qid: Qid,
+        /// The controller's address.
+        address: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// A work request failed; the connection is gone.
+    #[error("the rdma connection of queue {qid} to {address} failed: {status}")]
+    WorkRequest {
+        /// The controller's address.
+        address: String,
+        /// The queue.
+        qid: Qid,
+        /// How the work request ended.
+        status: String,
     },
     /// Nothing answered in time.
     #[error("{address} did not answer {what} within {timeout_ms} ms")]

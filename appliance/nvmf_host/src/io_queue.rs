@@ -15,9 +15,10 @@ use zerocopy::IntoBytes;
 use crate::association::Association;
 use crate::command::{Command, Completion, Direction, Refusal, Submit};
 use crate::error::{HostError, ms};
+use crate::host_queue::HostQueue;
 use crate::io::{IoRequest, MAX_TAG};
 use crate::options::HostIdentity;
-use crate::queue::{HostContext, QueueConfig, QueueCounters, TcpQueue};
+use crate::queue::{HostContext, QueueConfig, QueueCounters};
 
 const TAG_CONNECT: u64 = MAX_TAG;
 const TAG_DISCONNECT: u64 = MAX_TAG + 1;
@@ -141,7 +142,7 @@ enum Stage {
 /// the connection ends, every outstanding request is completed with
 /// [`crate::CommandError::ConnectionLost`].
 pub struct IoQueue {
-    queue: TcpQueue,
+    queue: HostQueue,
     connector: IoQueueConnector,
     stage: Stage,
     association: Option<Rc<Association>>,
@@ -162,7 +163,7 @@ impl IoQueue {
         let mut config = connector.config.clone();
         config.qid = qid;
         Self {
-            queue: TcpQueue::connect(config, context, now),
+            queue: HostQueue::connect(config, context, now),
             connector: connector.clone(),
             stage: Stage::Link,
             association: None,
@@ -189,13 +190,13 @@ impl IoQueue {
     /// Its number.
     #[must_use]
     pub fn qid(&self) -> Qid {
-        self.queue.config.qid
+        self.queue.config().qid
     }
 
     /// Requests that can be outstanding at a time.
     #[must_use]
     pub fn depth(&self) -> u16 {
-        self.queue.slots.capacity()
+        self.queue.capacity()
     }
 
     /// Requests outstanding.
@@ -213,7 +214,7 @@ impl IoQueue {
     /// Counters of its connection.
     #[must_use]
     pub fn counters(&self) -> QueueCounters {
-        self.queue.counters
+        self.queue.counters()
     }
 
     /// Takes a request.
@@ -310,10 +311,10 @@ impl IoQueue {
         let worked = self.queue.poll(now, completions);
         if let Some(association) = &self.association {
             while let Some(cid) = self.queue.take_expired() {
-                association.request_abort(self.queue.config.qid, cid);
+                association.request_abort(self.queue.config().qid, cid);
             }
             if association.is_ended.get() && self.queue.failure().is_none() {
-                let qid = self.queue.config.qid;
+                let qid = self.queue.config().qid;
                 self.queue
                     .end(HostError::AssociationEnded { qid }, completions);
             }
@@ -397,9 +398,9 @@ impl IoQueue {
         }
         if self.queue.take_expired().is_some() && self.stage == Stage::Connect {
             let error = HostError::ConnectTimeout {
-                address: self.queue.config.address.to_string(),
+                address: self.queue.config().address.to_string(),
                 what: "Connect",
-                timeout_ms: ms(self.queue.config.connect_timeout),
+                timeout_ms: ms(self.queue.config().connect_timeout),
             };
             self.queue.end(error, completions);
         }
@@ -414,7 +415,8 @@ impl IoQueue {
         match self.connector.result(qid, &completion.cqe) {
             Ok(_) => {
                 self.stage = Stage::Ready;
-                self.queue.max_in_capsule = self.connector.max_in_capsule;
+                let max = self.connector.max_in_capsule;
+                self.queue.set_max_in_capsule(max);
             }
             Err(error) => self.queue.end(error, completions),
         }

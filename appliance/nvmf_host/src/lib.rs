@@ -10,7 +10,8 @@
 //!
 //! It is not a block device, and not a multipath layer: it does not repeat commands, reconnect or
 //! choose paths. It says what happened ([`HostError`], [`CommandError`], with CRD and DNR), so that
-//! what stands on it can decide. The transport is TCP, without TLS and authentication.
+//! what stands on it can decide. The transports are TCP, without TLS
+//! and authentication, and RDMA where [`HostOptions::verbs`] says where that comes from.
 //!
 //! # Threading
 //! Nothing here spawns, sleeps or reads a clock: pass the time in and call `poll`. Everything
@@ -38,11 +39,13 @@ mod controller;
 mod discovery;
 mod error;
 mod event;
+mod host_queue;
 mod io;
 mod io_queue;
 mod options;
 pub mod perf;
 mod queue;
+mod rdma;
 mod receive;
 pub mod reservation;
 mod send;

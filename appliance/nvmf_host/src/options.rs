@@ -1,8 +1,10 @@
 //! What a host is told.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fabric_wire::{Nqn, tcp};
+use verbs::Provider;
 
 use crate::error::HostError;
 
@@ -66,6 +68,11 @@ pub struct HostOptions {
     pub admin_poll_interval: Duration,
     /// Type of service of the sockets (IP_TOS, IPV6_TCLASS), if any.
     pub tos: Option<u8>,
+    /// Where RDMA comes from. Without it addresses of RDMA cannot be connected to.
+    pub verbs: Option<Arc<dyn Provider>>,
+    /// Whether a command over RDMA shows the controller its own buffer only, by a memory window,
+    /// where the device has such. Otherwise each queue shows all the buffers that it has.
+    pub memory_windows: bool,
 }
 
 impl HostOptions {
@@ -90,6 +97,8 @@ impl HostOptions {
             disable_sq_flow_control: false,
             admin_poll_interval: Duration::from_millis(1),
             tos: None,
+            verbs: None,
+            memory_windows: true,
         }
     }
 

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use dma::sg::SegmentList;
 use fabric_wire::tcp::{DecodeLimits, EncodeOptions, data_alignment_bytes};
 use nvme_spec::opcode::admin;
-use nvme_spec::{Cid, Cqe, Qid, SglDescriptor, Status};
+use nvme_spec::{Cid, Cntlid, Cqe, Qid, SglDescriptor, Status};
+use verbs::Provider;
 
 #[cfg(test)]
 use crate::command::Refused;
@@ -82,6 +83,13 @@ pub(crate) struct QueueConfig {
     pub(crate) command_timeout: Duration,
     pub(crate) abort_grace: Duration,
     pub(crate) tos: Option<u8>,
+    /// Over RDMA, and not over TCP.
+    pub(crate) is_rdma: bool,
+    /// The controller of an I/O queue, where the transport tells it when it connects.
+    pub(crate) cntlid: Cntlid,
+    pub(crate) memory_windows: bool,
+    /// Where RDMA comes from.
+    pub(crate) verbs: Option<Arc<dyn Provider>>,
 }
 
 /// How far a connection is.
@@ -187,12 +195,9 @@ impl TcpQueue {
         matches!(self.link, Link::Ready)
     }
 
+    #[cfg(test)]
     pub(crate) fn in_flight(&self) -> u16 {
         self.slots.in_use()
-    }
-
-    pub(crate) fn has_room(&self) -> bool {
-        self.slots.in_use() < self.slots.capacity()
     }
 
     /// Queues a command; [`TcpQueue::flush`] or [`TcpQueue::poll`] sends it.
@@ -358,6 +363,7 @@ impl TcpQueue {
     }
 
     /// Closes the connection. Outstanding commands are completed as lost.
+    #[cfg(test)]
     pub(crate) fn close(&mut self, completions: &mut Vec<Completion>) {
         let qid = self.config.qid;
         self.end(HostError::ClosedHere { qid }, completions);

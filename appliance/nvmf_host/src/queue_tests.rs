@@ -9,7 +9,7 @@ use fabric_wire::digest::crc32c;
 use fabric_wire::tcp::{
     self, Pdu, encode_c2h_data, encode_capsule_resp, encode_ic_resp, encode_r2t, encode_term_req,
 };
-use nvme_spec::{Lba, Nsid, Sqe};
+use nvme_spec::{Cntlid, Lba, Nsid, Sqe};
 use proptest::prelude::*;
 
 use super::*;
@@ -42,6 +42,10 @@ fn config(peer: &TcpListener) -> QueueConfig {
         command_timeout: Duration::from_secs(30),
         abort_grace: Duration::from_secs(5),
         tos: None,
+        is_rdma: false,
+        cntlid: Cntlid::DYNAMIC,
+        memory_windows: false,
+        verbs: None,
     }
 }
 

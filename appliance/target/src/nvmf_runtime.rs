@@ -7,6 +7,7 @@ mod devices;
 mod drives;
 mod observe;
 mod pools;
+mod transports;
 
 use std::collections::HashMap;
 use std::pin::Pin;

@@ -14,6 +14,7 @@ use api::v1::namespace_service_client::NamespaceServiceClient;
 use api::v1::node_service_client::NodeServiceClient;
 use api::v1::pool_service_client::PoolServiceClient;
 use api::v1::subsystem_service_client::SubsystemServiceClient;
+use api::v1::transport_service_client::TransportServiceClient;
 use api::v1::volume_service_client::VolumeServiceClient;
 use api::v1::watch_service_client::WatchServiceClient;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -276,6 +277,29 @@ async fn a_missing_file_is_pending_and_found_later() {
 }
 
 /// A pool `p` on a file of 1 GiB, and volumes by 16 callers.
+#[tokio::test]
+async fn an_rdma_transport_is_there_or_says_what_is_missing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut aditd = Aditd::start(directory.path());
+    let mut client = TransportServiceClient::new(aditd.channel().await);
+    let request = v1::CreateTransportRequest {
+        transport: Some(v1::TransportSpec {
+            trtype: "rdma".into(),
+            ..v1::TransportSpec::default()
+        }),
+    };
+    let made = client.create_transport(request).await.unwrap().into_inner();
+    let status = made.status.unwrap();
+    if status.state() == v1::ObjectState::Pending {
+        let reason = &status.reason;
+        assert!(reason.contains("rdma is not available"), "{reason}");
+        assert!(reason.contains("install libibverbs1"), "{reason}");
+    } else {
+        assert_eq!(status.state(), v1::ObjectState::Ready);
+    }
+    assert!(aditd.terminate().success());
+}
+
 async fn create_volumes(channel: &Channel, path: &Path, count: u32) -> Duration {
     let kind = v1::bdev_spec::Kind::File(v1::FileBdev {
         path: path.display().to_string(),

@@ -236,7 +236,13 @@ fn connections(
             continue;
         };
         let identity = perf::identity(as_host.as_deref())?;
-        let result = connect(address, &nqn, HostOptions::new(identity));
+        let mut options = HostOptions::new(identity);
+        let result = trtype_of(address)
+            .and_then(|trtype| {
+                perf::find_verbs(&mut options, trtype).map_err(|error| error.to_string())?;
+                Ok(trtype)
+            })
+            .and_then(|trtype| connect(address, trtype, &nqn, options));
         let told = |text: String| format!("{}: {text}", address.uri());
         if !step(rungs, "connection", result.map(told).map_err(told)) {
             return Ok(());
@@ -245,7 +251,17 @@ fn connections(
     Ok(())
 }
 
-fn connect(address: &Address, nqn: &Nqn, options: HostOptions) -> Result<String, String> {
+fn trtype_of(address: &Address) -> Result<TransportType, String> {
+    let parsed: Result<TransportType, _> = address.trtype.parse();
+    parsed.map_err(|error| error.to_string())
+}
+
+fn connect(
+    address: &Address,
+    trtype: TransportType,
+    nqn: &Nqn,
+    options: HostOptions,
+) -> Result<String, String> {
     let mut socket = address.socket_addr().map_err(|error| error.to_string())?;
     // A listener on every address is reached through the loopback from here.
     match socket.ip() {
@@ -253,7 +269,7 @@ fn connect(address: &Address, nqn: &Nqn, options: HostOptions) -> Result<String,
         IpAddr::V6(ip) if ip.is_unspecified() => socket.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
-    let address = TransportAddress::from_socket_addr(TransportType::Tcp, socket);
+    let address = TransportAddress::from_socket_addr(trtype, socket);
     let started = Instant::now();
     let mut controller = Controller::connect(&address, nqn, options, &HostContext::new(), started)
         .map_err(|error| chain(&error))?;

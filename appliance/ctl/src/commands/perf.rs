@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use fabric_wire::TransportAddress;
+use fabric_wire::{TransportAddress, TransportType};
 use nix::errno::Errno;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{SigSet, Signal};
@@ -97,6 +97,7 @@ fn options(arguments: &Perf) -> Result<PerfOptions, Failure> {
     })?;
     let identity = identity(arguments.host.as_deref())?;
     let mut options = PerfOptions::new(address, nqn, HostOptions::new(identity));
+    find_verbs(&mut options.host, options.address.trtype)?;
     options.host.header_digest = arguments.header_digest;
     options.host.data_digest = arguments.data_digest;
     options.nsid = arguments.nsid.map(nvme_spec::Nsid);
@@ -123,6 +124,38 @@ pub(super) fn identity(host: Option<&str>) -> Result<HostIdentity, Failure> {
             .map_err(|error| Failure::Usage(format!("--host: {error}")))?;
     }
     Ok(identity)
+}
+
+/// Lets a host connect over RDMA where the address asks for that.
+///
+/// # Errors
+/// What is missing on this system.
+#[cfg(feature = "rdma")]
+pub(super) fn find_verbs(options: &mut HostOptions, trtype: TransportType) -> Result<(), Failure> {
+    if trtype != TransportType::Rdma {
+        return Ok(());
+    }
+    match verbs::RdmaCore::load() {
+        Ok(core) => {
+            options.verbs = Some(core);
+            Ok(())
+        }
+        Err(error) => Err(Failure::Host {
+            what: "rdma",
+            reason: error.to_string(),
+        }),
+    }
+}
+
+#[cfg(not(feature = "rdma"))]
+pub(super) fn find_verbs(_: &mut HostOptions, trtype: TransportType) -> Result<(), Failure> {
+    if trtype != TransportType::Rdma {
+        return Ok(());
+    }
+    Err(Failure::Host {
+        what: "rdma",
+        reason: "this program was built without the feature rdma".to_owned(),
+    })
 }
 
 /// CPU time of this process so far.

@@ -4,31 +4,27 @@ use api::quantity::format_bytes;
 use api::v1::transport_service_client::TransportServiceClient;
 use api::v1::{
     CreateTransportRequest, DeleteTransportRequest, GetTransportRequest, ListTransportsRequest,
-    TcpOptions, Transport, TransportSpec, UpdateTransportRequest, transport_spec,
+    RdmaOptions, TcpOptions, Transport, TransportSpec, UpdateTransportRequest, transport_spec,
 };
 use prost_types::FieldMask;
 
 use super::{Context, PAGE_SIZE, pages, properties, state};
 use crate::failure::Failure;
-use crate::grammar::{TcpTransport, TransportKind, TransportVerb};
+use crate::grammar::{RdmaTransport, TcpTransport, TransportKind, TransportVerb};
 use crate::output;
 use crate::table::Table;
 
 pub(crate) async fn run(context: &Context, verb: TransportVerb) -> Result<(), Failure> {
     let mut client = TransportServiceClient::new(context.channel.clone());
     let transport = match verb {
-        TransportVerb::Create {
-            kind: TransportKind::Tcp(options),
-        } => {
+        TransportVerb::Create { kind } => {
             let request = CreateTransportRequest {
-                transport: Some(spec(&options)),
+                transport: Some(spec(&kind)),
             };
             client.create_transport(request).await?.into_inner()
         }
-        TransportVerb::Set {
-            kind: TransportKind::Tcp(options),
-        } => {
-            let transport = spec(&options);
+        TransportVerb::Set { kind } => {
+            let transport = spec(&kind);
             let request = UpdateTransportRequest {
                 update_mask: Some(FieldMask {
                     paths: given(&transport),
@@ -71,7 +67,52 @@ pub(crate) async fn run(context: &Context, verb: TransportVerb) -> Result<(), Fa
     output::object(context.format, &transport, show)
 }
 
-fn spec(options: &TcpTransport) -> TransportSpec {
+fn spec(kind: &TransportKind) -> TransportSpec {
+    match kind {
+        TransportKind::Tcp(options) => tcp_spec(options),
+        TransportKind::Rdma(options) => rdma_spec(options),
+    }
+}
+
+/// The options of a type, none of them set.
+fn no_options(trtype: &str) -> transport_spec::Options {
+    if trtype == "rdma" {
+        transport_spec::Options::Rdma(RdmaOptions::default())
+    } else {
+        transport_spec::Options::Tcp(TcpOptions::default())
+    }
+}
+
+fn rdma_spec(options: &RdmaTransport) -> TransportSpec {
+    let rdma = RdmaOptions {
+        max_srq_depth: options.max_srq_depth,
+        no_srq: options.no_srq,
+        num_cqe: options.num_cqe,
+        acceptor_backlog: options.acceptor_backlog,
+        no_wr_batching: options.no_wr_batching,
+        data_wr_pool_size: None,
+        ack_timeout: options.ack_timeout,
+    };
+    TransportSpec {
+        trtype: "rdma".to_owned(),
+        max_queue_depth: options.max_queue_depth,
+        max_io_qpairs_per_ctrlr: options.max_io_qpairs_per_ctrlr,
+        in_capsule_data_size: options.in_capsule_data_size,
+        max_io_size: options.max_io_size,
+        max_aq_depth: options.max_aq_depth,
+        iobuf_small_cache_size: options.iobuf_small_cache_size,
+        iobuf_large_cache_size: options.iobuf_large_cache_size,
+        kas: options.kas,
+        min_kato: options.min_kato,
+        max_connections: options.max_connections,
+        accept_rate_per_s: options.accept_rate,
+        connect_timeout_ms: options.connect_timeout,
+        options: (rdma != RdmaOptions::default()).then_some(transport_spec::Options::Rdma(rdma)),
+        ..TransportSpec::default()
+    }
+}
+
+fn tcp_spec(options: &TcpTransport) -> TransportSpec {
     let tcp = TcpOptions {
         c2h_success: options.c2h_success,
         sock_priority: options.sock_priority,
@@ -104,13 +145,12 @@ fn spec(options: &TcpTransport) -> TransportSpec {
 fn given(transport: &TransportSpec) -> Vec<String> {
     let nothing = TransportSpec {
         trtype: transport.trtype.clone(),
-        options: Some(transport_spec::Options::Tcp(TcpOptions::default())),
+        options: Some(no_options(&transport.trtype)),
         ..TransportSpec::default()
     };
     let mut transport = transport.clone();
-    transport
-        .options
-        .get_or_insert(transport_spec::Options::Tcp(TcpOptions::default()));
+    let none = no_options(&transport.trtype);
+    transport.options.get_or_insert(none);
     api::fields::differences(&nothing, &transport)
         .into_iter()
         .map(|d| d.field)
@@ -144,7 +184,7 @@ fn show(transport: &Transport) -> String {
     let spec = transport.spec.clone().unwrap_or_default();
     // Every option by its own name: people look for SPDK's.
     let nothing = TransportSpec {
-        options: Some(transport_spec::Options::Tcp(TcpOptions::default())),
+        options: Some(no_options(&spec.trtype)),
         ..TransportSpec::default()
     };
     let options = api::fields::differences(&nothing, &spec);

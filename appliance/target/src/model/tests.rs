@@ -1,7 +1,7 @@
 use api::v1::{
     Address, AnaState, BdevSpec, ChangeAction, DelayBdev, Document, FileBdev, HostSpec,
     ListenerSpec, MallocBdev, NamespaceSpec, QosLimits, SubsystemDocument, SubsystemSpec,
-    TransportSpec, bdev_spec::Kind,
+    TransportSpec, bdev_spec::Kind, transport_spec,
 };
 use metastore::{Contents, StateStore};
 
@@ -313,12 +313,41 @@ fn wrong_fields_are_named() {
     };
     let error = change(&mut model, |edit| edit.create_namespace(NQN, wrong)).unwrap_err();
     assert_eq!(field(&error), "namespace.nsid");
-    let wrong = TransportSpec {
-        trtype: "rdma".into(),
+    let transport = |trtype: &str, options| TransportSpec {
+        trtype: trtype.into(),
+        options,
         ..TransportSpec::default()
     };
-    let error = change(&mut model, |edit| edit.create_transport(wrong)).unwrap_err();
-    assert_eq!(field(&error), "transport.trtype");
+    let tcp = || Some(transport_spec::Options::Tcp(api::v1::TcpOptions::default()));
+    let rdma = || {
+        Some(transport_spec::Options::Rdma(
+            api::v1::RdmaOptions::default(),
+        ))
+    };
+    for (wrong, name) in [
+        (transport("fc", None), "transport.trtype"),
+        (transport("tcp", rdma()), "transport.rdma"),
+        (transport("rdma", tcp()), "transport.tcp"),
+    ] {
+        let error = change(&mut model, |edit| edit.create_transport(wrong)).unwrap_err();
+        assert_eq!(field(&error), name);
+    }
+}
+
+#[test]
+fn an_rdma_transport_gets_its_defaults() {
+    let mut model = full();
+    let spec = TransportSpec {
+        trtype: "RDMA".into(),
+        ..TransportSpec::default()
+    };
+    let (made, _) = change(&mut model, |edit| edit.create_transport(spec)).unwrap();
+    assert_eq!(made.spec.trtype, "rdma");
+    assert_eq!(made.spec.in_capsule_data_size, Some(4096));
+    let Some(transport_spec::Options::Rdma(rdma)) = &made.spec.options else {
+        panic!("{:?}", made.spec);
+    };
+    assert_eq!((rdma.max_srq_depth, rdma.no_srq), (Some(4096), Some(false)));
 }
 
 #[test]

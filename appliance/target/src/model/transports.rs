@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use api::v1::{TcpOptions, TransportSpec, transport_spec::Options};
+use api::v1::{RdmaOptions, TcpOptions, TransportSpec, transport_spec::Options};
 
 use super::validate::{Check, mask_error};
 use super::{Key, Object, Stored, Transaction};
 use crate::error::ControlError;
 
 /// Transports that are built in.
-pub(crate) const BUILT_IN: [&str; 1] = ["tcp"];
+pub(crate) const BUILT_IN: [&str; 2] = ["tcp", "rdma"];
 
 /// Fields that may change while the transport exists.
-const CHANGEABLE: [&str; 16] = [
+const CHANGEABLE: [&str; 17] = [
     "max_queue_depth",
     "max_io_qpairs_per_ctrlr",
     "in_capsule_data_size",
@@ -29,6 +29,7 @@ const CHANGEABLE: [&str; 16] = [
     "dif_insert_or_strip",
     "disable_command_passthru",
     "tcp",
+    "rdma",
 ];
 
 impl Transaction<'_> {
@@ -165,11 +166,12 @@ fn normalise(spec: &mut TransportSpec) -> Result<(), ControlError> {
         check.wrong("trtype", problem);
         return check.finish();
     }
+    let is_rdma = spec.trtype == "rdma";
     check.number(
         "max_queue_depth",
         &mut spec.max_queue_depth,
         128,
-        2..=65_535,
+        2..=if is_rdma { 4096 } else { 65_535 },
     );
     check.number(
         "max_io_qpairs_per_ctrlr",
@@ -180,8 +182,8 @@ fn normalise(spec: &mut TransportSpec) -> Result<(), ControlError> {
     let icd = check.number(
         "in_capsule_data_size",
         &mut spec.in_capsule_data_size,
-        8192,
-        0..=1 << 20,
+        if is_rdma { 4096 } else { 8192 },
+        0..=if is_rdma { 8192 } else { 1 << 20 },
     );
     check.that(
         icd.is_multiple_of(16),
@@ -192,7 +194,7 @@ fn normalise(spec: &mut TransportSpec) -> Result<(), ControlError> {
         "max_io_size",
         &mut spec.max_io_size,
         131_072,
-        8192..=1 << 30,
+        8192..=if is_rdma { 131_072 } else { 1 << 30 },
     );
     check.that(
         io_size.is_power_of_two(),
@@ -233,14 +235,47 @@ fn normalise(spec: &mut TransportSpec) -> Result<(), ControlError> {
         10_000,
         1..=3_600_000,
     );
-    match spec
-        .options
-        .get_or_insert(Options::Tcp(TcpOptions::default()))
-    {
-        Options::Tcp(tcp) => normalise_tcp(tcp, &mut check),
-        Options::Rdma(_) => check.wrong("rdma", "a TCP transport takes the options in tcp"),
+    let defaults = if is_rdma {
+        Options::Rdma(RdmaOptions::default())
+    } else {
+        Options::Tcp(TcpOptions::default())
+    };
+    match (spec.options.get_or_insert(defaults), is_rdma) {
+        (Options::Tcp(tcp), false) => normalise_tcp(tcp, &mut check),
+        (Options::Rdma(rdma), true) => normalise_rdma(rdma, &mut check),
+        (Options::Rdma(_), false) => {
+            check.wrong("rdma", "a TCP transport takes the options in tcp");
+        }
+        (Options::Tcp(_), true) => {
+            check.wrong("tcp", "an RDMA transport takes the options in rdma");
+        }
     }
     check.finish()
+}
+
+fn normalise_rdma(rdma: &mut RdmaOptions, check: &mut Check) {
+    check.number(
+        "rdma.max_srq_depth",
+        &mut rdma.max_srq_depth,
+        4096,
+        32..=32_768,
+    );
+    rdma.no_srq.get_or_insert(false);
+    check.number("rdma.num_cqe", &mut rdma.num_cqe, 4096, 64..=1 << 20);
+    check.number(
+        "rdma.acceptor_backlog",
+        &mut rdma.acceptor_backlog,
+        100,
+        1..=65_535,
+    );
+    rdma.no_wr_batching.get_or_insert(false);
+    check.number(
+        "rdma.data_wr_pool_size",
+        &mut rdma.data_wr_pool_size,
+        4095,
+        0..=1 << 20,
+    );
+    check.number("rdma.ack_timeout", &mut rdma.ack_timeout, 0, 0..=31);
 }
 
 fn normalise_tcp(tcp: &mut TcpOptions, check: &mut Check) {

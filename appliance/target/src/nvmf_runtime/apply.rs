@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use api::v1::{
     AnaState as AnaStateMessage, BdevSpec, ListenerSpec, NamespaceSpec, SubsystemSpec,
-    TransportSpec, bdev_spec::Kind, transport_spec,
+    TransportSpec, bdev_spec::Kind,
 };
 use block::delay::DelayLayer;
 use block::error::ErrorLayer;
@@ -17,21 +17,20 @@ use nvmf::{
     AnaGroupId, AnaState, NamespaceConfig, SubsystemOptions, TargetError, Ticket, Visibility,
     WriteProtect,
 };
-use nvmf_tcp::{TcpOptions, TcpTransport};
 
 use super::devices::{self, Opened};
-use super::{NvmfRuntime, drives, refused, settle, settle_one};
+use super::{NvmfRuntime, drives, refused, settle, settle_one, transports};
 use crate::error::chain;
 use crate::model::{Edit, Key, Object};
 use crate::runtime::{Prepared, RuntimeError, Settled, at_once};
 
 type Applied = Result<Settled, RuntimeError>;
 
-fn pending(reason: impl Into<String>) -> RuntimeError {
+pub(super) fn pending(reason: impl Into<String>) -> RuntimeError {
     RuntimeError::Pending(reason.into())
 }
 
-fn wrong(what: impl Into<String>) -> RuntimeError {
+pub(super) fn wrong(what: impl Into<String>) -> RuntimeError {
     RuntimeError::Refused(what.into())
 }
 
@@ -108,12 +107,9 @@ impl NvmfRuntime {
     /// A change makes a new transport in the place of the old one: connections made from then on
     /// have its options, those that are up keep theirs.
     fn put_transport(&self, spec: &TransportSpec) -> Applied {
-        let options = tcp_options(spec)?;
-        let transport = TcpTransport::new(options).map_err(|error| refused(&error))?;
+        let transport = transports::make(spec)?;
         let target = self.plane.target();
-        let failed = target
-            .put_transport(Arc::new(transport))
-            .map_err(of_target)?;
+        let failed = target.put_transport(transport).map_err(of_target)?;
         for error in failed {
             // The listener's own edit is retried by the control plane when its address is back.
             tracing::error!(
@@ -589,65 +585,4 @@ fn hex<const N: usize>(
         *byte = u8::from_str_radix(&digits[2 * index..2 * index + 2], 16).map_err(|_| bad())?;
     }
     Ok(Some(bytes))
-}
-
-fn tcp_options(spec: &TransportSpec) -> Result<TcpOptions, RuntimeError> {
-    if spec.trtype != "tcp" {
-        return Err(wrong(format!("transport {} is not built in", spec.trtype)));
-    }
-    let defaults = TcpOptions::default();
-    let tcp = match &spec.options {
-        Some(transport_spec::Options::Tcp(tcp)) => *tcp,
-        _ => api::v1::TcpOptions::default(),
-    };
-    Ok(TcpOptions {
-        max_queue_depth: narrow(
-            spec.max_queue_depth,
-            "max_queue_depth",
-            defaults.max_queue_depth,
-        )?,
-        max_io_qpairs_per_ctrlr: narrow(
-            spec.max_io_qpairs_per_ctrlr,
-            "max_io_qpairs_per_ctrlr",
-            defaults.max_io_qpairs_per_ctrlr,
-        )?,
-        in_capsule_data_size: spec
-            .in_capsule_data_size
-            .unwrap_or(defaults.in_capsule_data_size),
-        max_io_size: spec.max_io_size.unwrap_or(defaults.max_io_size),
-        max_aq_depth: narrow(spec.max_aq_depth, "max_aq_depth", defaults.max_aq_depth)?,
-        c2h_success: tcp.c2h_success.unwrap_or(defaults.c2h_success),
-        sock_priority: narrow(tcp.sock_priority, "sock_priority", defaults.sock_priority)?,
-        tos: narrow(tcp.tos, "tos", defaults.tos)?,
-        backlog: narrow(tcp.acceptor_backlog, "acceptor_backlog", defaults.backlog)?,
-        max_connections: spec.max_connections.unwrap_or(defaults.max_connections),
-        accept_rate_per_s: match spec.accept_rate_per_s {
-            None | Some(0) => 1_000_000,
-            Some(rate) => rate,
-        },
-        zcopy: spec.zcopy.unwrap_or(defaults.zcopy),
-        kas: narrow(spec.kas, "kas", defaults.kas)?,
-        min_kato_ms: spec.min_kato.unwrap_or(defaults.min_kato_ms),
-        iobuf_small_cache_size: spec.iobuf_small_cache_size,
-        iobuf_large_cache_size: spec.iobuf_large_cache_size,
-        header_digest: tcp.header_digest.unwrap_or(defaults.header_digest),
-        data_digest: tcp.data_digest.unwrap_or(defaults.data_digest),
-        half_open_timeout_ms: spec
-            .connect_timeout_ms
-            .unwrap_or(defaults.half_open_timeout_ms),
-        ..defaults
-    })
-}
-
-fn narrow<T: TryFrom<u32>>(
-    value: Option<u32>,
-    field: &'static str,
-    default: T,
-) -> Result<T, RuntimeError> {
-    match value {
-        None => Ok(default),
-        Some(value) => {
-            T::try_from(value).map_err(|_| wrong(format!("{field} {value} is too large")))
-        }
-    }
 }

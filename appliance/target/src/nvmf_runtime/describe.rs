@@ -4,6 +4,7 @@ use api::v1;
 use fabric_wire::{Nqn, TransportAddress};
 use nvme_spec::Nsid;
 use nvmf::{ReservationRecord, Subsystem};
+use nvmf_rdma::RdmaTransport;
 use nvmf_tcp::TcpTransport;
 
 use super::NvmfRuntime;
@@ -36,6 +37,12 @@ impl NvmfRuntime {
                 let stats = tcp.stats().snapshot();
                 transport.connections = u32::try_from(stats.connections).unwrap_or(u32::MAX);
                 transport.connections_accepted = stats.accepted;
+                transport.connections_refused = stats.refused_at_limit;
+            }
+            if let Some(rdma) = used.as_any().downcast_ref::<RdmaTransport>() {
+                let stats = rdma.stats().snapshot();
+                transport.connections = u32::try_from(stats.connections).unwrap_or(u32::MAX);
+                transport.connections_accepted = stats.requested - stats.rejected;
                 transport.connections_refused = stats.refused_at_limit;
             }
         }

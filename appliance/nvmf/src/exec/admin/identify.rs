@@ -1,6 +1,7 @@
 //! Identify (NVMe Base 2.1, section 5.1.13; NVM Command Set 1.1, section 4.1.5).
 
 use fabric_wire::Nqn;
+use fabric_wire::rdma::DESCRIPTORS_MAX;
 use nvme_spec::identify::{
     self, IdentifyController, IdentifyIndependentNamespace, IdentifyNamespace,
     IdentifyNvmController, IdentifyNvmNamespace, LbaFormat, anacap, cmic, cns, cntrltype, csi,
@@ -142,7 +143,11 @@ fn io_controller(id: &mut IdentifyController, queue: &Queue, config: &SubsystemC
     }
     id.ioccsz = ((64 + queue.limits.in_capsule_data_size) / 16).into();
     id.iorcsz = 1.into();
-    id.msdbd = 1;
+    id.msdbd = if queue.limits.keyed_sgl {
+        DESCRIPTORS_MAX as u8
+    } else {
+        1
+    };
     id.ofcs = ofcs::DISCONNECT.into();
 }
 

@@ -1,0 +1,256 @@
+//! NVMe over RDMA on soft-RoCE: `aditd` in the guest, and as its host `aditctl` or the guest's own
+//! kernel.
+
+#![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
+
+use qemu_tests::{Controller, Guest, Job, patience, skip_without_qemu};
+
+const NQN: &str = "nqn.2026-11.io.adit:rdma";
+/// Where the target listens, on a network device that leads nowhere else.
+const ADDRESS: &str = "10.9.0.1";
+const PORT: u16 = 4420;
+/// Modules in the order in which they are needed: rxe looks for its checksum without asking for it.
+const MODULES: &str = "crc32_generic rdma_rxe ib_uverbs rdma_ucm nvme-rdma dummy";
+/// Shell functions for all scripts in the guest.
+const TOOLS: &str = r#"
+ctl() { /programs/aditctl --server unix:/run/adit/aditd.sock "$@"; }
+start() { mkdir -p /run/adit
+    /programs/aditd --state-dir /run/adit --grpc unix:/run/adit/aditd.sock --reactors 1 \
+        >>/share/aditd.log 2>&1 & echo $! >/run/aditd.pid
+    until ctl node show >/dev/null 2>&1; do kill -0 $(cat /run/aditd.pid); sleep 0.1; done; }
+"#;
+/// Every block carries its own number and a checksum; the first that is wrong ends the run.
+const FIO: &str = "fio --ioengine=libaio --direct=1 --group_reporting --eta=never \
+    --verify=crc32c --verify_fatal=1 --do_verify=1 --randrepeat=0";
+
+/// A guest with a soft-RoCE device, and an `aditd` that listens on it with these options of the
+/// transport.
+fn boot(name: &str, options: &str) -> Guest {
+    let builder = Guest::builder(name).memory_mib(2048).programs();
+    let mut guest = builder.boot().unwrap();
+    run(
+        &mut guest,
+        &format!(
+            "modprobe -a {MODULES}
+             ip link add rdma0 type dummy
+             ip link set rdma0 mtu 4200 up
+             ip address add {ADDRESS}/24 dev rdma0
+             rdma link add rxe0 type rxe netdev rdma0
+             start
+             ctl transport create rdma {options}
+             ctl subsystem create {NQN} --allow-any-host
+             ctl bdev create malloc disk --size 128MiB
+             ctl namespace add {NQN} disk --nsid 1
+             ctl listener add {NQN} rdma://{ADDRESS}:{PORT} --wait"
+        ),
+    );
+    guest
+}
+
+fn run(guest: &mut Guest, script: &str) -> String {
+    match guest.run(&format!("{TOOLS}{script}")) {
+        Ok(stdout) => stdout,
+        Err(error) => fail(guest, &format!("{error:?}")),
+    }
+}
+
+fn join(guest: &mut Guest, job: Job) -> String {
+    match guest.join(job, patience(600)) {
+        Ok(output) => output.stdout,
+        Err(error) => fail(guest, &format!("{error:?}")),
+    }
+}
+
+fn wait_for_state(guest: &mut Guest, controller: &Controller, state: &str) {
+    if let Err(error) = guest.wait_for_state(controller, state, patience(90)) {
+        fail(guest, &format!("{error:?}"));
+    }
+}
+
+/// Ends the test with what `aditd` has logged.
+fn fail(guest: &Guest, what: &str) -> ! {
+    let log = std::fs::read_to_string(guest.share().join("aditd.log")).unwrap_or_default();
+    panic!("{what}\n--- aditd ---\n{log}");
+}
+
+/// The guest's kernel connects over RDMA.
+fn connect(guest: &mut Guest) -> Controller {
+    let options = "--keep-alive-tmo 5";
+    match guest.nvme_connect_at("rdma", ADDRESS, PORT, NQN, options) {
+        Ok(controller) => controller,
+        Err(error) => fail(guest, &format!("{error:?}")),
+    }
+}
+
+/// Goal: the two programs understand each other through the libraries of rdma-core, with every way
+/// that data can take. Method: `aditctl check`, then `aditctl perf` writes and verifies sizes below,
+/// at and above what a capsule holds; again without a shared receive queue and in-capsule data.
+#[test]
+fn the_programs_reach_each_other_over_soft_roce() {
+    if skip_without_qemu() {
+        return;
+    }
+    let mut guest = boot("rdma-programs", "");
+    let checked = run(&mut guest, &format!("ctl check {NQN}"));
+    assert!(checked.contains("rdma://"), "{checked}");
+    let rounds = [
+        "",
+        "ctl listener remove {NQN} rdma://{ADDRESS}:{PORT}
+         ctl transport delete rdma
+         ctl transport create rdma --no-srq true --in-capsule-data-size 0 --no-wr-batching true
+         ctl listener add {NQN} rdma://{ADDRESS}:{PORT} --wait",
+    ];
+    for change in rounds {
+        let change = change
+            .replace("{NQN}", NQN)
+            .replace("{ADDRESS}", ADDRESS)
+            .replace("{PORT}", &PORT.to_string());
+        run(&mut guest, &change);
+        for size in ["512", "4KiB", "8KiB", "12KiB", "128KiB"] {
+            run(
+                &mut guest,
+                &format!(
+                    "ctl perf rdma://{ADDRESS}:{PORT}/{NQN} --workload randrw --read-percent 50 \
+                     --verify --io-size {size} --count 200 --queue-depth 16 --connections 2 \
+                     --region 16MiB"
+                ),
+            );
+        }
+    }
+    guest.power_off().unwrap();
+}
+
+/// Goal: an unmodified Linux host finds the subsystem, keeps a filesystem and every block on it,
+/// comes and goes, and has RDMA and TCP as two paths of which one may end. Method: discovery over
+/// RDMA, fio with verification, ext4 over several connections, then a second listener over TCP;
+/// the one over RDMA is taken away under fio.
+#[test]
+fn a_linux_host_works_over_rdma_and_keeps_its_tcp_path() {
+    if skip_without_qemu() {
+        return;
+    }
+    let mut guest = boot("rdma-linux", "");
+    let script = format!("nvme discover -t rdma -a {ADDRESS} -s {PORT}");
+    let discovered = run(&mut guest, &script);
+    assert!(discovered.contains(NQN), "{discovered}");
+    assert!(discovered.contains("trtype:  rdma"), "{discovered}");
+
+    connect(&mut guest);
+    let device = guest.wait_for_namespace(NQN, 1).unwrap();
+    let job = guest.spawn(&format!(
+        "{FIO} --name=mixed --filename={device} --rw=randwrite --bsrange=512-256k --iodepth=32 \
+         --size=48M\n\
+         {FIO} --name=small --filename={device} --rw=randrw --bs=4k --iodepth=64 --numjobs=2 \
+         --size=8M --offset_increment=32M"
+    ));
+    join(&mut guest, job.unwrap());
+    run(
+        &mut guest,
+        &format!(
+            "head -c 8M /dev/urandom >/tmp/file; mkfs.ext4 -q {device}; mount {device} /mnt
+             cp /tmp/file /mnt/; umount /mnt; nvme disconnect --nqn {NQN}"
+        ),
+    );
+    for _ in 0..5 {
+        connect(&mut guest);
+        let device = guest.wait_for_namespace(NQN, 1).unwrap();
+        run(
+            &mut guest,
+            &format!(
+                "mount {device} /mnt; cmp /tmp/file /mnt/file; umount /mnt\n\
+                 nvme disconnect --nqn {NQN}"
+            ),
+        );
+    }
+
+    let second = PORT + 1;
+    run(
+        &mut guest,
+        &format!("ctl listener add {NQN} tcp://{ADDRESS}:{second} --wait"),
+    );
+    let over_rdma = connect(&mut guest);
+    let over_tcp = guest.nvme_connect_at("tcp", ADDRESS, second, NQN, "");
+    let over_tcp = over_tcp.unwrap();
+    let device = guest.wait_for_namespace(NQN, 1).unwrap();
+    run(
+        &mut guest,
+        &format!(
+            "e2fsck -fn {device}
+             for each in /sys/class/nvme-subsystem/*/iopolicy; do echo round-robin >$each; done"
+        ),
+    );
+    let job = guest.spawn(&format!(
+        "{FIO} --name=paths --filename={device} --rw=randwrite --bs=4k --iodepth=16 --size=16M \
+         --rate_iops=,1000"
+    ));
+    let name = device.trim_start_matches("/dev/");
+    let script = format!("set -- $(cat /sys/block/{name}/stat); echo $5; [ $5 -ge 500 ]");
+    guest
+        .wait_until("writes over both paths", &script, patience(120))
+        .unwrap();
+    run(
+        &mut guest,
+        &format!("ctl listener remove {NQN} rdma://{ADDRESS}:{PORT}"),
+    );
+    wait_for_state(&mut guest, &over_rdma, "connecting");
+    join(&mut guest, job.unwrap());
+    wait_for_state(&mut guest, &over_tcp, "live");
+    guest.nvme_disconnect(NQN).unwrap();
+    guest.power_off().unwrap();
+}
+
+/// Goal: a host that is writing notices but a pause when its target dies and when it resets its
+/// controller. Method: under a verifying fio on a file `aditd` is killed with -9 and started again;
+/// then the host resets the controller three times.
+#[test]
+fn nothing_is_lost_when_the_target_is_killed_or_the_controller_is_reset() {
+    if skip_without_qemu() {
+        return;
+    }
+    let mut guest = boot("rdma-killed", "");
+    run(
+        &mut guest,
+        &format!(
+            "ctl bdev create file kept /run/adit/kept.img --size 64MiB
+             ctl namespace add {NQN} kept --nsid 2"
+        ),
+    );
+    let controller = connect(&mut guest);
+    let device = guest.wait_for_namespace(NQN, 2).unwrap();
+    let name = device.trim_start_matches("/dev/").to_owned();
+    const WRITES: u64 = (32 << 20) / 4096;
+    let job = guest.spawn(&format!(
+        "{FIO} --name=killed --filename={device} --rw=randwrite --bs=4k --iodepth=16 --size=32M \
+         --rate_iops=,800 --fsync=500"
+    ));
+    let written = |guest: &mut Guest, writes: u64| {
+        // Field 5: writes that ended.
+        let what = format!("{writes} writes");
+        let script = format!("set -- $(cat /sys/block/{name}/stat); echo $5; [ $5 -ge {writes} ]");
+        if let Err(error) = guest.wait_until(&what, &script, patience(300)) {
+            fail(guest, &format!("{error:?}"));
+        }
+    };
+
+    written(&mut guest, WRITES / 8);
+    run(&mut guest, "kill -9 $(cat /run/aditd.pid)");
+    wait_for_state(&mut guest, &controller, "connecting");
+    run(&mut guest, "start");
+    wait_for_state(&mut guest, &controller, "live");
+
+    written(&mut guest, WRITES / 2);
+    for _ in 0..3 {
+        run(&mut guest, &format!("nvme reset /dev/{}", controller.name));
+        wait_for_state(&mut guest, &controller, "live");
+    }
+    join(&mut guest, job.unwrap());
+
+    assert!(!guest.serial().contains("I/O error"), "{}", guest.serial());
+    guest.nvme_disconnect(NQN).unwrap();
+    run(
+        &mut guest,
+        "kill $(cat /run/aditd.pid)
+         while [ -e /proc/$(cat /run/aditd.pid)/exe ]; do sleep 0.1; done",
+    );
+    guest.power_off().unwrap();
+}

@@ -228,8 +228,9 @@ impl ApplianceBuilder {
     fn machine(&self, folder: &Path, agent_port: u16, server: Option<&HttpServer>) -> Vec<String> {
         let accel = std::env::var("ADIT_QEMU_ACCEL").unwrap_or("tcg,thread=multi".to_owned());
         let path = |name: &str| folder.join(name).display().to_string();
+        // One processor: see `qemu::arguments`.
         let mut text = format!(
-            "-nodefaults -no-user-config -display none -no-reboot -cpu max -smp 2 \
+            "-nodefaults -no-user-config -display none -no-reboot -cpu max -smp 1 \
              -machine q35,kernel-irqchip=split -accel {accel} -m {} -device virtio-rng-pci \
              -serial file:{} -qmp unix:{},server=on,wait=off \
              -fw_cfg name=opt/io.adit/config,file={} \

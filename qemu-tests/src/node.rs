@@ -121,7 +121,7 @@ impl NodeBuilder {
 
     fn arguments(&self, tools: &Path, folder: &Path) -> Vec<String> {
         let mut arguments = qemu::arguments(tools, folder, "q35", &self.kernel);
-        let devices = "-smp 2 -m 1024 -device virtio-serial-pci \
+        let devices = "-smp 1 -m 1024 -device virtio-serial-pci \
             -device virtserialport,chardev=probe,name=adit.probe";
         arguments.extend(devices.split_whitespace().map(str::to_owned));
         let probe = folder.join("probe");

@@ -160,6 +160,13 @@ mod tests {
     }
 
     #[test]
+    fn an_archive_ends_with_the_trailer() {
+        let archive = Archive::default().finish();
+        assert_eq!(archive.len() % 4, 0);
+        assert!(String::from_utf8(archive).unwrap().contains("TRAILER!!!\0"));
+    }
+
+    #[test]
     fn archives_one_after_the_other_are_read_as_the_kernel_does() {
         let mut bytes = sample();
         bytes.extend([0; 512]);

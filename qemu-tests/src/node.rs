@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use ::initramfs::cpio::Archive;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use program_tests::{KilledChild, POLL_INTERVAL, program};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::initramfs::{Archive, MODE_CONSOLE, MODE_DIRECTORY, MODE_FILE, MODE_LINK, MODE_PROGRAM};
+use crate::initramfs::{MODE_CONSOLE, MODE_DIRECTORY, MODE_FILE, MODE_LINK, MODE_PROGRAM};
 use crate::{HarnessError, patience, qemu, tools};
 
 const BOOT_DEADLINE_SECONDS: u64 = 180;

@@ -17,7 +17,7 @@ use std::time::Duration;
 use block::IoError;
 use metastore::pool::{PoolStoreError, Table};
 
-use super::shared::{DirtyPiece, Reply, Request};
+use super::shared::{DirtyPiece, Reply};
 use super::worker::{PoolWorker, Waiter, is_fatal, load_chunk};
 use super::write_log::WriteLog;
 use crate::LvolError;
@@ -140,16 +140,7 @@ impl PoolWorker {
         for action in std::mem::take(&mut self.on_commit) {
             action(self);
         }
-        for request in std::mem::take(&mut self.unresolved) {
-            if let Request::Resolve {
-                volume,
-                piece,
-                mailbox,
-            } = request
-            {
-                self.resolve(&volume, piece, &mailbox);
-            }
-        }
+        self.answer_unresolved();
     }
 
     /// What the piece's record is to say: a slot that is in two layers in memory is the child's.

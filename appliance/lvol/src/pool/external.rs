@@ -112,14 +112,29 @@ impl PoolWorker {
         mut new: NewVolume,
     ) -> Result<VolumeInfo, LvolError> {
         self.check_new(&new.name)?;
+        if new.size_bytes == 0 {
+            let block_size = u64::from(self.shared.block_size);
+            new.size_bytes = device.geometry().len_bytes().next_multiple_of(block_size);
+        }
+        self.check_size(&new.name, new.size_bytes)?;
+        self.check_room(new.thick, new.size_bytes)?;
+        let parent = self.claim_parent(device, &new.name, new.size_bytes)?;
+        let layer = self.new_layer(parent);
+        let made = self.add_volume(new, layer);
+        self.externals_may_change();
+        made
+    }
+
+    /// A device as the parent of a volume, if that may be. It is claimed.
+    pub(super) fn claim_parent(
+        &mut self,
+        device: &Arc<Bdev>,
+        volume: &str,
+        size_bytes: u64,
+    ) -> Result<Parent, LvolError> {
         let refused = |problem: String| LvolError::Refused {
-            name: new.name.clone(),
+            name: volume.to_owned(),
             problem,
-        };
-        let len_bytes = device.geometry().len_bytes();
-        let part = ExternalPart {
-            uuid: *device.uuid().as_bytes(),
-            len_bytes,
         };
         let cannot = |reason: String| {
             refused(format!(
@@ -127,18 +142,18 @@ impl PoolWorker {
                 device.name()
             ))
         };
+        let len_bytes = device.geometry().len_bytes();
+        let part = ExternalPart {
+            uuid: *device.uuid().as_bytes(),
+            len_bytes,
+        };
         self.check_fit(device, &part).map_err(cannot)?;
-        if new.size_bytes == 0 {
-            new.size_bytes = len_bytes.next_multiple_of(u64::from(self.shared.block_size));
-        }
-        self.check_size(&new.name, new.size_bytes)?;
-        if new.size_bytes < len_bytes {
+        if size_bytes < len_bytes {
             return Err(refused(format!(
                 "cannot be smaller than the device's {len_bytes} bytes"
             )));
         }
-        self.check_room(new.thick, new.size_bytes)?;
-        let user = self.user_text(&new.name, 1);
+        let user = self.user_text(volume, 1);
         let state = self.externals.entry(part.uuid);
         let state = state.or_insert_with(|| ExternalState::new(device.name(), user));
         let devices = Arc::clone(&self.options.externals);
@@ -146,14 +161,11 @@ impl PoolWorker {
             self.refresh_externals();
             return Err(cannot(reason));
         }
-        let layer = self.new_layer(Parent::External {
+        Ok(Parent::External {
             uuid: part.uuid,
             name: device.name().to_owned(),
             len_bytes,
-        });
-        let made = self.add_volume(new, layer);
-        self.externals_may_change();
-        made
+        })
     }
 
     /// What a device must be, to be read for a part of it.

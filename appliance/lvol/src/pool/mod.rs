@@ -15,6 +15,7 @@ mod mapped;
 mod metadata;
 mod open;
 mod operation;
+mod parent;
 mod pieces;
 mod promise;
 mod properties;
@@ -48,6 +49,7 @@ pub(crate) use self::shared::{Chain, LOG_TICKET, Mailbox, Reply, Request, Shared
 pub use self::worker::{Next, PoolOptions, PoolWorker};
 pub(crate) use self::write_log::{LogPages, WriteLog};
 
+use self::parent::NewParent;
 use self::promise::promise;
 use crate::LvolError;
 use crate::format::NAME_BYTES_MAX;
@@ -171,6 +173,30 @@ impl Pool {
     pub fn rollback(&self, volume: &str, snapshot: &str) -> Promise<()> {
         let (volume, snapshot) = (volume.to_owned(), snapshot.to_owned());
         self.change(move |worker| worker.rollback(&volume, &snapshot))
+    }
+
+    /// Makes a volume lie on this snapshot instead of what it lies on. What it has itself stays; all
+    /// else reads as the snapshot's. Its I/O pauses for two commits.
+    #[must_use]
+    pub fn set_parent(&self, volume: &str, snapshot: &str) -> Promise<()> {
+        self.change_parent(volume, NewParent::Snapshot(snapshot.to_owned()))
+    }
+
+    /// As [`Pool::set_parent`], with a block device outside the pool, under the rules of
+    /// [`Pool::clone_external`].
+    #[must_use]
+    pub fn set_external_parent(&self, volume: &str, device: &Arc<Bdev>) -> Promise<()> {
+        self.change_parent(volume, NewParent::Device(Arc::clone(device)))
+    }
+
+    fn change_parent(&self, volume: &str, parent: NewParent) -> Promise<()> {
+        let volume = volume.to_owned();
+        let (promise, resolver) = promise();
+        let called = self
+            .shared
+            .call(move |worker| worker.set_parent(&volume, parent, resolver));
+        drop(called);
+        promise
     }
 
     /// Gives a volume another size. What lies past a new end is gone: grown again, it reads as zeroes

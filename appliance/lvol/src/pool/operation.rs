@@ -168,7 +168,7 @@ impl Operation {
     }
 
     /// The worker copies for it.
-    fn is_detaching(&self) -> bool {
+    pub(super) fn is_detaching(&self) -> bool {
         self.kind.detaches() && self.state == OperationState::Running
     }
 

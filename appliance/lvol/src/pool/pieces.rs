@@ -15,14 +15,15 @@ use crate::map::{PIECE_SLOTS, Piece};
 
 impl PoolWorker {
     /// Answers a channel that has no chain for a piece; not before the device knows the volume's layer, for
-    /// nobody could tell what a write to it in the log belongs to.
+    /// nobody could tell what a write to it in the log belongs to, and not while its parent changes.
     pub(super) fn resolve_when_committed(
         &mut self,
         volume: Arc<VolumeShared>,
         piece: u64,
         mailbox: Arc<Mailbox>,
     ) {
-        if !self.new_layers.contains(&volume.layer()) {
+        let is_new = self.new_layers.contains(&volume.layer());
+        if !is_new && !self.paused.contains(&volume.layer()) {
             return self.resolve(&volume, piece, &mailbox);
         }
         self.unresolved.push(Request::Resolve {
@@ -30,7 +31,9 @@ impl PoolWorker {
             piece,
             mailbox,
         });
-        self.when_committed(|_, _| {});
+        if is_new {
+            self.when_committed(|_, _| {});
+        }
     }
 
     /// Answers a channel that has no chain for a piece.

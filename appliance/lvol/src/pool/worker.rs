@@ -141,6 +141,8 @@ pub struct PoolWorker {
     pub(super) new_layers: HashSet<LayerId>,
     /// Who wants to read or write them.
     pub(super) unresolved: Vec<Request>,
+    /// Layers whose parent is about to change: their volumes' channels get no chains.
+    pub(super) paused: HashSet<LayerId>,
     /// Pieces in which nothing begins before the next commit.
     pub(super) held: Vec<Arc<Piece>>,
     /// What the log of first writes had and could not be used, when the pool was opened.
@@ -255,6 +257,7 @@ impl PoolWorker {
             on_commit: Vec::new(),
             new_layers: HashSet::new(),
             unresolved: Vec::new(),
+            paused: HashSet::new(),
             held: Vec::new(),
             log_findings: Vec::new(),
             freed: Vec::new(),

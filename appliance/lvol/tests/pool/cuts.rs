@@ -177,6 +177,26 @@ impl Scenario {
         self.durable();
     }
 
+    /// `own` are the bytes that the volume has itself, of whole granules.
+    fn set_parent(&mut self, volume: &str, parent: &str, own: &[std::ops::Range<u64>]) {
+        let mut below = if parent == "gold" {
+            let device = self.rig.devices.registry.get("gold").unwrap();
+            let promise = self.rig.pool.set_external_parent(volume, &device);
+            self.rig.wait(promise).unwrap();
+            Content::of(golden())
+        } else {
+            let promise = self.rig.pool.set_parent(volume, parent);
+            self.rig.wait(promise).unwrap();
+            self.names[parent].clone()
+        };
+        let content = self.names.get_mut(volume).unwrap();
+        below.resize(content.blocks());
+        content.take_from(&below, |block| {
+            !own.iter().any(|own| own.contains(&(block * BLOCK)))
+        });
+        self.durable();
+    }
+
     fn resize(&mut self, name: &str, size: u64) {
         let promise = self.rig.pool.resize(name, size);
         self.rig.wait(promise).unwrap();
@@ -390,6 +410,54 @@ fn volumes_over_another_device(end: Ending) {
         scenario.resize("c", MIB);
         scenario.decouple("e");
         scenario.delete("e");
+        scenario.cut_everywhere(subsets());
+    }
+}
+
+#[test]
+fn another_parent_is_old_or_new_after_a_cut_at_every_write() {
+    another_parent(Ending::PowerCut);
+}
+
+#[test]
+fn another_parent_loses_nothing_that_was_acknowledged_without_a_cache() {
+    another_parent(Ending::PowerCutWithoutCache);
+}
+
+#[test]
+fn another_parent_loses_nothing_that_was_acknowledged_by_a_kill() {
+    another_parent(Ending::Kill);
+}
+
+fn another_parent(end: Ending) {
+    // One transaction for a commit, and one for each piece.
+    for seed in [76, 77] {
+        let mut scenario = Scenario::start(seed, end);
+        scenario.create("a", MIB);
+        scenario.write("a", 0, 128 * KIB, false);
+        scenario.write("a", 200 * KIB, 8 * KIB, false);
+        scenario.snapshot(&[("a", "s")]);
+        scenario.create("v", MIB);
+        scenario.write("v", 64 * KIB, 64 * KIB, false);
+        // Without a parent what is unmapped is not the volume's any more.
+        scenario.zero("v", Op::Unmap, 80 * KIB, 16 * KIB);
+        scenario.write("v", 256 * KIB, 4 * KIB, true);
+        let (first, second, third) = (
+            64 * KIB..80 * KIB,
+            96 * KIB..128 * KIB,
+            256 * KIB..260 * KIB,
+        );
+        let mut own = vec![first, second, third];
+        scenario.set_parent("v", "a@s", &own);
+        scenario.write("v", 4 * KIB, 512, false);
+        scenario.zero("v", Op::Unmap, 64 * KIB, 8 * KIB);
+        scenario.zero("v", Op::Unmap, 200 * KIB, 4 * KIB);
+        own.extend([4 * KIB..8 * KIB, 200 * KIB..204 * KIB]);
+        scenario.set_parent("v", "gold", &own);
+        scenario.write("v", 300 * KIB, 512, true);
+        scenario.delete("a@s");
+        scenario.snapshot(&[("v", "s")]);
+        scenario.set_parent("v", "v@s", &[]);
         scenario.cut_everywhere(subsets());
     }
 }

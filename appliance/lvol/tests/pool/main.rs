@@ -12,6 +12,7 @@ mod log;
 mod model;
 mod opening;
 mod operations;
+mod parent;
 mod repair;
 mod rig;
 mod threads;

@@ -55,6 +55,14 @@ impl Content {
         self.before.entry(block).or_default().push(old);
     }
 
+    /// Shows another content in some of its blocks, durably: what was there is gone.
+    pub(crate) fn take_from(&mut self, other: &Self, is_taken: impl Fn(u64) -> bool) {
+        for block in (0..self.blocks()).filter(|block| is_taken(*block)) {
+            self.now[block as usize] = other.now[block as usize];
+            self.before.remove(&block);
+        }
+    }
+
     fn put_in_flight(&mut self, block: u64, stamp: u64) {
         self.in_flight.insert(block, self.now[block as usize]);
         self.put(block, stamp);

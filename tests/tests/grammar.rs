@@ -307,6 +307,8 @@ fn volumes_and_snapshots_are_made_listed_changed_and_deleted() {
     assert_eq!(renamed["uuid"], uuid, "its identity stays");
     // Its snapshots are named after it.
     adit.ctl(&["volume", "rollback", "p/c", "p/w@one"]).unwrap();
+    let moved = adit.ctl_json(&["volume", "set-parent", "p/c", "p/t@one"]);
+    assert_eq!(moved.unwrap()["parent"], "p/t@one");
     for words in [["volume", "decouple", "p/c"], ["volume", "inflate", "p/w"]] {
         adit.ctl(&[&words[..], &["--wait"]].concat()).unwrap();
     }

@@ -225,6 +225,7 @@ const TABLE: &[Entry] = &[
             "InflateVolume",
             "DecoupleVolume",
             "RollbackVolume",
+            "SetVolumeParent",
             "ShareVolume",
         ],
         &[],

@@ -655,6 +655,8 @@ mod tests {
             "aditctl volume inflate p/v",
             "aditctl volume decouple p/v",
             "aditctl volume rollback p/v p/v@s",
+            "aditctl volume set-parent p/v p/w@s",
+            "aditctl volume set-parent p/v --bdev gold",
             "aditctl volume diff p/v@s p/v@t",
             "aditctl volume share p/v --listen tcp://127.0.0.1:4420 --nqn n --host a --host b",
             "aditctl snapshot create p/v@s p/w@s",

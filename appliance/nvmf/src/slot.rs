@@ -508,7 +508,10 @@ mod tests {
             slot.forgotten();
             assert!(poll(ended.as_mut()).is_ready());
         }
-        assert_eq!((slot.state(), slot.step()), (SlotState::Free, Step::Pending));
+        assert_eq!(
+            (slot.state(), slot.step()),
+            (SlotState::Free, Step::Pending)
+        );
         accepted(&slot, 1);
         assert!(!slot.is_forgotten());
         assert_ne!(slot.generation(), generation);

@@ -290,6 +290,17 @@ impl Pool for FakePool {
         ready(Ok(()))
     }
 
+    fn set_parent(&self, name: &str, snapshot: &str) -> Work<()> {
+        let parent = format!("{}/{snapshot}", self.name());
+        self.inner().volumes.get_mut(name).unwrap().parent = parent;
+        ready(Ok(()))
+    }
+
+    fn set_parent_bdev(&self, name: &str, bdev_name: &str) -> Work<()> {
+        self.inner().volumes.get_mut(name).unwrap().parent = bdev_name.to_owned();
+        ready(Ok(()))
+    }
+
     fn create_snapshots(&self, names: &[(String, String)], labels: Labels) -> Work<()> {
         for (volume, snapshot) in names {
             let size_bytes = self.inner().volumes[volume].size_bytes;

@@ -181,6 +181,10 @@ pub trait Pool: Send + Sync + fmt::Debug {
     fn detach_from_parent(&self, name: &str, whole: bool) -> Work<u64>;
     /// Makes a volume show what a snapshot shows.
     fn rollback_volume(&self, name: &str, snapshot: &str) -> Work<()>;
+    /// Makes a volume lie on a snapshot instead of what it lies on.
+    fn set_parent(&self, name: &str, snapshot: &str) -> Work<()>;
+    /// Makes a volume lie on a block device of the node, which is in no pool.
+    fn set_parent_bdev(&self, name: &str, bdev_name: &str) -> Work<()>;
     /// Takes snapshots at one moment: pairs of volume and the name after the `@`. Each gets the labels.
     fn create_snapshots(&self, names: &[(String, String)], labels: Labels) -> Work<()>;
     /// Extents from `offset` on in which two snapshots may differ, at most `limit`. `from` empty: what

@@ -11,8 +11,8 @@ use api::v1::{
     DecoupleVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest, DiffSnapshotsRequest,
     ExportVolumeRequest, Extent, GetSnapshotRequest, GetSubsystemRequest, GetVolumeRequest,
     ImportVolumeRequest, InflateVolumeRequest, ListSnapshotsRequest, ListVolumesRequest, QosLimits,
-    RenameVolumeRequest, ResizeVolumeRequest, RollbackVolumeRequest, ShareVolumeRequest,
-    ShareVolumeResponse, UpdateVolumeRequest, Volume, VolumeSpec,
+    RenameVolumeRequest, ResizeVolumeRequest, RollbackVolumeRequest, SetVolumeParentRequest,
+    ShareVolumeRequest, ShareVolumeResponse, UpdateVolumeRequest, Volume, VolumeSpec,
 };
 use prost_types::FieldMask;
 use tonic::transport::Channel;
@@ -122,6 +122,18 @@ pub(crate) async fn run(context: &Context, verb: VolumeVerb) -> Result<(), Failu
             .rollback_volume(RollbackVolumeRequest { name, snapshot })
             .await?
             .into_inner(),
+        VolumeVerb::SetParent {
+            name,
+            snapshot,
+            bdev,
+        } => {
+            let request = SetVolumeParentRequest {
+                name,
+                snapshot: snapshot.unwrap_or_default(),
+                bdev: bdev.unwrap_or_default(),
+            };
+            client.set_volume_parent(request).await?.into_inner()
+        }
         VolumeVerb::Delete { name } => {
             let request = DeleteVolumeRequest {
                 name,

@@ -292,6 +292,17 @@ pub(crate) enum VolumeVerb {
         /// POOL/NAME@SNAP
         snapshot: String,
     },
+    /// Make it lie on another snapshot or device; what it has itself stays
+    SetParent {
+        /// POOL/NAME
+        name: String,
+        /// POOL/NAME@SNAP
+        #[arg(required_unless_present = "bdev", conflicts_with = "bdev")]
+        snapshot: Option<String>,
+        /// A block device outside of pools, in place of a snapshot
+        #[arg(long)]
+        bdev: Option<String>,
+    },
     /// List where two snapshots may differ
     Diff {
         /// The older one, POOL/NAME@SNAP

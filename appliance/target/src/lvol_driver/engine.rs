@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use api::v1::{self, ObjectState};
-use block::Registry;
+use block::{Bdev, Registry};
 use lvol::format::NameKind;
 use lvol::{NewVolume, OperationKind, OperationState, PoolInfo, Promise, VolumeInfo};
 use tokio::sync::watch;
@@ -66,6 +66,14 @@ impl LvolPool {
             name: name.to_owned(),
             doing,
         }
+    }
+
+    /// A block device of the node.
+    fn bdev(&self, name: &str) -> Result<Arc<Bdev>, ControlError> {
+        self.registry.get(name).map_err(|_| ControlError::NotFound {
+            kind: "bdev",
+            name: name.to_owned(),
+        })
     }
 
     fn unimplemented<T: Send + 'static>(&self, doing: &'static str, name: &str) -> Work<T> {
@@ -348,15 +356,9 @@ impl Pool for LvolPool {
     }
 
     fn clone_bdev(&self, bdev_name: &str, name: &str, settings: VolumeSettings) -> Work<()> {
-        let device = match self.registry.get(bdev_name) {
+        let device = match self.bdev(bdev_name) {
             Ok(device) => device,
-            Err(_) => {
-                let error = ControlError::NotFound {
-                    kind: "bdev",
-                    name: bdev_name.to_owned(),
-                };
-                return Box::pin(std::future::ready(Err(error)));
-            }
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
         };
         let made = self
             .pool
@@ -418,6 +420,23 @@ impl Pool for LvolPool {
             self.asked("rolling back", name),
             self.pool.rollback(name, snapshot),
         )
+    }
+
+    fn set_parent(&self, name: &str, snapshot: &str) -> Work<()> {
+        work(
+            self.asked("changing the parent of", name),
+            self.pool.set_parent(name, snapshot),
+        )
+    }
+
+    fn set_parent_bdev(&self, name: &str, bdev_name: &str) -> Work<()> {
+        match self.bdev(bdev_name) {
+            Ok(device) => work(
+                self.asked("changing the parent of", name),
+                self.pool.set_external_parent(name, &device),
+            ),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
     }
 
     fn create_snapshots(&self, names: &[(String, String)], labels: Labels) -> Work<()> {

@@ -626,6 +626,24 @@ impl Pool for Handle {
         })
     }
 
+    fn set_parent(&self, name: &str, snapshot: &str) -> Work<()> {
+        let pool = Arc::clone(&self.0);
+        let (name, snapshot) = (name.to_owned(), snapshot.to_owned());
+        Box::pin(async move {
+            let _names = pool.lock_names(&[&name, &snapshot]).await;
+            pool.engine.set_parent(&name, &snapshot).await
+        })
+    }
+
+    fn set_parent_bdev(&self, name: &str, bdev_name: &str) -> Work<()> {
+        let pool = Arc::clone(&self.0);
+        let (name, bdev_name) = (name.to_owned(), bdev_name.to_owned());
+        Box::pin(async move {
+            let _names = pool.lock_names(&[&name]).await;
+            pool.engine.set_parent_bdev(&name, &bdev_name).await
+        })
+    }
+
     fn create_snapshots(&self, names: &[(String, String)], labels: Labels) -> Work<()> {
         let (pool, names) = (Arc::clone(&self.0), names.to_vec());
         Box::pin(async move {

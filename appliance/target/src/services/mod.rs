@@ -18,6 +18,7 @@ mod reactor;
 mod subsystem;
 mod transport;
 mod volume;
+mod volume_parent;
 mod watch;
 
 use api::v1;

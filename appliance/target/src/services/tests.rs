@@ -371,6 +371,40 @@ async fn snapshots_are_taken_together_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn a_volume_gets_another_parent() {
+    let directory = tempfile::tempdir().unwrap();
+    let (services, _runtime) = with_volume(&directory).await;
+    snapshots(&services, &["p/v@1"]).await.unwrap();
+    let set = |name: &str, snapshot: &str, bdev: &str| {
+        let request = v1::SetVolumeParentRequest {
+            name: name.into(),
+            snapshot: snapshot.into(),
+            bdev: bdev.into(),
+        };
+        services.set_volume_parent(Request::new(request))
+    };
+    for (snapshot, bdev) in [("", ""), ("p/v@1", "gold")] {
+        let status = set("p/v", snapshot, bdev).await.unwrap_err();
+        assert_eq!(field(&status), "snapshot");
+    }
+    for wrong in ["p/v", "q/v@1"] {
+        assert_eq!(
+            field(&set("p/v", wrong, "").await.unwrap_err()),
+            "snapshot",
+            "{wrong}"
+        );
+    }
+    for (name, snapshot) in [("p/none", "p/v@1"), ("p/v", "p/v@none")] {
+        let status = set(name, snapshot, "").await.unwrap_err();
+        assert_eq!(status.code(), Code::NotFound);
+    }
+    let on = set("p/v", "p/v@1", "").await.unwrap().into_inner();
+    assert_eq!(on.parent, "p/v@1");
+    let on = set("p/v", "", "gold").await.unwrap().into_inner();
+    assert_eq!(on.parent, "gold");
+}
+
+#[tokio::test]
 async fn a_volume_that_is_served_is_not_deleted_renamed_or_exported() {
     let directory = tempfile::tempdir().unwrap();
     let (services, _runtime) = with_volume(&directory).await;

@@ -13,7 +13,8 @@ use api::v1::{
     EventType, ExportVolumeRequest, GetSnapshotRequest, GetVolumeRequest, ImportVolumeRequest,
     InflateVolumeRequest, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
     ListVolumesResponse, Operation, RenameVolumeRequest, ResizeVolumeRequest,
-    RollbackVolumeRequest, ShareVolumeRequest, ShareVolumeResponse, UpdateVolumeRequest, Volume,
+    RollbackVolumeRequest, SetVolumeParentRequest, ShareVolumeRequest, ShareVolumeResponse,
+    UpdateVolumeRequest, Volume,
 };
 use tonic::{Request, Response};
 
@@ -33,14 +34,14 @@ const EXTENTS_MAX: usize = 10_000;
 /// Open pools in the order of their names.
 type NamedPools = Vec<(String, Arc<dyn Pool>)>;
 
-fn not_found(kind: &'static str, name: &str) -> ControlError {
+pub(super) fn not_found(kind: &'static str, name: &str) -> ControlError {
     ControlError::NotFound {
         kind,
         name: name.to_owned(),
     }
 }
 
-fn exists(kind: &'static str, name: &str, differences: Vec<Difference>) -> ControlError {
+pub(super) fn exists(kind: &'static str, name: &str, differences: Vec<Difference>) -> ControlError {
     ControlError::Exists {
         kind,
         name: name.to_owned(),
@@ -49,7 +50,7 @@ fn exists(kind: &'static str, name: &str, differences: Vec<Difference>) -> Contr
 }
 
 /// False when somebody made it meanwhile: the caller looks whether it is the same.
-fn is_made(made: Result<(), ControlError>) -> Result<bool, ControlError> {
+pub(super) fn is_made(made: Result<(), ControlError>) -> Result<bool, ControlError> {
     match made {
         Ok(()) => Ok(true),
         Err(ControlError::Exists { .. }) => Ok(false),
@@ -57,7 +58,7 @@ fn is_made(made: Result<(), ControlError>) -> Result<bool, ControlError> {
     }
 }
 
-fn difference(
+pub(super) fn difference(
     field: &str,
     first: impl ToString,
     second: impl ToString,
@@ -97,7 +98,7 @@ impl Services {
         volume
     }
 
-    async fn find_volume(
+    pub(super) async fn find_volume(
         &self,
         kind: &'static str,
         name: &str,
@@ -226,78 +227,6 @@ impl Services {
         }
         if is_new {
             self.tell(EventType::Created, "volume", &spec.name);
-        }
-        Ok(there)
-    }
-
-    async fn make_clone(self, request: CloneVolumeRequest) -> Result<Volume, ControlError> {
-        let CloneVolumeRequest {
-            snapshot,
-            name,
-            bdev,
-            labels,
-        } = request;
-        let settings = VolumeSettings {
-            labels: owners(&format!("volume {name:?}"), "labels", &labels)?,
-            qos: None,
-        };
-        if snapshot.is_empty() == bdev.is_empty() {
-            let problem = "say one of snapshot and bdev: what the volume is to show";
-            let what = format!("volume {name:?}");
-            return Err(ControlError::field(what, "snapshot", problem));
-        }
-        if snapshot.is_empty() {
-            return self.make_clone_of_bdev(bdev, name, labels, settings).await;
-        }
-        let (pool, of) = check_volume_name(&snapshot, true, "snapshot")?;
-        let (pool_of_clone, rest) = check_volume_name(&name, false, "name")?;
-        if pool != pool_of_clone {
-            let problem = format!("must be in the pool of the snapshot, {pool:?}");
-            return Err(ControlError::field(
-                format!("volume {name:?}"),
-                "name",
-                problem,
-            ));
-        }
-        let pool = self.pool_to_change(pool)?;
-        if pool.volume(of).await?.is_none() {
-            return Err(not_found("snapshot", &snapshot));
-        }
-        let is_there = pool.volume(rest).await?.is_some();
-        let is_new = !is_there && is_made(pool.clone_volume(of, rest, settings).await)?;
-        let there = self.find_volume("volume", &name, "name").await?;
-        let mut differences = Vec::new();
-        difference("snapshot", &there.parent, &snapshot, &mut differences);
-        differing(&there.labels, &labels, &mut differences);
-        if !differences.is_empty() {
-            return Err(exists("volume", &name, differences));
-        }
-        if is_new {
-            self.tell(EventType::Created, "volume", &name);
-        }
-        Ok(there)
-    }
-
-    async fn make_clone_of_bdev(
-        self,
-        bdev: String,
-        name: String,
-        labels: HashMap<String, String>,
-        settings: VolumeSettings,
-    ) -> Result<Volume, ControlError> {
-        let (pool, rest) = check_volume_name(&name, false, "name")?;
-        let pool = self.pool_to_change(pool)?;
-        let is_there = pool.volume(rest).await?.is_some();
-        let is_new = !is_there && is_made(pool.clone_bdev(&bdev, rest, settings).await)?;
-        let there = self.find_volume("volume", &name, "name").await?;
-        let mut differences = Vec::new();
-        difference("bdev", &there.parent, &bdev, &mut differences);
-        differing(&there.labels, &labels, &mut differences);
-        if !differences.is_empty() {
-            return Err(exists("volume", &name, differences));
-        }
-        if is_new {
-            self.tell(EventType::Created, "volume", &name);
         }
         Ok(there)
     }
@@ -432,39 +361,6 @@ impl Services {
         Ok(name.unwrap_or_default())
     }
 
-    async fn detach_volume(self, name: String, whole: bool) -> Result<Operation, ControlError> {
-        let (pool_name, rest) = check_volume_name(&name, false, "name")?;
-        let pool = self.pool_to_change(pool_name)?;
-        if pool.volume(rest).await?.is_none() {
-            return Err(not_found("volume", &name));
-        }
-        let id = pool.detach_from_parent(rest, whole).await?;
-        self.operation(pool_name, id).await
-    }
-
-    async fn roll_back(self, request: RollbackVolumeRequest) -> Result<Volume, ControlError> {
-        let RollbackVolumeRequest { name, snapshot } = request;
-        let (pool_name, rest) = check_volume_name(&name, false, "name")?;
-        let (pool_of, of) = check_volume_name(&snapshot, true, "snapshot")?;
-        if pool_name != pool_of {
-            let problem = format!("must be in the pool of the volume, {pool_name:?}");
-            let what = format!("volume {name:?}");
-            return Err(ControlError::field(what, "snapshot", problem));
-        }
-        let pool = self.pool_to_change(pool_name)?;
-        if pool.volume(rest).await?.is_none() {
-            return Err(not_found("volume", &name));
-        }
-        if pool.volume(of).await?.is_none() {
-            return Err(not_found("snapshot", &snapshot));
-        }
-        pool.rollback_volume(rest, of).await?;
-        let text = format!("rolled back to {snapshot}");
-        self.control
-            .tell(EventType::Updated, "volume", name.clone(), text);
-        self.find_volume("volume", &name, "name").await
-    }
-
     async fn take_snapshots(
         self,
         names: Vec<String>,
@@ -512,7 +408,7 @@ impl Services {
         Ok(snapshots)
     }
 
-    fn tell(&self, event_type: EventType, kind: &str, name: &str) {
+    pub(super) fn tell(&self, event_type: EventType, kind: &str, name: &str) {
         self.control
             .tell(event_type, kind, name.to_owned(), String::new());
     }
@@ -625,6 +521,11 @@ impl VolumeService for Services {
 
     async fn rollback_volume(&self, request: Request<RollbackVolumeRequest>) -> Answer<Volume> {
         let work = self.clone().roll_back(request.into_inner());
+        Ok(Response::new(self.complete(work).await?))
+    }
+
+    async fn set_volume_parent(&self, request: Request<SetVolumeParentRequest>) -> Answer<Volume> {
+        let work = self.clone().change_parent(request.into_inner());
         Ok(Response::new(self.complete(work).await?))
     }
 

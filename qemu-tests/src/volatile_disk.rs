@@ -180,9 +180,10 @@ impl VolatileDisk {
         self.folder.path().join("nbd")
     }
 
-    /// Has it answer every request from now on with an error, as a drive whose medium is gone.
-    pub fn die(&self) {
-        self.shared.is_dead.store(true, Ordering::Relaxed);
+    /// Has it answer every request from now on with an error, as a drive whose medium is gone, or
+    /// carry them out again.
+    pub fn set_dead(&self, is_dead: bool) {
+        self.shared.is_dead.store(is_dead, Ordering::Relaxed);
     }
 
     /// Loses, of what was not flushed, a part that the seed chooses, sector by sector or page by

@@ -85,7 +85,7 @@ fn a_drive_that_dies_under_load_costs_its_own_pool_only() {
     let jobs = [&dying, &living].map(|device| start_fio(&mut host, device));
     written(&mut host, &dying, 300);
     let before = written(&mut host, &living, 300);
-    dies.die();
+    dies.set_dead(true);
 
     // The host: an error at once, no wait for a path; on the other volume nothing.
     let failed = host.join(jobs[0], patience(120)).unwrap_err().to_string();
@@ -131,12 +131,23 @@ fn a_drive_that_dies_under_load_costs_its_own_pool_only() {
     node.wait_for_console("tank           faulted", patience(60))
         .unwrap();
 
-    // It is taken out of service, and the rest goes on.
+    // Closed and tried again, it is back with the drive; then it is taken out of service.
     let ctl = |text: &str| node.ctl(&words(text)).unwrap();
     ctl(&format!("namespace remove {NQN} 1"));
-    let unclean = node.ctl(&words("pool export tank")).unwrap_err();
-    let unclean = unclean.to_string();
-    assert!(unclean.contains("closing pool tank failed"), "{unclean}");
+    let export_fails = || {
+        let unclean = node.ctl(&words("pool export tank")).unwrap_err();
+        let unclean = unclean.to_string();
+        assert!(unclean.contains("closing pool tank failed"), "{unclean}");
+        node.ctl_until(&["pool", "show", "tank"], "pending: cannot read byte 0");
+    };
+    export_fails();
+    dies.set_dead(false);
+    node.ctl_until(&["pool", "list"], "tank");
+    node.ctl_until(&["volume", "show", "tank/v"], "ready");
+    ctl("pool check tank");
+    ctl("volume create tank/w --size 4MiB");
+    dies.set_dead(true);
+    export_fails();
     ctl("pool export tank");
     ctl("bdev delete dies");
     assert!(!ctl("node system").contains("tank"));

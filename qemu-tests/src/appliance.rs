@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use ::initramfs::{Tree, decompress};
 use program_tests::{KilledChild, POLL_INTERVAL, program, until};
 use tempfile::TempDir;
 
@@ -47,6 +48,45 @@ impl Image {
             folder,
             name: format!("adit-{profile}"),
         })
+    }
+
+    /// An archive for [`ApplianceBuilder::overlay`]: busybox as `/beside/busybox` and a service `beside`
+    /// that runs a shell script once, after `aditd`. Releases have no shell.
+    ///
+    /// # Errors
+    ///
+    /// When the image cannot be read.
+    pub fn with_script(&self, script: &str) -> Result<Vec<u8>, HarnessError> {
+        use ::initramfs::cpio::{Archive, MODE_REGULAR};
+
+        let path = self.file("initrd");
+        let not_understood = |problem: String| HarnessError::Answer {
+            command: format!("reading {}", path.display()),
+            answer: problem,
+        };
+        let initrd = fs::read(&path).map_err(HarnessError::file("read", &path))?;
+        let initrd = decompress(&initrd).map_err(|error| not_understood(error.to_string()))?;
+        let tree =
+            Tree::from_archive(&initrd).map_err(|error| not_understood(error.to_string()))?;
+        let services = tree.bytes("etc/adit/services.toml").unwrap_or_default();
+        let mut services = String::from_utf8_lossy(services).into_owned();
+        services.push_str(
+            "\n[[service]]\nname = \"beside\"\nprogram = \"/beside/busybox\"\n\
+             arguments = [\"sh\", \"/beside/script\"]\nonce = true\n\
+             after = [\"aditd\"]\nready_timeout_ms = 600000\n",
+        );
+        let busybox = tools::tools_root()?.join("busybox");
+        let busybox = fs::read(&busybox).map_err(HarnessError::file("read", busybox))?;
+        let mut archive = Archive::default();
+        archive.add("beside", 0o040_755, (0, 0), &[]);
+        for (name, mode, bytes) in [
+            ("beside/busybox", 0o755, &*busybox),
+            ("beside/script", 0o644, script.as_bytes()),
+            ("etc/adit/services.toml", 0o644, services.as_bytes()),
+        ] {
+            archive.add(name, MODE_REGULAR | mode, (0, 0), bytes);
+        }
+        Ok(archive.finish())
     }
 
     /// One of its files: `efi`, `vmlinuz`, `initrd`.
@@ -101,6 +141,8 @@ pub struct ApplianceBuilder {
     memory_mib: u32,
     iommu: bool,
     network: bool,
+    /// More arguments of QEMU.
+    qemu: Vec<String>,
     /// More files for a boot from kernel and initrd: a cpio archive.
     overlay: Vec<u8>,
 }
@@ -140,6 +182,14 @@ impl ApplianceBuilder {
     pub fn kernel(mut self, words: &str) -> Self {
         self.kernel.push(' ');
         self.kernel.push_str(words);
+        self
+    }
+
+    /// Adds arguments to QEMU's, split at spaces.
+    #[must_use]
+    pub fn qemu(mut self, words: &str) -> Self {
+        let words = words.split_whitespace().map(str::to_owned);
+        self.qemu.extend(words);
         self
     }
 
@@ -197,6 +247,7 @@ impl ApplianceBuilder {
         let agent_port = crate::free_port()?;
         let mut arguments = self.machine(folder.path(), agent_port, server.as_ref());
         arguments.extend(self.boot_arguments(&tools, folder.path())?);
+        arguments.extend(self.qemu.iter().cloned());
         let errors = folder.path().join("qemu.log");
         let errors_file = fs::File::create(&errors).map_err(HarnessError::file("make", &errors))?;
         let qemu = KilledChild::spawn(&tools::qemu(), |command| {
@@ -387,6 +438,7 @@ impl Appliance {
             memory_mib: 2048,
             iommu: true,
             network: true,
+            qemu: Vec::new(),
             overlay: Vec::new(),
         }
     }

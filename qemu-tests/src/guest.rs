@@ -12,8 +12,6 @@ use tempfile::TempDir;
 
 use crate::{HarnessError, initramfs, patience, qemu, tools};
 
-/// How often a guest is booted that ends before it is up.
-const BOOTS_MAX: u32 = 3;
 /// Boot takes 10 s on two quiet cores.
 const BOOT_DEADLINE_SECONDS: u64 = 180;
 /// A script that takes longer is run with [`Guest::spawn`] and its own deadline.
@@ -95,20 +93,6 @@ impl GuestBuilder {
     /// When the tools root cannot be made, QEMU does not start, or the guest does not come up in
     /// time.
     pub fn boot(self) -> Result<Guest, HarnessError> {
-        let mut tries = BOOTS_MAX;
-        loop {
-            tries -= 1;
-            match self.boot_once() {
-                // Emulated processors now and then stop a kernel before anything of ours runs in it.
-                Err(error @ HarnessError::Ended { .. }) if tries > 0 => {
-                    eprintln!("{}: {error}; it is booted again", self.name);
-                }
-                booted => return booted,
-            }
-        }
-    }
-
-    fn boot_once(&self) -> Result<Guest, HarnessError> {
         let tools = tools::tools_root()?;
         let prefix = format!("adit-{}-", self.name);
         let folder = tempfile::Builder::new().prefix(&prefix).tempdir();

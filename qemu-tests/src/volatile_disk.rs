@@ -11,6 +11,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -39,6 +40,7 @@ const COMMAND_WRITE: u16 = 1;
 const COMMAND_DISCONNECT: u16 = 2;
 const COMMAND_FLUSH: u16 = 3;
 const FLAG_FUA: u16 = 1;
+const EIO: u32 = 5;
 const EINVAL: u32 = 22;
 /// QEMU sends no more in one request.
 const REQUEST_BYTES_MAX: usize = 32 << 20;
@@ -119,6 +121,8 @@ struct Shared {
     /// The connection being served, to end it.
     connection: Mutex<Option<UnixStream>>,
     ends: Mutex<bool>,
+    /// Every request is answered with an error.
+    is_dead: AtomicBool,
 }
 
 struct Content {
@@ -155,6 +159,7 @@ impl VolatileDisk {
             }),
             connection: Mutex::new(None),
             ends: Mutex::new(false),
+            is_dead: AtomicBool::new(false),
         });
         let served = Arc::clone(&shared);
         let server = std::thread::spawn(move || served.serve(&listener));
@@ -173,6 +178,12 @@ impl VolatileDisk {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("nbd")
+    }
+
+    /// Has it answer every request from now on with an error, as a drive whose medium is gone, or
+    /// carry them out again.
+    pub fn set_dead(&self, is_dead: bool) {
+        self.shared.is_dead.store(is_dead, Ordering::Relaxed);
     }
 
     /// Loses, of what was not flushed, a part that the seed chooses, sector by sector or page by
@@ -317,6 +328,9 @@ impl Shared {
     ) -> Option<Result<Vec<u8>, u32>> {
         if self.power.is_off() {
             return None;
+        }
+        if self.is_dead.load(Ordering::Relaxed) {
+            return Some(Err(EIO));
         }
         if range.end > content.current.len_bytes() {
             return Some(Err(EINVAL));

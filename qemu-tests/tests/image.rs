@@ -155,7 +155,7 @@ fn an_idle_node_is_small_and_soon_there() {
     }
     let image = Image::make("release").unwrap();
     let mut node = Appliance::builder("idle", &image)
-        .overlay(measuring(&image))
+        .overlay(image.with_script(MEASURE).unwrap())
         .start()
         .unwrap();
     let mut steps = Vec::new();
@@ -246,46 +246,28 @@ fn a_node_without_a_network_says_so_and_serves_what_it_can() {
     }
 }
 
-/// An archive with a service that says once what takes memory: the proportional share of each program
-/// but for what is files of the image, and the files, which live in memory.
-fn measuring(image: &Image) -> Vec<u8> {
-    use initramfs::cpio::{Archive, MODE_REGULAR};
-
-    let initrd = decompress(&fs::read(image.file("initrd")).unwrap()).unwrap();
-    let tree = Tree::from_archive(&initrd).unwrap();
-    let services = tree.bytes("etc/adit/services.toml").unwrap();
-    let mut services = String::from_utf8(services.to_vec()).unwrap();
-    services.push_str(
-        "\n[[service]]\nname = \"measure\"\nprogram = \"/measure/busybox\"\n\
-         arguments = [\"sh\", \"/measure/script\"]\nonce = true\nafter = [\"aditd\"]\n",
-    );
-    let script = "b=/measure/busybox\n$b sleep 5\n\
-        say() { echo \"measured: $*\" >/dev/console; }\n\
-        sum=0\n\
-        for each in /proc/[0-9]*; do\n\
-        [ -s $each/smaps_rollup ] || [ -r $each/smaps_rollup ] || continue\n\
-        kib=$($b awk '/^Pss_Anon:|^Pss_Shmem:/ { kib += $2 } END { print kib + 0 }' \
-        $each/smaps_rollup 2>/dev/null) || continue\n\
-        [ ${kib:-0} -gt 0 ] || continue\n\
-        say $(cat $each/comm) $kib KiB\nsum=$((sum + kib))\ndone\n\
-        for line in MemTotal MemFree MemAvailable AnonPages Shmem Slab KernelStack PageTables; do\n\
-        say $($b grep ^$line: /proc/meminfo)\ndone\n\
-        say programs $sum\n\
-        say files $($b du -skx / | $b cut -f1)\n\
-        say end\n"
-        .replace("$(cat ", "$($b cat ");
-    let busybox = fs::read(tools_root().unwrap().join("busybox")).unwrap();
-    let mut archive = Archive::default();
-    archive.add("measure", 0o040_755, (0, 0), &[]);
-    for (name, mode, bytes) in [
-        ("measure/busybox", 0o755, &*busybox),
-        ("measure/script", 0o644, script.as_bytes()),
-        ("etc/adit/services.toml", 0o644, services.as_bytes()),
-    ] {
-        archive.add(name, MODE_REGULAR | mode, (0, 0), bytes);
-    }
-    archive.finish()
-}
+/// Says once what takes memory: the proportional share of each program but for what is files of the
+/// image, and the files, which live in memory.
+const MEASURE: &str = r#"
+b=/beside/busybox
+$b sleep 5
+say() { echo "measured: $*" >/dev/console; }
+sum=0
+for each in /proc/[0-9]*; do
+    [ -s $each/smaps_rollup ] || [ -r $each/smaps_rollup ] || continue
+    kib=$($b awk '/^Pss_Anon:|^Pss_Shmem:/ { kib += $2 } END { print kib + 0 }' \
+        $each/smaps_rollup 2>/dev/null) || continue
+    [ ${kib:-0} -gt 0 ] || continue
+    say $($b cat $each/comm) $kib KiB
+    sum=$((sum + kib))
+done
+for line in MemTotal MemFree MemAvailable AnonPages Shmem Slab KernelStack PageTables; do
+    say $($b grep ^$line: /proc/meminfo)
+done
+say programs $sum
+say files $($b du -skx / | $b cut -f1)
+say end
+"#;
 
 /// Whether an NVMe/TCP target answers behind a port: an ICReq gets its ICResp (NVMe/TCP Transport
 /// Specification, "Initialize Connection").

@@ -7,8 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::v1::ListPoolsRequest;
-use api::v1::pool_service_client::PoolServiceClient;
 use init::supervisor::{ServiceReport, ServiceState};
 
 use crate::node::Node;
@@ -231,16 +229,14 @@ fn service(service: ServiceReport) -> (String, String) {
 }
 
 async fn pools(node: &Node) -> Vec<(String, String)> {
-    let mut client = PoolServiceClient::new(node.forward.channel());
-    let asked = client.list_pools(ListPoolsRequest::default());
-    let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(1), asked).await else {
-        return Vec::new();
-    };
-    let pools = answer.into_inner().pools.into_iter();
+    let pools = crate::health::pools(node).await.into_iter();
     pools
         .map(|pool| {
             let status = pool.status.unwrap_or_default();
-            let state = if status.reason.is_empty() {
+            let state = if !pool.fault.is_empty() {
+                // Why, an alert says.
+                "faulted".to_owned()
+            } else if status.reason.is_empty() {
                 "ready".to_owned()
             } else {
                 status.reason

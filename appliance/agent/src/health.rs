@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::v1::pool_service_client::PoolServiceClient;
+use api::v1::{ListPoolsRequest, Pool};
 use init::control::Request;
 use init::supervisor::{ServiceReport, ServiceState};
 
@@ -82,6 +84,9 @@ fn are_well(services: &[ServiceReport]) -> Result<(), String> {
     };
     match services.iter().find(|service| !is_well(service)) {
         None => Ok(()),
+        Some(service) if service.text.is_empty() => {
+            Err(format!("{}: {}", service.name, service.state))
+        }
         Some(service) => Err(format!("{}: {}", service.name, service.text)),
     }
 }
@@ -118,7 +123,17 @@ async fn mark(node: &Node) {
     }
 }
 
-/// What is wrong with the node: the agent's alerts, and what init could not do.
+/// The first pools of `aditd`, as it tells of them; none when it does not answer.
+pub async fn pools(node: &Node) -> Vec<Pool> {
+    let mut client = PoolServiceClient::new(node.forward.channel());
+    let asked = client.list_pools(ListPoolsRequest::default());
+    match tokio::time::timeout(Duration::from_secs(1), asked).await {
+        Ok(Ok(answer)) => answer.into_inner().pools,
+        _ => Vec::new(),
+    }
+}
+
+/// What is wrong with the node: the agent's alerts, what init could not do, and pools that have stopped.
 pub async fn alerts(node: &Node) -> Vec<String> {
     let mut all = node.alerts();
     if node.init.is_there() {
@@ -128,6 +143,11 @@ pub async fn alerts(node: &Node) -> Vec<String> {
             all.extend(wrong.map(|item| format!("{group}: {}: {}", item.name, item.text)));
         }
     }
+    let stopped = pools(node).await.into_iter();
+    all.extend(stopped.filter(|pool| !pool.fault.is_empty()).map(|pool| {
+        let name = pool.spec.unwrap_or_default().name;
+        format!("pool {name} has stopped: {}", pool.fault)
+    }));
     let more = all.len().saturating_sub(ALERTS_MAX);
     if more > 0 {
         all.truncate(ALERTS_MAX - 1);
@@ -164,6 +184,9 @@ mod tests {
             are_well(&services),
             Err("aditd: held: crashed 5 times".to_owned())
         );
+        services[2].state = ServiceState::Starting;
+        services[2].text.clear();
+        assert_eq!(are_well(&services), Err("aditd: starting".to_owned()));
         services[2].state = ServiceState::Ready;
         assert_eq!(are_well(&services), Ok(()));
 

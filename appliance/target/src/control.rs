@@ -10,7 +10,7 @@
 //!
 //! A batch that cannot be stored takes its change back, with all later ones: they may rest on it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,6 +34,10 @@ use pending::Touched as _;
 /// does not let go must not hold the caller.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 
+/// How long a start waits for devices to open: a drive that does not come up must not keep the others
+/// from being served.
+const START_MAX: Duration = Duration::from_secs(20);
+
 /// A change that takes longer to store is logged: callers wait for the state directory's disk.
 const STORE_SLOW: Duration = Duration::from_secs(2);
 
@@ -51,6 +55,8 @@ struct Inner {
     model: Model,
     /// Objects of the model that the data plane does not have.
     pending: BTreeMap<Key, Pending>,
+    /// Those of them that are being opened.
+    opening: BTreeSet<Key>,
     /// Changes on their way to the store, oldest first.
     uncommitted: VecDeque<Change>,
     events: Events,
@@ -125,6 +131,7 @@ impl Control {
         let inner = Inner {
             model,
             pending,
+            opening: BTreeSet::new(),
             uncommitted: VecDeque::new(),
             events: Events::new(revision),
             state: NodeState::Starting,
@@ -145,9 +152,14 @@ impl Control {
         &self.runtime
     }
 
-    /// Puts restored objects in place, then serves. What cannot be put in place is pending.
+    /// Puts restored objects in place, then serves. What cannot be put in place is pending, and what
+    /// takes longer than [`START_MAX`] comes later.
     pub async fn start(&self) {
-        self.attempt_pending().await;
+        self.start_within(START_MAX).await;
+    }
+
+    async fn start_within(&self, wait: Duration) {
+        self.attempt_pending(wait).await;
         self.lock().state = NodeState::Serving;
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use api::v1::{self, BdevSpec, PoolSpec};
+use tokio::sync::Notify;
 
 use crate::error::ControlError;
 use crate::fake_pool::FakePool;
@@ -23,6 +24,10 @@ pub(crate) struct Memory {
     pub(crate) there: BTreeSet<Key>,
     /// Names that are pending, with the reason.
     pub(crate) pending: BTreeMap<String, String>,
+    /// Names that are not opened until they are told.
+    pub(crate) slow: BTreeMap<String, Arc<Notify>>,
+    /// How often a device was opened.
+    pub(crate) opened: BTreeMap<String, u32>,
     /// Names that are refused.
     pub(crate) refused: BTreeSet<String>,
     /// Pools on block devices, by the name of the device: they survive export and import.
@@ -55,8 +60,14 @@ impl FakeRuntime {
 impl Runtime for FakeRuntime {
     fn prepare(&self, spec: &BdevSpec, _is_new: bool) -> Preparing {
         let result = self.check(&spec.name).map(|()| Box::new(()) as Prepared);
+        let mut memory = self.memory();
+        *memory.opened.entry(spec.name.clone()).or_default() += 1;
+        let slow = memory.slow.get(&spec.name).cloned();
         Box::pin(async move {
             tokio::task::yield_now().await;
+            if let Some(slow) = slow {
+                slow.notified().await;
+            }
             result
         })
     }

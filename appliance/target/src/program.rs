@@ -143,8 +143,9 @@ pub fn run(flags: &Flags) -> Result<(), ProgramError> {
     let saving = reservations::run(control.clone(), reservations, saves);
     let others = (pool_events_in, saving);
     let result = tokio.block_on(serve(&config, control, runtime, others));
-    // Tasks hold the store; with them it closes, after it has written what was queued.
-    drop(tokio);
+    // Tasks hold the store; with them it closes, after it has written what was queued. A thread that
+    // waits for a drive to come up is not waited for.
+    tokio.shutdown_timeout(GOODBYE);
     if let Err(error) = plane.stop(GOODBYE) {
         tracing::warn!(%error, "the reactors did not end well");
     }

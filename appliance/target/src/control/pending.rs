@@ -4,14 +4,19 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use api::v1::EventType;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 
 use super::{Control, missing};
-use crate::model::{Change, Edit, Key};
+use crate::model::{Change, Edit, Key, Object};
 use crate::pool::Attach;
-use crate::runtime::RuntimeError;
+use crate::runtime::{Prepared, RuntimeError};
 
 /// Time between two attempts at what is pending.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Objects that are opened at a time. A drive that does not come up takes minutes to say so, and a
+/// thread meanwhile. More of them wait for a turn, and are told as before.
+const OPENING_MAX: usize = 64;
 
 /// Why an object is not in place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +36,7 @@ impl Control {
                 () = self.retry.notified() => {}
             }
             if !self.lock().pending.is_empty() {
-                self.attempt_pending().await;
+                self.attempt_pending(Duration::ZERO).await;
             }
         }
     }
@@ -70,68 +75,108 @@ impl Control {
         self.retry.notify_one();
     }
 
-    /// Tries everything that is pending, in the order in which things are put in place, until nothing
-    /// moves any more.
-    pub(super) async fn attempt_pending(&self) {
-        let mut keys: Vec<Key> = self.lock().pending.keys().cloned().collect();
+    /// Tries everything that is pending, until nothing moves any more. Each device and pool is opened
+    /// in a task of its own; those that have not ended after `wait` go on by themselves, and what
+    /// rests on them follows when they are there.
+    pub(super) async fn attempt_pending(&self, wait: Duration) {
+        let deadline = Instant::now() + wait;
         loop {
-            let mut later = Vec::new();
-            let before = keys.len();
-            for (index, key) in keys.into_iter().enumerate() {
-                if !self.attempt(&key).await {
-                    later.push(key);
-                }
-                // Thousands of objects: let calls in between.
-                if index % 64 == 63 {
-                    tokio::task::yield_now().await;
-                }
-            }
-            if later.is_empty() || later.len() == before {
+            while self.open_pending(deadline).await {}
+            if !self.put_pending().await {
                 return;
             }
-            // Something came to be: what rests on it may follow.
-            keys = later;
         }
     }
 
-    /// One attempt. True when the object is in place, or gone.
-    async fn attempt(&self, key: &Key) -> bool {
-        let (object, waits) = {
+    /// Opens what nothing is missing for. True when something has come into place.
+    async fn open_pending(&self, deadline: Instant) -> bool {
+        let mut keys: Vec<(u64, Key)> = {
             let inner = self.lock();
-            if !inner.pending.contains_key(key) {
-                return true;
+            let pending = inner.pending.iter();
+            pending.map(|(key, p)| (p.attempts, key.clone())).collect()
+        };
+        // Those that were tried less come first: many bad drives do not take every turn.
+        keys.sort_by_key(|(attempts, _)| *attempts);
+        let opening: Vec<_> = keys.iter().filter_map(|(_, key)| self.open(key)).collect();
+        let mut moved = false;
+        for task in opening {
+            // One that is not waited for any more goes on.
+            moved |= matches!(timeout_at(deadline, task).await, Ok(Ok(true)));
+        }
+        moved
+    }
+
+    /// Begins to open a device or a pool. `None` when that is not its turn.
+    fn open(&self, key: &Key) -> Option<JoinHandle<bool>> {
+        let object = {
+            let mut inner = self.lock();
+            let object = inner.pending.get(key).and_then(|_| inner.model.get(key))?;
+            let is_free = inner.opening.len() < OPENING_MAX && !inner.opening.contains(key);
+            if !is_opened(&object) || !is_free || missing(&inner, &new(key, &object)).is_some() {
+                return None;
             }
-            let Some(object) = inner.model.get(key) else {
-                return true;
+            inner.opening.insert(key.clone());
+            object
+        };
+        let opening = Opening {
+            control: self.clone(),
+            key: key.clone(),
+        };
+        let preparing = self.prepare(&object, false, &Attach::Open)?;
+        Some(tokio::spawn(async move {
+            let prepared = preparing.await;
+            let Opening { control, key } = &opening;
+            let is_there = control.conclude(key, &object, None, Some(prepared));
+            if is_there {
+                // What rests on it may follow.
+                control.retry.notify_one();
+            }
+            is_there
+        }))
+    }
+
+    /// Puts in place what needs no opening, in the order in which things are put in place, and finds
+    /// out what the rest waits for. True when something has come into place.
+    async fn put_pending(&self) -> bool {
+        let keys: Vec<Key> = self.lock().pending.keys().cloned().collect();
+        let mut moved = false;
+        for (index, key) in keys.iter().enumerate() {
+            let (object, waits) = {
+                let inner = self.lock();
+                let object = inner.pending.get(key).and_then(|_| inner.model.get(key));
+                let Some(object) = object else { continue };
+                let waits = missing(&inner, &new(key, &object));
+                (object, waits)
             };
-            let edit = Edit {
-                key: key.clone(),
-                old: None,
-                new: Some(object.clone()),
-            };
-            (object, missing(&inner, &edit))
-        };
-        let preparing = match &waits {
-            None => self.prepare(&object, false, &Attach::Open),
-            Some(_) => None,
-        };
-        let prepared = match preparing {
-            Some(preparing) => Some(preparing.await),
-            None => None,
-        };
+            if waits.is_some() || !is_opened(&object) {
+                moved |= self.conclude(key, &object, waits, None);
+            }
+            // Thousands of objects: let calls in between.
+            if index % 64 == 63 {
+                tokio::task::yield_now().await;
+            }
+        }
+        moved
+    }
+
+    /// Puts an object in place that waits for nothing and, if it is one that is opened, is open. True
+    /// when it is there now.
+    fn conclude(
+        &self,
+        key: &Key,
+        object: &Object,
+        waits: Option<String>,
+        prepared: Option<Result<Prepared, RuntimeError>>,
+    ) -> bool {
         let mut inner = self.lock();
         // Meanwhile it may have changed or gone.
-        if inner.model.get(key).as_ref() != Some(&object) {
+        if inner.model.get(key).as_ref() != Some(object) {
             return false;
         }
         let Some(pending) = inner.pending.get(key).cloned() else {
-            return true;
+            return false;
         };
-        let edit = Edit {
-            key: key.clone(),
-            old: None,
-            new: Some(object),
-        };
+        let edit = new(key, object);
         let is_dependent = waits.is_some();
         let result = match (waits, prepared) {
             (Some(reason), _) => Err(RuntimeError::Pending(reason)),
@@ -172,6 +217,32 @@ impl Control {
             }
         }
     }
+}
+
+/// An object is being opened; dropped, it may be opened again.
+struct Opening {
+    control: Control,
+    key: Key,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.control.lock().opening.remove(&self.key);
+    }
+}
+
+/// The edit that puts an object in place.
+fn new(key: &Key, object: &Object) -> Edit {
+    Edit {
+        key: key.clone(),
+        old: None,
+        new: Some(object.clone()),
+    }
+}
+
+/// Whether it is opened before it is put in place.
+fn is_opened(object: &Object) -> bool {
+    matches!(object, Object::Bdev(_) | Object::Pool(_))
 }
 
 /// Remembers and restores the pending entries that a change may touch.

@@ -82,6 +82,13 @@ async fn apply(control: &Control, document: &Document) -> Result<(), ControlErro
         .await
 }
 
+/// Lets tasks go on that wait for nothing.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
 fn pending_names(control: &Control) -> Vec<String> {
     control
         .all_pending(100)
@@ -141,9 +148,85 @@ async fn what_is_missing_is_pending_and_comes_when_it_can() {
     let reason = control.read(|view| view.pending[&Key::Namespace(NQN.into(), 1)].reason.clone());
     assert_eq!(reason, "bdev m0 is pending: no such file");
     runtime.memory().pending.clear();
-    control.attempt_pending().await;
+    control.attempt_pending(START_MAX).await;
     assert_eq!(control.state(), NodeState::Serving);
     assert_eq!(runtime.memory().there.len(), 5);
+}
+
+#[tokio::test]
+async fn a_device_that_does_not_come_up_holds_up_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, runtime) = started(&directory).await;
+    let mut wanted = document();
+    wanted.bdevs.push(malloc("bad"));
+    runtime.memory().pending = ["bad", "m0"]
+        .map(|name| (name.to_owned(), "gone".into()))
+        .into();
+    apply(&control, &wanted).await.unwrap();
+    runtime.memory().pending.clear();
+    let comes = Arc::new(Notify::new());
+    runtime.memory().slow = [("bad".to_owned(), Arc::clone(&comes))].into();
+    // "bad" is the first in the order, and is still being opened when this returns.
+    control.attempt_pending(Duration::ZERO).await;
+    settle().await;
+    control.attempt_pending(Duration::ZERO).await;
+    assert_eq!(pending_names(&control), ["bad"]);
+    assert!(
+        runtime
+            .memory()
+            .there
+            .contains(&Key::Namespace(NQN.into(), 1))
+    );
+    // It is opened once at a time, and comes when it can.
+    assert_eq!(runtime.memory().opened["bad"], 2);
+    comes.notify_one();
+    settle().await;
+    assert_eq!(pending_names(&control), Vec::<String>::new());
+    assert_eq!(control.state(), NodeState::Serving);
+}
+
+#[tokio::test]
+async fn a_start_does_not_wait_for_a_device_that_does_not_come_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, _) = started(&directory).await;
+    let mut wanted = document();
+    wanted.bdevs.push(malloc("bad"));
+    apply(&control, &wanted).await.unwrap();
+    drop(control);
+    let (control, runtime) = open(directory.path());
+    runtime.memory().slow = [("bad".to_owned(), Arc::default())].into();
+    control.start_within(Duration::from_millis(1)).await;
+    assert_eq!(pending_names(&control), ["bad"]);
+    assert_eq!(control.state(), NodeState::Degraded);
+}
+
+#[tokio::test]
+async fn devices_are_opened_so_many_at_a_time_and_each_gets_its_turn() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, runtime) = started(&directory).await;
+    let names: Vec<String> = (0..100).map(|number| format!("m{number:03}")).collect();
+    let gone = |name: &String| (name.clone(), "gone".to_owned());
+    runtime.memory().pending = names.iter().map(gone).collect();
+    let bdevs = names.iter().map(|name| malloc(name)).collect();
+    let all = Document {
+        bdevs,
+        ..Document::default()
+    };
+    apply(&control, &all).await.unwrap();
+    runtime.memory().pending.clear();
+    runtime.memory().opened.clear();
+    let bad = || names[..80].iter();
+    let release: Arc<Notify> = Arc::default();
+    runtime.memory().slow = bad().map(|name| (name.clone(), release.clone())).collect();
+    control.attempt_pending(Duration::ZERO).await;
+    assert_eq!(runtime.memory().opened.len(), 64);
+    // They fail at last; those that had no turn come before them.
+    runtime.memory().refused = bad().cloned().collect();
+    settle().await;
+    release.notify_waiters();
+    settle().await;
+    control.attempt_pending(Duration::ZERO).await;
+    assert_eq!(runtime.memory().opened.len(), 100);
 }
 
 #[tokio::test]
@@ -177,7 +260,7 @@ async fn restore_puts_in_place_what_it_can_and_keeps_the_rest() {
         [format!("{NQN}/tcp://127.0.0.1:4420")]
     );
     runtime.memory().refused.clear();
-    control.attempt_pending().await;
+    control.attempt_pending(START_MAX).await;
     assert_eq!(control.state(), NodeState::Serving);
 }
 

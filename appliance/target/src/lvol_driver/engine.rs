@@ -145,7 +145,13 @@ impl Reader {
         let missing = external.and_then(|external| external.missing.as_ref());
         let mut labels = record.labels.iter();
         let repaired = labels.find(|(key, _)| key == lvol::REPAIRED_LABEL);
-        let status = if info.faulted {
+        let status = if self.pool.has_stopped() {
+            let reason = format!(
+                "its pool has stopped, and its i/o fails: see pool show {}",
+                self.asked.pool
+            );
+            Some((ObjectState::Pending, reason))
+        } else if info.faulted {
             let reason =
                 "a record of it is damaged, and its i/o fails; run pool check and pool repair";
             Some((ObjectState::Pending, reason.to_owned()))

@@ -35,6 +35,9 @@ use crate::runtime::{Formatting, Prepared, Preparing, RuntimeError, Settled};
 const CLASS_NVME: u32 = 0x01_0802;
 /// CAP.TO is at most 127.5 s; a first attempt, a function reset and a second one.
 const READY_WITHIN: Duration = Duration::from_secs(400);
+/// How long a drive is waited for that may not be the one that is looked for, while there are others
+/// to ask.
+const ASKED_WITHIN: Duration = Duration::from_secs(10);
 /// I/O queue pairs for each reactor when the specification says nothing: as many namespaces can be
 /// in use on all reactors at a time.
 const QUEUES_PER_REACTOR: usize = 8;
@@ -65,8 +68,16 @@ struct Bus {
     container: Option<Arc<Container>>,
     /// Functions that were opened, until nobody holds them any more.
     open: HashMap<String, Weak<vfio::Function>>,
-    /// Serial numbers by address, of the instance that was there.
-    serials: HashMap<String, (u64, String)>,
+    /// What is known of the instance at an address.
+    known: HashMap<String, (u64, Known)>,
+}
+
+/// What a drive answered when it was asked for its serial number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Known {
+    Serial(String),
+    /// Nothing in the time that it had.
+    Silent,
 }
 
 /// A drive by its name, there or not.
@@ -148,7 +159,9 @@ impl Drives {
 
     fn open(&self, spec: &NvmeBdev) -> Result<Prepared, RuntimeError> {
         let prepared = if spec.serial_number.is_empty() {
-            self.bring_up(&spec.pci_address, spec.io_queues)?
+            let address = &spec.pci_address;
+            let opened = self.bring_up(address, spec.io_queues, READY_WITHIN);
+            opened.map_err(|down| down.into_error(address))?
         } else {
             self.find(spec)?
         };
@@ -165,28 +178,29 @@ impl Drives {
             .filter(|b| b.class == CLASS_NVME)
             .collect();
         let mut problems = Vec::new();
-        for Bound {
-            address, instance, ..
-        } in &bound
-        {
-            let known = self.bus().serials.get(address).cloned();
-            let known = known
-                .filter(|(of, _)| of == instance)
-                .map(|(_, serial)| serial);
-            if known.is_some_and(|serial| serial != *wanted) {
-                continue;
-            }
-            let prepared = match self.bring_up(address, spec.io_queues) {
+        let asked = to_ask(&bound, &self.bus().known, wanted);
+        for (index, bound) in asked.iter().enumerate() {
+            let address = &bound.address;
+            let is_last = index + 1 == asked.len();
+            let within = if is_last { READY_WITHIN } else { ASKED_WITHIN };
+            let entry = |known| (bound.instance, known);
+            let prepared = match self.bring_up(address, spec.io_queues, within) {
                 Ok(prepared) => prepared,
-                Err(RuntimeError::Pending(reason) | RuntimeError::Refused(reason)) => {
-                    problems.push(reason);
+                Err(Down::Silent) => {
+                    let entry = entry(Known::Silent);
+                    self.bus().known.insert(address.clone(), entry);
+                    problems.push(Down::Silent.told(address));
+                    continue;
+                }
+                Err(down) => {
+                    problems.push(down.told(address));
                     continue;
                 }
             };
             let serial = prepared.0.as_ref().map(|handle| handle.report().serial);
             let serial = serial.unwrap_or_default();
-            let entry = (*instance, serial.clone());
-            self.bus().serials.insert(address.clone(), entry);
+            let entry = entry(Known::Serial(serial.clone()));
+            self.bus().known.insert(address.clone(), entry);
             if serial == *wanted {
                 return Ok(prepared);
             }
@@ -203,7 +217,12 @@ impl Drives {
     }
 
     /// Opens a function and waits until its controller runs.
-    fn bring_up(&self, address: &str, queues: Option<u32>) -> Result<PreparedDrive, RuntimeError> {
+    fn bring_up(
+        &self,
+        address: &str,
+        queues: Option<u32>,
+        within: Duration,
+    ) -> Result<PreparedDrive, Down> {
         let reactors = self.plane.reactors().reactors().len();
         let by_itself = ((reactors + 1) * QUEUES_PER_REACTOR).min(QUEUES_MAX);
         let io_queues = queues.and_then(|queues| u16::try_from(queues).ok());
@@ -211,15 +230,19 @@ impl Drives {
             io_queues: io_queues.unwrap_or(by_itself as u16),
             ..ControllerOptions::default()
         };
-        let function = self.function(address, options.io_queues)?;
+        let function = self.function(address, options.io_queues);
+        let function = function.map_err(Down::Error)?;
         let (ready, told) = sync_channel(1);
         let handle = owner::start(function, options, ready)
-            .map_err(|error| pending(format!("no thread for the drive: {error}")))?;
+            .map_err(|error| Down::Error(pending(format!("no thread for the drive: {error}"))))?;
         let prepared = PreparedDrive(Some(handle));
-        match told.recv_timeout(READY_WITHIN) {
+        match told.recv_timeout(within) {
             Ok(Ok(())) => Ok(prepared),
-            Ok(Err(reason)) => Err(pending(format!("pci function {address}: {reason}"))),
-            Err(_) => Err(pending(format!("the drive at {address} does not come up"))),
+            Ok(Err(reason)) => {
+                let reason = format!("pci function {address}: {reason}");
+                Err(Down::Error(pending(reason)))
+            }
+            Err(_) => Err(Down::Silent),
         }
     }
 
@@ -332,6 +355,46 @@ impl Drives {
             let _ = handle.ended().wait_for(|ended| *ended).await;
         }
     }
+}
+
+/// Why a drive was not brought up.
+#[derive(Debug)]
+enum Down {
+    Error(RuntimeError),
+    /// It has not said in time whether it comes up.
+    Silent,
+}
+
+impl Down {
+    fn told(self, address: &str) -> String {
+        self.into_error(address).to_string()
+    }
+
+    fn into_error(self, address: &str) -> RuntimeError {
+        match self {
+            Self::Error(error) => error,
+            Self::Silent => pending(format!("the drive at {address} does not come up")),
+        }
+    }
+}
+
+/// Those among the drives of vfio-pci that may have the serial number `wanted`: first the one that
+/// has it, last those that did not answer before, for whom there is most time then.
+fn to_ask(bound: &[Bound], known: &HashMap<String, (u64, Known)>, wanted: &str) -> Vec<Bound> {
+    let rank = |bound: &Bound| match known.get(&bound.address) {
+        Some((instance, known)) if *instance == bound.instance => match known {
+            Known::Serial(serial) if serial == wanted => Some(0),
+            Known::Serial(_) => None,
+            Known::Silent => Some(2),
+        },
+        _ => Some(1),
+    };
+    let mut asked: Vec<(u8, Bound)> = bound
+        .iter()
+        .filter_map(|bound| Some((rank(bound)?, bound.clone())))
+        .collect();
+    asked.sort_by_key(|(rank, _)| *rank);
+    asked.into_iter().map(|(_, bound)| bound).collect()
 }
 
 /// The error for a person; a missing IOMMU with what to do about it on this machine.
@@ -662,5 +725,33 @@ pub(super) fn of(spec: &BdevSpec) -> Option<&NvmeBdev> {
     match &spec.kind {
         Some(Kind::Nvme(nvme)) => Some(nvme),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drive_that_did_not_answer_is_asked_last_and_another_one_not_at_all() {
+        let bound: Vec<Bound> = ["a", "b", "c", "d", "e"]
+            .map(|address| Bound {
+                address: address.to_owned(),
+                class: CLASS_NVME,
+                instance: 1,
+            })
+            .into();
+        let serial = |text: &str| Known::Serial(text.to_owned());
+        let known = [
+            ("a", 1, Known::Silent),
+            ("b", 1, serial("other")),
+            // Another drive is in its place now.
+            ("c", 0, serial("other")),
+            ("e", 1, serial("wanted")),
+        ];
+        let known = known.map(|(address, instance, known)| (address.to_owned(), (instance, known)));
+        let asked = to_ask(&bound, &known.into(), "wanted");
+        let asked: Vec<&str> = asked.iter().map(|bound| &*bound.address).collect();
+        assert_eq!(asked, ["e", "c", "d", "a"]);
     }
 }

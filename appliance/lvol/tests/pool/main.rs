@@ -14,5 +14,6 @@ mod opening;
 mod operations;
 mod repair;
 mod rig;
+mod sums;
 mod threads;
 mod volumes;

@@ -427,3 +427,6 @@ impl PoolWorker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,4 @@
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 

@@ -415,6 +415,62 @@ fn a_scrub_names_the_volume_and_the_byte_that_cannot_be_read() {
     assert!(failed.contains("cancelled"), "{failed}");
 }
 
+/// Goal: a scrub finds what the device returns wrong without an error, in what cannot change.
+#[test]
+fn a_scrub_finds_what_is_not_what_it_was_when_a_snapshot_was_first_read() {
+    let mut adit = with_pool("128MiB");
+    let source = adit.state_dir().join("source.raw");
+    // More than is asked for at a time.
+    image(&source, 60 * MIB, &[(3, 47)], 12);
+    adit.ctl(&["volume", "import", "tank/v", text(&source)])
+        .unwrap();
+    adit.ctl(&["snapshot", "create", "tank/v@s"]).unwrap();
+    let scrub = ["pool", "scrub", "tank"];
+    let first = adit.ctl(&scrub).unwrap();
+    assert!(
+        first.contains("49283072 bytes read; all is well"),
+        "{first}"
+    );
+    let second = adit.ctl(&scrub).unwrap();
+    let wanted = "49283072 bytes read, 49283072 compared with checksums; all is well";
+    assert!(second.contains(wanted), "{second}");
+
+    let offset = 5 * MIB + 40960;
+    let mut bytes = vec![0; 4096];
+    let file = File::open(&source).unwrap();
+    file.read_exact_at(&mut bytes, offset).unwrap();
+    let at = place(&adit, &bytes);
+    bytes[1000] ^= 4;
+    let disk = File::options()
+        .write(true)
+        .open(adit.state_dir().join("pool.img"))
+        .unwrap();
+    disk.write_all_at(&bytes, at).unwrap();
+    let failed = adit.ctl_fails(&scrub);
+    // That is the beginning of its cluster.
+    let wanted = format!(
+        "1 clusters, 65536 bytes in them, differ from their checksums: tank/v@s at {} (checksum of 20",
+        5 * MIB
+    );
+    assert!(failed.contains(&wanted), "{failed}");
+
+    // What was found is not forgotten when the program dies, and the rest is compared after that.
+    let name = detached(&adit, &["pool", "scrub", "tank", "--rate", "16MiB"]);
+    until("a place", || {
+        let shown = operation(&adit, &name).to_string();
+        shown
+            .contains("1 places differ from their checksums so far")
+            .then_some(())
+    });
+    adit.kill_9();
+    adit.start().unwrap();
+    until("the pool", || {
+        adit.ctl_json(&["operation", "show", &name]).ok()
+    });
+    let failed = adit.ctl_fails(&["operation", "wait", &name]);
+    assert!(failed.contains(&wanted), "{failed}");
+}
+
 /// Goal: a shallow copy has what the snapshot has itself, and nothing else.
 #[test]
 fn a_shallow_copy_of_each_snapshot_makes_the_whole() {

@@ -36,10 +36,11 @@ mod volume;
 
 pub use error::LvolError;
 pub use pool::{
-    Checkup, CreateOptions, Extents, ExternalDevices, ExternalInfo, Finding, Host, LabelChanges,
-    MapCursor, MappedRun, MappedRuns, NewVolume, Next, NoExternalDevices, Operation, OperationKind,
-    OperationState, POOL_BYTES_MAX, Pool, PoolInfo, PoolOptions, PoolWorker, Promise,
-    REPAIRED_LABEL, RESERVED_LABELS, VolumeChange, VolumeExtent, VolumeInfo,
+    Checkup, ComparedSums, CreateOptions, Differing, Extents, ExternalDevices, ExternalInfo,
+    Finding, FrozenPiece, Host, LabelChanges, MapCursor, MappedRun, MappedRuns, NewVolume, Next,
+    NoExternalDevices, Operation, OperationKind, OperationState, POOL_BYTES_MAX, PieceSums, Pool,
+    PoolInfo, PoolOptions, PoolWorker, Promise, REPAIRED_LABEL, RESERVED_LABELS, VolumeChange,
+    VolumeExtent, VolumeInfo,
 };
 pub use volume::Volume;
 

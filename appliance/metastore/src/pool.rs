@@ -1,6 +1,6 @@
 //! The metadata of a storage pool: a redb database on the pool's own block device.
 //!
-//! What it is: six tables of bytes by bytes ([`Table`]) with transactions, on whatever implements
+//! What it is: seven tables of bytes by bytes ([`Table`]) with transactions, on whatever implements
 //! [`MetadataDevice`]: in a pool, the clusters that hold its metadata. [`PoolStore::create`] makes it,
 //! [`PoolStore::open`] opens it, reading a bounded amount whatever is in it and however it was left.
 //!
@@ -131,17 +131,20 @@ pub enum Table {
     Free,
     /// Long work and how far it is.
     Operations,
+    /// Checksums of user data that cannot change any more. Since version 2.
+    Sums,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Pool,
         Self::Names,
         Self::Layers,
         Self::Map,
         Self::Free,
         Self::Operations,
+        Self::Sums,
     ];
 
     /// Its name in the database.
@@ -154,6 +157,7 @@ impl Table {
             Self::Map => "map",
             Self::Free => "free",
             Self::Operations => "operations",
+            Self::Sums => "sums",
         }
     }
 

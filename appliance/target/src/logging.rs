@@ -285,7 +285,7 @@ impl fmt::Display for Rfc3339 {
 
 /// Year, month and day of a count of days since 1970-01-01, in the Gregorian calendar. Years begin in
 /// March here, so that the leap day is the last of a year.
-fn civil(days: u64) -> (u64, u64, u64) {
+pub(crate) fn civil(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468; // since 0000-03-01
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let leap_days = day_of_era / 1460 - day_of_era / 36_524 + day_of_era / 146_096;

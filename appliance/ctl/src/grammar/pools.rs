@@ -174,7 +174,8 @@ pub(crate) enum PoolVerb {
         /// Its name
         name: String,
     },
-    /// Read everything that is mapped; fails when the device cannot read some of it, and says what
+    /// Read everything that is mapped and compare snapshots with their checksums; fails when the device
+    /// cannot read some of it or returns something else, and says what
     Scrub {
         /// Its name
         name: String,

@@ -10,6 +10,7 @@ mod log_page;
 mod piece;
 mod probe;
 mod record;
+mod sums;
 mod superblock;
 mod value;
 
@@ -27,6 +28,9 @@ pub use record::{
     CHUNK_CLUSTERS, FreeChunk, LayerId, LayerRecord, LayerState, NameKind, NameRecord,
     OperationRecord, Parent, PoolRecord,
 };
+pub use sums::{SlotSum, SumsRecord, data_of, place_sum};
 pub use superblock::{
     EXTENTS_MAX, Extent, NAME_BYTES_MAX, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock,
 };
+pub(crate) use value::Crc32c;
+pub use value::value_checksum;

@@ -15,11 +15,45 @@ pub(super) fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::crc32_iscsi(bytes)
 }
 
+/// The checksum in the header of a value; `None` if it has none. Two values of one key that have the same are
+/// taken for the same.
+#[must_use]
+pub fn value_checksum(value: &[u8]) -> Option<u32> {
+    let (header, _) = value.split_first_chunk::<HEADER_BYTES>()?;
+    Some(u32::from_le_bytes([
+        header[1], header[2], header[3], header[4],
+    ]))
+}
+
+/// CRC-32C of bytes that come in parts.
+#[derive(Clone)]
+pub(crate) struct Crc32c(crc_fast::Digest);
+
+impl Crc32c {
+    pub(crate) fn new() -> Self {
+        Self(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi))
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(crate) fn finish(&self) -> u32 {
+        self.0.finalize() as u32
+    }
+}
+
+impl std::fmt::Debug for Crc32c {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Crc32c")
+    }
+}
+
 fn checksum(version: u8, fields: &[u8]) -> u32 {
-    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    let mut digest = Crc32c::new();
     digest.update(&[version]);
     digest.update(fields);
-    digest.finalize() as u32
+    digest.finish()
 }
 
 /// Appends fields.

@@ -68,6 +68,7 @@ enum Phase {
     Map,
     /// Who has the clusters that several have.
     Owners,
+    Sums,
     Free,
     Judge,
     Fixing,
@@ -219,7 +220,7 @@ impl Checking {
         self.seen.add(layer, index, new);
     }
 
-    fn find(&mut self, problem: Problem) {
+    pub(super) fn find(&mut self, problem: Problem) {
         if self.seen.problems.len() < FINDINGS_MAX {
             self.seen.problems.push(problem);
         }
@@ -326,11 +327,12 @@ impl PoolWorker {
             Phase::Owners => {
                 self.add_metadata_conflicts(checking);
                 if checking.seen.owners.is_empty() && checking.seen.more.is_empty() {
-                    checking.next_phase(Phase::Free);
+                    checking.next_phase(Phase::Sums);
                     return Ok(Step::Going);
                 }
-                (Table::Map, Phase::Free)
+                (Table::Map, Phase::Sums)
             }
+            Phase::Sums => (Table::Sums, Phase::Free),
             Phase::Free => return self.compare_free(checking),
             Phase::Judge | Phase::Fixing => return Ok(self.end_walk(checking)),
         };
@@ -348,6 +350,7 @@ impl PoolWorker {
                 Phase::Names => self.look_at_name(checking, key, value),
                 Phase::Operations => look_at_operation(checking, key, value),
                 Phase::Map => self.look_at_piece(checking, key, value),
+                Phase::Sums => self.look_at_sums(checking, key, value),
                 _ => self.look_for_owners(checking, key, value),
             }
         }
@@ -534,6 +537,16 @@ impl PoolWorker {
         if problem.fix.waits_for_grace() && (self.quarantined > 0 || !self.freed.is_empty()) {
             checking.fixes.push_front(problem);
             return Ok(Step::Later);
+        }
+        if let Fix::Name(layer, _) = problem.fix
+            && self.drop_sums(layer)?
+        {
+            // It may become a volume's, and be written in place.
+            self.commit_now()?;
+            if let Some(checking) = &mut self.checking {
+                checking.fixes.push_front(problem);
+            }
+            return Ok(Step::Going);
         }
         let left = self.apply(&problem.fix)?;
         let Some(checking) = &mut self.checking else {

@@ -157,6 +157,10 @@ impl PoolWorker {
 
     /// The layer has no pieces: what lies on it lies on its parent now.
     fn end_layer(&mut self, layer: LayerId) -> Result<bool, LvolError> {
+        if self.drop_sums(layer)? {
+            self.wait_for_commit();
+            return Ok(false);
+        }
         // What its last pieces held is committed; see `wait_for_commit`.
         let Some(record) = self.layers.remove(&layer) else {
             return Ok(true);

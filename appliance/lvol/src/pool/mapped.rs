@@ -4,10 +4,11 @@ use std::collections::{HashMap, HashSet};
 
 use metastore::pool::Table;
 
+use super::sums::FrozenPiece;
 use super::worker::{PoolWorker, damaged};
 use crate::LvolError;
-use crate::format::{LayerId, Parent, decode_piece, parse_piece_key, piece_key};
-use crate::map::{Granules, PIECE_SLOTS, SlotContent};
+use crate::format::{LayerId, Parent, data_of, decode_piece, parse_piece_key, piece_key};
+use crate::map::{PIECE_SLOTS, SlotContent};
 
 /// Pieces looked at in one call: what the metadata thread does for it at a time.
 const PIECES_PER_CALL: usize = 16;
@@ -42,6 +43,8 @@ pub struct MappedRuns {
     pub runs: Vec<MappedRun>,
     /// Clusters that they are in.
     pub clusters: u64,
+    /// Pieces whose data cannot change, in the order of their runs.
+    pub frozen: Vec<FrozenPiece>,
     /// Where to go on; `None` at the end.
     pub next: Option<MapCursor>,
 }
@@ -58,7 +61,8 @@ impl PoolWorker {
         let mut list = MappedRuns::default();
         let keys = entries.iter().filter_map(|(key, _)| parse_piece_key(key));
         let wanted: HashSet<LayerId> = keys.map(|(layer, _)| layer).collect();
-        let owners = self.owners(&wanted);
+        let (owners, frozen) = (self.owners(&wanted), self.frozen(&wanted));
+        let mut apart = 0;
         for (count, (key, value)) in entries.iter().enumerate() {
             let Some((layer, index)) = parse_piece_key(key) else {
                 continue;
@@ -81,24 +85,37 @@ impl PoolWorker {
                 }
             };
             let owner = owners.get(&layer).map_or("", String::as_str);
-            self.add_runs(&mut list, owner, index, &slots[..]);
+            let first = list.runs.len();
+            let is_frozen = frozen.contains(&layer);
+            if is_frozen {
+                apart = first;
+            }
+            self.add_runs(&mut list, owner, index, &slots[..], apart);
+            if is_frozen {
+                // What follows is not to be added to its last run.
+                apart = list.runs.len();
+                let piece = self.frozen_piece(layer, index, value, first..apart);
+                list.frozen
+                    .extend(piece.filter(|piece| !piece.runs.is_empty()));
+            }
         }
         Ok(list)
     }
 
-    fn add_runs(&self, list: &mut MappedRuns, owner: &str, index: u64, slots: &[SlotContent]) {
+    /// Runs from number `apart` on may become longer.
+    fn add_runs(
+        &self,
+        list: &mut MappedRuns,
+        owner: &str,
+        index: u64,
+        slots: &[SlotContent],
+        apart: usize,
+    ) {
         let granularity = self.shared.granularity;
         let (cluster_size, granule_size) = (granularity.cluster_size(), granularity.granule_size());
         for (slot, content) in slots.iter().enumerate() {
-            let (cluster, written) = match content {
-                SlotContent::Empty | SlotContent::Zero => continue,
-                SlotContent::Full(cluster) => (*cluster, Granules::from(granularity.whole())),
-                SlotContent::Partial {
-                    cluster: Some(cluster),
-                    written,
-                    ..
-                } => (*cluster, *written),
-                SlotContent::Partial { .. } => continue,
+            let Some((cluster, written)) = data_of(content, granularity) else {
+                continue;
             };
             list.clusters += 1;
             let start = (index * PIECE_SLOTS as u64 + slot as u64) * cluster_size;
@@ -110,13 +127,13 @@ impl PoolWorker {
                     device_offset: cluster.get() * cluster_size + first,
                     len: u64::from(run.len()) * granule_size,
                 };
-                append(&mut list.runs, run);
+                append(&mut list.runs, run, apart);
             }
         }
     }
 
     /// Who has each of these layers: its name, or one that lies on it.
-    fn owners(&self, wanted: &HashSet<LayerId>) -> HashMap<LayerId, String> {
+    pub(super) fn owners(&self, wanted: &HashSet<LayerId>) -> HashMap<LayerId, String> {
         let mut owners = HashMap::new();
         for (name, entry) in &self.names {
             if wanted.contains(&entry.record.layer) {
@@ -142,8 +159,8 @@ impl PoolWorker {
     }
 }
 
-fn append(runs: &mut Vec<MappedRun>, run: MappedRun) {
-    match runs.last_mut() {
+fn append(runs: &mut Vec<MappedRun>, run: MappedRun, apart: usize) {
+    match runs[apart..].last_mut() {
         Some(last)
             if last.owner == run.owner
                 && last.offset + last.len == run.offset

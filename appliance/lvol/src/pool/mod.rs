@@ -24,6 +24,7 @@ mod replay;
 mod reserve;
 mod resize;
 mod shared;
+mod sums;
 mod worker;
 mod write_log;
 
@@ -46,6 +47,7 @@ pub use self::promise::Promise;
 pub use self::properties::{LabelChanges, RESERVED_LABELS, VolumeChange};
 pub use self::repair::REPAIRED_LABEL;
 pub(crate) use self::shared::{Chain, LOG_TICKET, Mailbox, Reply, Request, Shared, VolumeShared};
+pub use self::sums::{ComparedSums, Differing, FrozenPiece, PieceSums};
 pub use self::worker::{Next, PoolOptions, PoolWorker};
 pub(crate) use self::write_log::{LogPages, WriteLog};
 
@@ -327,6 +329,23 @@ impl Pool {
     #[must_use]
     pub fn mapped(&self, from: MapCursor, pieces: usize) -> Promise<MappedRuns> {
         self.ask(move |worker| worker.mapped(from, pieces))
+    }
+
+    /// Compares what a scrub has read of pieces that cannot change, at most 16, with the checksums that there are,
+    /// and keeps those that there are not. A piece that has changed since [`Pool::mapped`] told of it is passed over.
+    /// Durable with the next commit; where many wait for one, this does too.
+    #[must_use]
+    pub fn compare_sums(&self, read: Vec<PieceSums>, now_unix_s: u64) -> Promise<ComparedSums> {
+        let (promise, resolver) = promise();
+        let called = self.shared.call(move |worker| {
+            let compared = worker.compare_sums(read, now_unix_s);
+            if compared.is_err() || !worker.has_many_sums() {
+                return resolver.resolve(compared);
+            }
+            worker.when_committed(|_, result| resolver.resolve(result.and(compared)));
+        });
+        drop(called);
+        promise
     }
 
     /// Ends an operation where it is. What it has done stays; nothing that a host sees changes. One that is

@@ -307,14 +307,16 @@ impl PoolWorker {
         let operation = operations.max().unwrap_or(0);
         self.pool.next_operation = self.pool.next_operation.max(operation.saturating_add(1));
         // Pieces of layers that are not there. One look, unless there are some.
-        loop {
-            let from = piece_key(LayerId(next), 0);
-            let found = self.usable_store()?.scan(Table::Map, &from[..].., 1)?;
-            let found = found.first().and_then(|(key, _)| parse_piece_key(key));
-            let Some((layer, _)) = found.filter(|(layer, _)| layer.0 < u64::MAX) else {
-                break;
-            };
-            next = layer.0 + 1;
+        for table in [Table::Map, Table::Sums] {
+            loop {
+                let from = piece_key(LayerId(next), 0);
+                let found = self.usable_store()?.scan(table, &from[..].., 1)?;
+                let found = found.first().and_then(|(key, _)| parse_piece_key(key));
+                let Some((layer, _)) = found.filter(|(layer, _)| layer.0 < u64::MAX) else {
+                    break;
+                };
+                next = layer.0 + 1;
+            }
         }
         self.pool.next_layer = next;
         Ok(())

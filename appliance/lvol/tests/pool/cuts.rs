@@ -11,6 +11,7 @@ use simulation::{Image, Step};
 
 use crate::model::{BLOCK, Content, fits, golden, read_stamps, stamped};
 use crate::rig::{End, Rig, drive, durable_drive};
+use crate::sums::scrub;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
@@ -25,6 +26,8 @@ struct Scenario {
     states: Vec<Names>,
     stamp: u64,
     end: Ending,
+    /// What is frozen is compared after each cut.
+    scrubs: bool,
 }
 
 /// What ends each run of the pool.
@@ -66,6 +69,7 @@ impl Scenario {
             states: vec![Names::new()],
             stamp: 0,
             end,
+            scrubs: false,
         }
     }
 
@@ -220,6 +224,13 @@ impl Scenario {
         self.durable();
     }
 
+    fn scrub(&mut self) {
+        self.scrubs = true;
+        let compared = scrub(&mut self.rig, 1);
+        assert_eq!(compared.differing, []);
+        self.acknowledged();
+    }
+
     /// Opens cuts at every step.
     fn cut_everywhere(self, subsets: u64) {
         let recording = self.rig.drive.stop_recording();
@@ -254,6 +265,13 @@ impl Scenario {
         let promise = rig.pool.check();
         let findings = rig.wait(promise).unwrap();
         assert!(findings.is_empty(), "{place}: {findings:#?}");
+        if self.scrubs {
+            for _ in 0..2 {
+                let compared = scrub(&mut rig, 2);
+                assert_eq!(compared.differing, [], "{place}");
+                assert_eq!(compared.damaged, 0, "{place}");
+            }
+        }
         let promise = rig.pool.volumes("", 100);
         let found = rig.wait(promise).unwrap();
         let mut contents = BTreeMap::new();
@@ -458,6 +476,39 @@ fn another_parent(end: Ending) {
         scenario.delete("a@s");
         scenario.snapshot(&[("v", "s")]);
         scenario.set_parent("v", "v@s", &[]);
+        scenario.cut_everywhere(subsets());
+    }
+}
+
+#[test]
+fn scrubs_that_keep_checksums_are_cut_at_every_write() {
+    scrubs(Ending::PowerCut);
+}
+
+#[test]
+fn scrubs_that_keep_checksums_lose_nothing_that_was_acknowledged_by_a_kill() {
+    scrubs(Ending::Kill);
+}
+
+fn scrubs(end: Ending) {
+    for seed in [76, 77] {
+        let mut scenario = Scenario::start(seed, end);
+        scenario.create("v", MIB);
+        scenario.write("v", 0, 64 * KIB, false);
+        scenario.write("v", 128 * KIB, 8 * KIB, false);
+        scenario.snapshot(&[("v", "a")]);
+        scenario.scrub();
+        scenario.write("v", 4 * KIB, 4 * KIB, false);
+        scenario.snapshot(&[("v", "b")]);
+        scenario.scrub();
+        // Into a snapshot, then into the volume, which is written in place there.
+        scenario.delete("v@a");
+        scenario.scrub();
+        scenario.delete("v@b");
+        scenario.write("v", 128 * KIB, 4 * KIB, false);
+        scenario.write("v", 0, 4 * KIB, true);
+        scenario.snapshot(&[("v", "c")]);
+        scenario.scrub();
         scenario.cut_everywhere(subsets());
     }
 }

@@ -15,5 +15,6 @@ mod operations;
 mod parent;
 mod repair;
 mod rig;
+mod sums;
 mod threads;
 mod volumes;

@@ -13,10 +13,11 @@ use std::collections::BTreeMap;
 
 use block::{BdevChannel, Completion, Io, IoError, Op, Submit};
 use dma::Payload;
-use lvol::{LvolError, NewVolume, OperationKind, Promise, VolumeInfo};
+use lvol::{LvolError, MappedRuns, NewVolume, OperationKind, Promise, VolumeInfo};
 use simulation::Random;
 
 use crate::rig::{End, Rig, drive, durable_drive};
+use crate::sums::{compare, mapped};
 
 pub(crate) const BLOCK: u64 = 512;
 /// Blocks of a new volume: 20 clusters of 64 KiB.
@@ -106,6 +107,9 @@ struct Run {
     stamp: u64,
     number: u64,
     log: Vec<String>,
+    turns: u64,
+    /// What was mapped when a scrub last asked; read and compared some turns later.
+    scrubbed: Option<MappedRuns>,
 }
 
 enum Change {
@@ -153,6 +157,8 @@ impl Run {
             stamp: 0,
             number: 0,
             log: Vec::new(),
+            turns: 0,
+            scrubbed: None,
         }
     }
 
@@ -187,6 +193,10 @@ impl Run {
     }
 
     fn turn(&mut self) {
+        self.turns += 1;
+        if self.turns.is_multiple_of(8) {
+            self.scrub_some();
+        }
         match self.random.below(100) {
             0..66 => self.io(false),
             66..70 => self.io(true),
@@ -196,6 +206,20 @@ impl Run {
             96..98 => self.crash(None),
             _ => self.settle_and_check(),
         }
+    }
+
+    /// A bit of a scrub. Nothing is ever damaged here: nothing may be told to be.
+    fn scrub_some(&mut self) {
+        self.note("scrub".to_owned());
+        let part = self.scrubbed.take();
+        if let Some(part) = &part {
+            let compared = compare(&mut self.rig, part, self.turns);
+            if !compared.differing.is_empty() || compared.damaged > 0 {
+                self.fail(&format!("the scrub finds {compared:#?}"));
+            }
+        }
+        let from = part.and_then(|part| part.next).unwrap_or_default();
+        self.scrubbed = Some(mapped(&mut self.rig, from));
     }
 
     /// One or several I/Os at a time to one volume, over one or several channels, on blocks of their own.
@@ -552,6 +576,7 @@ impl Run {
         };
         // After the look at what it would leave: what is in flight ends with the channels.
         self.channels.clear();
+        self.scrubbed = None;
         self.rig = rig;
         let found = self.listed();
         let mut before = std::mem::take(&mut self.names);

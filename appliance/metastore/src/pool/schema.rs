@@ -5,7 +5,7 @@ use redb::{ReadableDatabase as _, TableDefinition};
 use super::{PoolStoreError, Table};
 
 /// Version of the layout that this program writes.
-pub const SCHEMA_VERSION: u64 = 1;
+pub const SCHEMA_VERSION: u64 = 2;
 
 /// Versions and counters.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -34,7 +34,14 @@ pub(super) struct Schema {
 pub(super) const SCHEMA: Schema = Schema {
     version: SCHEMA_VERSION,
     min_reader: 1,
-    migrations: &[],
+    migrations: &[ADD_SUMS],
+};
+
+/// Version 2 has a table for checksums. Who does not know it leaves it alone, and nothing in it rests on being
+/// told what an older program changes: see `docs/pool-format.md`.
+const ADD_SUMS: Migration = |transaction| {
+    transaction.open_table(Table::Sums.definition())?;
+    Ok(())
 };
 
 /// Numbers that change with each transaction, stored with it.

@@ -188,7 +188,8 @@ impl Device {
         self.read_parts(offset, len, |_, _, _| {}).await
     }
 
-    async fn read_parts(
+    /// Reads; `take` gets what could be read, in order, with where it lies and how long it is.
+    pub(super) async fn read_parts(
         &self,
         offset: u64,
         len: usize,

@@ -37,7 +37,21 @@ pub(crate) enum Detail {
         unreadable: u64,
         /// The first of them.
         places: Vec<String>,
+        /// What is not what its checksum says.
+        #[serde(default)]
+        differing: Differing,
     },
+}
+
+/// Places that are not what their checksums say. Details from before there were any do without.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Differing {
+    /// All of them.
+    pub(super) count: u64,
+    /// Bytes of the clusters that they are in.
+    pub(super) bytes: u64,
+    /// The first of them.
+    pub(super) places: Vec<String>,
 }
 
 impl Detail {
@@ -66,6 +80,7 @@ impl Detail {
             unreadable_bytes: 0,
             unreadable: 0,
             places: Vec::new(),
+            differing: Differing::default(),
         }
     }
 
@@ -90,8 +105,20 @@ pub(crate) fn describe(detail: &str) -> String {
         Ok(Detail::Import { file, .. }) => format!("from {}", file.display()),
         Ok(Detail::Export { file, .. }) => format!("to {}", file.display()),
         Ok(Detail::Copy { bdev }) => format!("to {bdev}"),
-        Ok(Detail::Scrub { unreadable, .. }) if unreadable > 0 => {
-            format!("{unreadable} places cannot be read so far")
+        Ok(Detail::Scrub {
+            unreadable,
+            differing,
+            ..
+        }) => {
+            let mut found = Vec::new();
+            if unreadable > 0 {
+                found.push(format!("{unreadable} places cannot be read so far"));
+            }
+            if differing.count > 0 {
+                let count = differing.count;
+                found.push(format!("{count} places differ from their checksums so far"));
+            }
+            found.join(", ")
         }
         _ => String::new(),
     }
@@ -109,8 +136,14 @@ mod tests {
         };
         let file = PathBuf::from("/images/a \"b\".qcow2");
         let mut scrub = Detail::scrub(u64::MAX);
-        if let Detail::Scrub { places, .. } = &mut scrub {
+        if let Detail::Scrub {
+            places, differing, ..
+        } = &mut scrub
+        {
             places.extend(["v at 0".to_owned(), "w@s at 4096".to_owned()]);
+            differing.count = 1;
+            differing.bytes = 65536;
+            differing.places.push("w@s at 0".to_owned());
         }
         for detail in [
             Detail::import(file.clone(), Format::Qcow2, identity),
@@ -120,6 +153,10 @@ mod tests {
         ] {
             assert_eq!(Detail::decode(&detail.encode()), Ok(detail));
         }
+        // As it was kept before there were checksums.
+        let before = "job = \"scrub\"\nbytes_per_sec = 0\nlayer = 0\npiece = 0\nunreadable_bytes = 0\n\
+                      unreadable = 0\nplaces = []\n";
+        assert_eq!(Detail::decode(before), Ok(Detail::scrub(0)));
         assert!(Detail::decode("job = \"dance\"").is_err());
         assert!(Detail::decode("").is_err());
     }

@@ -307,6 +307,13 @@ impl Core {
         }
     }
 
+    /// The transport holds nothing any more of a slot in [`Step::Forget`]: the slot is free.
+    pub fn forgotten(&mut self, qpair: QpairId, slot: SlotId) {
+        if let Some(entry) = self.entry(qpair) {
+            entry.queue.release_forgotten(&entry.queue.slot(slot));
+        }
+    }
+
     /// Whether nobody can be harmed if read data is lent; see [`OpenQpair::may_borrow_data`].
     pub fn now(&self) -> Instant {
         self.shared.now.get()

@@ -221,6 +221,12 @@ impl Queue {
         self.give_back(slot);
     }
 
+    /// The transport has let go of a forgotten command, whose identifier is free already.
+    pub(crate) fn release_forgotten(&self, slot: &Slot) {
+        slot.forgotten();
+        self.give_back(slot);
+    }
+
     fn give_back(&self, slot: &Slot) {
         self.counters.outstanding.store(
             self.counters
@@ -555,8 +561,7 @@ pub(crate) async fn serve(queue: Rc<Queue>, slot: Rc<Slot>) -> Infallible {
             execute(&queue, &slot, sqe).await
         };
         if slot.is_forgotten() {
-            slot.forgotten();
-            queue.give_back(&slot);
+            slot.end_unanswered().await;
             continue;
         }
         if !outcome.status.is_success() {

@@ -34,6 +34,8 @@ pub(crate) enum SlotState {
     Respond,
     /// The transport has the response and sends.
     Responding,
+    /// The command has ended without a response, which the transport shall be told.
+    Forgotten,
 }
 
 /// What a command ended with.
@@ -171,6 +173,7 @@ impl Slot {
         match self.state.get() {
             SlotState::Receive => Step::Receive,
             SlotState::Respond => Step::Respond,
+            SlotState::Forgotten => Step::Forget,
             _ => Step::Pending,
         }
     }
@@ -278,10 +281,9 @@ impl Slot {
         self.is_forgotten.get()
     }
 
-    /// A forgotten command's future has ended: the slot may serve another command.
+    /// The transport knows that the command is forgotten: the slot may serve another one.
     pub(crate) fn forgotten(&self) {
-        self.payload.take();
-        self.discharge();
+        debug_assert_eq!(self.state.get(), SlotState::Forgotten);
         self.state.set(SlotState::Free);
     }
 
@@ -389,6 +391,19 @@ impl Slot {
             self.discharge();
         }
         self.state.set(SlotState::Respond);
+        self.until_free().await;
+    }
+
+    /// Ends the command without a response, and waits until the transport knows.
+    pub(crate) async fn end_unanswered(&self) {
+        self.payload.take();
+        self.data_len.set(0);
+        self.discharge();
+        self.state.set(SlotState::Forgotten);
+        self.until_free().await;
+    }
+
+    async fn until_free(&self) {
         poll_fn(|_| match self.state.get() {
             SlotState::Free | SlotState::Arrived => Poll::Ready(()),
             _ => Poll::Pending,
@@ -480,14 +495,20 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_command_leaves_a_free_slot() {
+    fn a_forgotten_commands_slot_is_free_once_the_transport_knows() {
         let slot = Slot::new(SlotId(0));
         accepted(&slot, 1);
         let generation = slot.generation();
         slot.forget();
         assert!(slot.is_forgotten());
-        slot.forgotten();
-        assert_eq!(slot.state(), SlotState::Free);
+        {
+            let mut ended = pin!(slot.end_unanswered());
+            assert!(poll(ended.as_mut()).is_pending());
+            assert_eq!(slot.step(), Step::Forget);
+            slot.forgotten();
+            assert!(poll(ended.as_mut()).is_ready());
+        }
+        assert_eq!((slot.state(), slot.step()), (SlotState::Free, Step::Pending));
         accepted(&slot, 1);
         assert!(!slot.is_forgotten());
         assert_ne!(slot.generation(), generation);

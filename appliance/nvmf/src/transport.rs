@@ -71,6 +71,9 @@ pub enum Step {
     /// It has a response: fetch it with [`Core::take_response`], send it, then call
     /// [`Core::response_sent`].
     Respond,
+    /// It has ended without a response, as a reset ends event requests: let go of what is held for
+    /// it, then call [`Core::forgotten`].
+    Forget,
 }
 
 /// A finished command's response.

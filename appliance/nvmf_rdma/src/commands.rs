@@ -21,6 +21,7 @@ pub(crate) trait Commands {
     fn data_received(&mut self, qpair: QpairId, slot: SlotId, payload: Payload) -> Step;
     fn take_response(&mut self, qpair: QpairId, slot: SlotId) -> Option<Response>;
     fn response_sent(&mut self, qpair: QpairId, slot: SlotId);
+    fn forgotten(&mut self, qpair: QpairId, slot: SlotId);
     fn closed(&mut self, qpair: QpairId);
 }
 
@@ -60,6 +61,10 @@ impl Commands for Core {
 
     fn response_sent(&mut self, qpair: QpairId, slot: SlotId) {
         Core::response_sent(self, qpair, slot);
+    }
+
+    fn forgotten(&mut self, qpair: QpairId, slot: SlotId) {
+        Core::forgotten(self, qpair, slot);
     }
 
     fn closed(&mut self, qpair: QpairId) {

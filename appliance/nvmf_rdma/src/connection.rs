@@ -338,8 +338,22 @@ impl Connection {
         &mut self.requests[index]
     }
 
+    /// A command has moved on while nobody was looking.
+    pub(crate) fn on_step<C: Commands>(
+        &mut self,
+        core: &mut C,
+        device: &mut GroupDevice,
+        io: &GroupIo,
+        slot: SlotId,
+        step: Step,
+    ) -> Result<(), End> {
+        self.advance(core, device, io, slot, step);
+        // It may be over.
+        self.run_waiting(core, device, io)
+    }
+
     /// Does what a slot's command waits for.
-    pub(crate) fn advance<C: Commands>(
+    fn advance<C: Commands>(
         &mut self,
         core: &mut C,
         device: &mut GroupDevice,
@@ -354,9 +368,20 @@ impl Connection {
                 None => return,
             }
         }
-        if step == Step::Respond {
-            self.respond(core, device, io, qpair, slot);
+        match step {
+            Step::Respond => self.respond(core, device, io, qpair, slot),
+            Step::Forget => {
+                self.free(io, slot);
+                core.forgotten(qpair, slot);
+            }
+            Step::Pending | Step::Receive => {}
         }
+    }
+
+    /// A slot's command is over: the slot may serve a capsule that waits.
+    fn free(&mut self, io: &GroupIo, slot: SlotId) {
+        self.request(slot).set_state(RequestState::Free, &io.stats);
+        self.slots_in_use -= 1;
     }
 
     /// Gets a command's data, from its capsule or from the host's memory. `None`: it is on its way.
@@ -483,8 +508,7 @@ impl Connection {
             }
             (Kind::Send, RequestState::Completing) => {
                 drop(request.payload.take());
-                request.set_state(RequestState::Free, &io.stats);
-                self.slots_in_use -= 1;
+                self.free(io, slot);
                 core.response_sent(qpair, slot);
                 self.run_waiting(core, device, io)
             }

@@ -494,8 +494,11 @@ impl RdmaGroup {
         let Some(device) = &mut self.devices[connection.device] else {
             return;
         };
-        connection.advance(core, device, &self.io, slot, step);
+        let result = connection.on_step(core, device, &self.io, slot, step);
         self.dirty_one(id);
+        if let Err(end) = result {
+            self.end(core, id, end);
+        }
     }
 
     pub(crate) fn flush_with<C: Commands>(&mut self, core: &mut C) -> usize {

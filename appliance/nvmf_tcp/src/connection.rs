@@ -230,8 +230,10 @@ impl Connection {
                 None => return,
             }
         }
-        if step == Step::Respond {
-            self.respond(core, io, qpair, slot);
+        match step {
+            Step::Respond => self.respond(core, io, qpair, slot),
+            Step::Forget => core.forgotten(qpair, slot),
+            Step::Pending | Step::Receive => {}
         }
     }
 

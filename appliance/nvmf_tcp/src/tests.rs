@@ -238,6 +238,10 @@ impl Commands for FakeCore {
         slot.state = FakeState::Free;
     }
 
+    fn forgotten(&mut self, _: QpairId, _: SlotId) {
+        unreachable!("it serves no event requests");
+    }
+
     fn closed(&mut self, _: QpairId) {
         self.closed += 1;
         self.slots.clear();

@@ -200,6 +200,11 @@ impl Connection {
         loop {
             match step {
                 Step::Pending => return,
+                Step::Forget => {
+                    self.taken.remove(&slot).expect("a command is there");
+                    core.forgotten(qpair, slot);
+                    return;
+                }
                 Step::Receive => {
                     let (payload, len) = core.take_receive(qpair, slot);
                     let taken = self.taken.get_mut(&slot).expect("a command is there");
@@ -298,10 +303,7 @@ impl Connection {
                         buffer: None,
                     };
                     let before = self.taken.insert(slot, taken);
-                    // A reset ends event requests without a word.
-                    let is_free = before
-                        .is_none_or(|before| before.sqe.opcode() == admin::ASYNC_EVENT_REQUEST);
-                    assert!(is_free, "the slot is busy");
+                    assert!(before.is_none(), "the slot is busy");
                     if in_capsule > 0 && step == Step::Pending {
                         self.blocked = Some(slot);
                     }

@@ -239,3 +239,21 @@ fn more_commands_than_entries_end_the_connection() {
         let _ = io.id.disconnect();
     }
 }
+
+/// Goal: a command that ends without a response leaves no slot taken. Four event requests are ended
+/// by each of twenty resets, on a queue of 32 entries.
+#[test]
+fn event_requests_that_a_reset_ends_leave_their_slots() {
+    for is_shared in [false, true] {
+        let mut served = Served::new(3, !is_shared);
+        let (mut admin, _) = served.admin();
+        for _ in 0..20 {
+            for cid in 10..14 {
+                admin.send(&Sqe::async_event_request(Cid(cid)), &[]);
+            }
+            served.configure(&mut admin, false);
+            served.configure(&mut admin, true);
+        }
+        assert!(admin.poll().is_none(), "an event request was answered");
+    }
+}

@@ -233,14 +233,20 @@ impl Served {
     pub(crate) fn admin(&mut self) -> (Host, Cntlid) {
         let mut admin = self.connect(0, 32);
         let cntlid = self.fabrics_connect(&mut admin, 0, 31, Cntlid::DYNAMIC);
-        let enable = PropertySet {
+        self.configure(&mut admin, true);
+        (admin, cntlid)
+    }
+
+    /// Enables the controller, or resets it.
+    pub(crate) fn configure(&mut self, admin: &mut Host, is_enabled: bool) {
+        let configure = PropertySet {
             size: PropertySize::Four,
             offset: registers::CC,
-            value: 0x0046_0001,
+            value: 0x0046_0000 | u64::from(is_enabled),
         };
-        admin.send(&enable.to_sqe(Cid(2)), &[]);
-        assert!(self.finish(&mut admin).status().is_success());
-        (admin, cntlid)
+        admin.send(&configure.to_sqe(Cid(2)), &[]);
+        let cqe = self.finish(admin);
+        assert!(cqe.cid() == Cid(2) && cqe.status().is_success());
     }
 
     /// An I/O queue of a controller.

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::dcb::{self, Dcb};
 use crate::rdma_link::{self, RdmaLink};
 
 /// Longest file that is read, in bytes. The longest in practice are mountinfo and routes.
@@ -54,6 +55,14 @@ pub trait Host {
     /// # Errors
     /// As the system says; `Unsupported` where the host is not this machine.
     fn change_rdma_link(&self, _change: &RdmaLink) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Data centre bridging of a network port.
+    ///
+    /// # Errors
+    /// As the system says: the port has none; `Unsupported` where the host is not this machine.
+    fn dcb(&self, _interface: &str) -> io::Result<Dcb> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
@@ -154,6 +163,13 @@ impl Host for Root {
             return Err(io::ErrorKind::Unsupported.into());
         }
         rdma_link::change(change)
+    }
+
+    fn dcb(&self, interface: &str) -> io::Result<Dcb> {
+        if self.path != Path::new("/") {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        dcb::read(interface)
     }
 }
 

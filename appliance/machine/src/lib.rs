@@ -30,9 +30,11 @@ mod address;
 mod apply;
 mod config;
 mod cpu_list;
+mod dcb;
 mod error;
 mod facts;
 mod host;
+mod netlink;
 mod plan;
 mod rdma_link;
 mod uevent;
@@ -43,6 +45,7 @@ pub use crate::config::{
     Claim, Config, Former, HugepageRule, NicMode, NicRule, Reservation, Selector,
 };
 pub use crate::cpu_list::{CpuList, CpuListError};
+pub use crate::dcb::Dcb;
 pub use crate::error::{ApplyError, FactsError};
 pub use crate::facts::{
     BlockDevice, Cpus, Facts, Group, Holder, HugepagePool, Iommu, IommuGap, Irq, NetInterface,

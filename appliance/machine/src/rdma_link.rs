@@ -3,14 +3,12 @@
 //! Three messages of one protocol, which no kept crate speaks. Whoever asks needs CAP_NET_ADMIN.
 
 use std::io;
-use std::os::fd::AsRawFd as _;
 
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
-    setsockopt, socket, sockopt,
+use nix::sys::socket::SockProtocol;
+
+use crate::netlink::{
+    FLAG_ACK, FLAG_DUMP, FLAG_REQUEST, Message, ask, attributes, number, read_u32,
 };
-use nix::sys::time::{TimeVal, TimeValLike as _};
 
 /// A change of the RDMA devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,21 +41,6 @@ const SOFT_ROCE: &str = "rxe";
 /// Longest name of a device, without the zero at its end (`IB_DEVICE_NAME_MAX`).
 const NAME_MAX: usize = 63;
 
-const HEADER_LEN: usize = 16;
-const MSG_ERROR: u16 = 2;
-const MSG_DONE: u16 = 3;
-const FLAG_REQUEST: u16 = 0x1;
-const FLAG_ACK: u16 = 0x4;
-const FLAG_DUMP: u16 = 0x300;
-/// The bits of an attribute's type that are flags.
-const ATTR_TYPE_MASK: u16 = 0x3fff;
-
-/// A kernel that does not answer for so long is not waited for.
-const ANSWER_WAIT_S: i64 = 10;
-const ANSWER_BYTES_MAX: usize = 64 << 10;
-/// Most packets of one answer. A packet has the devices that fit into a page, at least.
-const PACKETS_MAX: usize = 1024;
-
 /// Asks the kernel of this machine.
 pub(crate) fn change(change: &RdmaLink<'_>) -> io::Result<()> {
     match change {
@@ -72,102 +55,35 @@ pub(crate) fn change(change: &RdmaLink<'_>) -> io::Result<()> {
             message.text(ATTR_DEV_NAME, name);
             message.text(ATTR_LINK_TYPE, SOFT_ROCE);
             message.text(ATTR_NDEV_NAME, interface);
-            ask(&message.bytes(), &mut |_| {})
+            request(&message)
         }
         RdmaLink::Remove { name } => {
             let mut index = None;
             let get = Message::new(CMD_GET, FLAG_REQUEST | FLAG_DUMP);
-            ask(&get.bytes(), &mut |found: (u32, &str)| {
-                if found.1 == *name {
-                    index = Some(found.0);
-                }
+            ask(PROTOCOL, &get.bytes(), &mut |kind, body| {
+                let found = device(body).filter(|_| kind == CMD_GET);
+                index = index.or(found.filter(|found| found.1 == *name).map(|found| found.0));
+                false
             })?;
             let Some(index) = index else { return Ok(()) };
             let mut message = Message::new(CMD_DELLINK, FLAG_REQUEST | FLAG_ACK);
             message.attribute(ATTR_DEV_INDEX, &number(index));
-            ask(&message.bytes(), &mut |_| {})
+            request(&message)
         }
     }
 }
 
-/// Sends a message and reads the answer to its end.
-fn ask(message: &[u8], found: &mut dyn FnMut((u32, &str))) -> io::Result<()> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRDMA,
-    )?;
-    setsockopt(
-        &socket,
-        sockopt::ReceiveTimeout,
-        &TimeVal::seconds(ANSWER_WAIT_S),
-    )?;
-    let kernel = NetlinkAddr::new(0, 0);
-    sendto(socket.as_raw_fd(), message, &kernel, MsgFlags::empty())?;
-    let mut buffer = vec![0; ANSWER_BYTES_MAX];
-    for _ in 0..PACKETS_MAX {
-        let len = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-            Ok(len) => len,
-            Err(Errno::EINTR) => continue,
-            Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
-            Err(errno) => return Err(errno.into()),
-        };
-        if let Some(end) = read_packet(&buffer[..len], found)? {
-            return end;
-        }
-    }
-    Err(wrong("the answer has no end"))
-}
+const PROTOCOL: SockProtocol = SockProtocol::NetlinkRDMA;
 
-fn wrong(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
-}
-
-/// Reads the messages of a packet: tells the devices in it, and returns the end if that is in it.
-fn read_packet(
-    mut packet: &[u8],
-    found: &mut dyn FnMut((u32, &str)),
-) -> io::Result<Option<io::Result<()>>> {
-    while !packet.is_empty() {
-        let (len, kind) = match (read_u32(packet, 0), read_u16(packet, 4)) {
-            (Some(len), Some(kind)) => (len as usize, kind),
-            _ => return Err(wrong("a message is cut short")),
-        };
-        if len < HEADER_LEN || len > packet.len() {
-            return Err(wrong("a message has a wrong length"));
-        }
-        let body = &packet[HEADER_LEN..len];
-        match kind {
-            MSG_DONE => return Ok(Some(Ok(()))),
-            MSG_ERROR => {
-                // 0, or a negative number of an error.
-                let code = read_u32(body, 0).ok_or_else(|| wrong("an error without a number"))?;
-                let code = code.cast_signed();
-                return Ok(Some(match code {
-                    0 => Ok(()),
-                    code => Err(io::Error::from_raw_os_error(code.saturating_neg())),
-                }));
-            }
-            CMD_GET => {
-                if let Some(device) = device(body) {
-                    found(device);
-                }
-            }
-            _ => {}
-        }
-        packet = packet.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(None)
+fn request(message: &Message) -> io::Result<()> {
+    ask(PROTOCOL, &message.bytes(), &mut |_, _| false)
 }
 
 /// Index and name in the attributes of a device.
-fn device(mut body: &[u8]) -> Option<(u32, &str)> {
+fn device(body: &[u8]) -> Option<(u32, &str)> {
     let (mut index, mut name) = (None, None);
-    while let (Some(len), Some(kind)) = (read_u16(body, 0), read_u16(body, 2)) {
-        let len = usize::from(len);
-        let value = body.get(4..len)?;
-        match kind & ATTR_TYPE_MASK {
+    for (kind, value) in attributes(body) {
+        match kind {
             ATTR_DEV_INDEX => index = read_u32(value, 0),
             ATTR_DEV_NAME => {
                 let end = value.iter().position(|byte| *byte == 0);
@@ -175,78 +91,8 @@ fn device(mut body: &[u8]) -> Option<(u32, &str)> {
             }
             _ => {}
         }
-        body = body.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     Some((index?, name?))
-}
-
-/// A request in the making.
-struct Message {
-    kind: u16,
-    flags: u16,
-    body: Vec<u8>,
-}
-
-#[expect(
-    clippy::host_endian_bytes,
-    reason = "netlink is between this kernel and its programs, in the machine's own order"
-)]
-mod order {
-    pub(super) fn number(value: u32) -> [u8; 4] {
-        value.to_ne_bytes()
-    }
-
-    pub(super) fn short(value: u16) -> [u8; 2] {
-        value.to_ne_bytes()
-    }
-
-    pub(super) fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
-        let bytes = bytes.get(at..)?.first_chunk()?;
-        Some(u32::from_ne_bytes(*bytes))
-    }
-
-    pub(super) fn read_u16(bytes: &[u8], at: usize) -> Option<u16> {
-        let bytes = bytes.get(at..)?.first_chunk()?;
-        Some(u16::from_ne_bytes(*bytes))
-    }
-}
-
-use order::{number, read_u16, read_u32, short};
-
-impl Message {
-    const fn new(kind: u16, flags: u16) -> Self {
-        Self {
-            kind,
-            flags,
-            body: Vec::new(),
-        }
-    }
-
-    /// Names are 63 bytes at most, so lengths fit.
-    fn attribute(&mut self, kind: u16, value: &[u8]) {
-        let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-        self.body.extend(short(len));
-        self.body.extend(short(kind));
-        self.body.extend(value);
-        self.body.resize(self.body.len().next_multiple_of(4), 0);
-    }
-
-    fn text(&mut self, kind: u16, text: &str) {
-        let mut bytes = text.as_bytes().to_vec();
-        bytes.push(0);
-        self.attribute(kind, &bytes);
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let len = u32::try_from(HEADER_LEN + self.body.len()).unwrap_or(u32::MAX);
-        let mut bytes = number(len).to_vec();
-        bytes.extend(short(self.kind));
-        bytes.extend(short(self.flags));
-        // The sequence and the sender: one question is asked of a socket.
-        bytes.extend([0; 8]);
-        bytes.extend(&self.body);
-        bytes
-    }
 }
 
 #[cfg(all(test, target_endian = "little"))]
@@ -254,13 +100,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::netlink::{MSG_DONE, MSG_ERROR, read_packet};
 
     type End = io::Result<Option<io::Result<()>>>;
 
     fn devices(packet: &[u8]) -> (Vec<(u32, String)>, End) {
         let mut all = Vec::new();
-        let end = read_packet(packet, &mut |(index, name)| {
-            all.push((index, name.to_owned()));
+        let end = read_packet(packet, &mut |kind, body| {
+            let found = device(body).filter(|_| kind == CMD_GET);
+            all.extend(found.map(|(index, name)| (index, name.to_owned())));
+            false
         });
         (all, end)
     }
@@ -302,9 +151,7 @@ mod tests {
     #[test]
     fn an_error_is_the_systems() {
         let mut message = Message::new(MSG_ERROR, 0);
-        message
-            .body
-            .extend((-libc::EPERM).cast_unsigned().to_le_bytes());
+        message.head(&(-libc::EPERM).cast_unsigned().to_le_bytes());
         let (_, end) = devices(&message.bytes());
         let error = end.unwrap().unwrap().unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EPERM));

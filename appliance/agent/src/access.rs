@@ -206,7 +206,7 @@ const TABLE: &[Entry] = &[
     ),
     aditd(
         "adit.v1.TransportService",
-        &["GetTransport", "ListTransports"],
+        &["GetTransport", "ListTransports", "ListRdmaDevices"],
         &["CreateTransport", "UpdateTransport", "DeleteTransport"],
         &[],
     ),

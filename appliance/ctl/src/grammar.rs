@@ -90,6 +90,9 @@ pub(crate) enum Noun {
     /// How hosts reach this node
     #[command(subcommand)]
     Transport(TransportVerb),
+    /// RDMA devices of this node
+    #[command(subcommand)]
+    Rdma(RdmaVerb),
     /// Block devices
     #[command(subcommand)]
     Bdev(BdevVerb),
@@ -270,6 +273,12 @@ pub(crate) enum ListOnly {
 pub(crate) enum IobufVerb {
     /// Show pools and who uses them
     Stat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RdmaVerb {
+    /// List devices with their ports, addresses and the listeners that use them
+    List,
 }
 
 #[derive(Debug, Subcommand)]

@@ -20,6 +20,11 @@ pub const BUILT_IN: &[(&str, &str)] = &[
         "latency",
         include_str!("../../../firmware-config/latency.toml"),
     ),
+    (
+        "lossless",
+        include_str!("../../../firmware-config/lossless.toml"),
+    ),
+    ("lossy", include_str!("../../../firmware-config/lossy.toml")),
     ("roce", include_str!("../../../firmware-config/roce.toml")),
     ("vm", include_str!("../../../firmware-config/vm.toml")),
 ];

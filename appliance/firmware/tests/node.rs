@@ -469,9 +469,22 @@ fn roce_is_looked_at_where_a_port_has_it() {
         let item = one(&report, setting);
         assert_eq!(item.verdict, Verdict::Ok, "{item:?}");
     }
-    let pfc = one(&report, "roce.flow_control");
-    assert_eq!(pfc.verdict, Verdict::Unreadable);
-    assert!(pfc.current_text().contains("dcb pfc show dev data0"));
+    for profile in ["lossless", "lossy"] {
+        let report = host.check(profile);
+        assert_eq!(one(&report, "roce.device").verdict, Verdict::Ok);
+        for setting in ["roce.flow_control", "roce.ecn", "roce.dscp_trust"] {
+            assert_eq!(one(&report, setting).verdict, Verdict::Unreadable);
+        }
+        let pfc = one(&report, "roce.flow_control");
+        assert!(pfc.current_text().contains("dcb pfc show dev data0"));
+    }
+    host.file("sys/class/net/data0/ecn/roce_np/enable/3", "1\n");
+    assert_eq!(
+        one(&host.check("lossy"), "roce.ecn").verdict,
+        Verdict::Differs
+    );
+    host.file("sys/class/net/data0/ecn/roce_rp/enable/3", "1\n");
+    assert_eq!(one(&host.check("lossy"), "roce.ecn").verdict, Verdict::Ok);
     host.remove("sys/class/infiniband/mlx5_0");
     let report = host.check("roce");
     assert_eq!(one(&report, "roce.device").verdict, Verdict::Differs);
@@ -564,7 +577,7 @@ proptest! {
             "sys/class/dmi/id/product_name".to_owned(),
         ];
         host.file(&files[which], &bytes);
-        for name in ["default", "latency", "roce"] {
+        for name in ["default", "latency", "lossless", "lossy"] {
             host.check(name);
         }
     }

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use machine::{NicMode, NicRule};
+
 use crate::config::Modules;
 use crate::status::{State, Status};
 use crate::system::System;
@@ -221,20 +223,31 @@ pub(crate) fn load_list(
     load(system, index, words, config, &list)
 }
 
-/// Loads what the configuration adds.
+/// Loads what the configuration adds, and what ports for verbs need.
 pub(crate) fn load_extra(
     system: &dyn System,
     index: &Index,
     words: &[String],
     config: &Modules,
+    ports: &[NicRule],
 ) -> Vec<Status> {
-    let wanted = |name: &String| Wanted {
-        name: name.clone(),
+    let wanted = |name: &str, optional| Wanted {
+        name: name.to_owned(),
         parameters: String::new(),
-        optional: false,
+        optional,
         for_device: false,
     };
-    let list: Vec<Wanted> = config.extra.iter().take(MODULES_MAX).map(wanted).collect();
+    let extra = config.extra.iter().take(MODULES_MAX);
+    let mut list: Vec<Wanted> = extra.map(|name| wanted(name, false)).collect();
+    if ports.iter().any(|port| port.soft_roce) {
+        // On Linux 6.12 rdma_rxe looks for this checksum without asking for its module; later
+        // kernels have it built in.
+        list.push(wanted("crc32_generic", true));
+        list.push(wanted("rdma_rxe", false));
+    }
+    if ports.iter().any(|port| port.mode == NicMode::Verbs) {
+        list.push(wanted("rdma_ucm", false));
+    }
     load(system, index, words, config, &list)
 }
 
@@ -401,6 +414,37 @@ mod tests {
         use State::{Degraded, Ok, Skipped};
         assert_eq!(states, [Ok, Ok, Skipped, Degraded, Ok, Ok]);
         assert_eq!(done[3].text, "/lib/modules/6.12 has no such module");
+    }
+
+    #[test]
+    fn ports_for_verbs_bring_their_modules_in_order() {
+        let system = Fake::with(&[
+            ("/proc/sys/kernel/osrelease", "6.12\n"),
+            (
+                "/lib/modules/6.12/modules.dep",
+                "kernel/rdma_ucm.ko.xz: kernel/ib_uverbs.ko.xz\nkernel/ib_uverbs.ko.xz:\n\
+                 kernel/crc32_generic.ko.xz:\nkernel/rdma_rxe.ko.xz: kernel/ib_uverbs.ko.xz\n",
+            ),
+        ]);
+        let index = Index::read(&system);
+        let port = |mode, soft_roce| NicRule {
+            port: machine::Selector::Interface("eth0".to_owned()),
+            mode,
+            soft_roce,
+        };
+        let config = Modules::default();
+        let ports = [port(NicMode::Kernel, false)];
+        assert_eq!(load_extra(&system, &index, &[], &config, &ports), []);
+        let ports = [port(NicMode::Verbs, true)];
+        let done = load_extra(&system, &index, &[], &config, &ports);
+        assert!(
+            done.iter().all(|status| status.state == State::Ok),
+            "{done:?}"
+        );
+        let calls = system.calls.borrow();
+        let modules = ["crc32_generic", "ib_uverbs", "rdma_rxe", "rdma_ucm"];
+        let wanted = modules.map(|name| format!("module /lib/modules/6.12/kernel/{name}.ko.xz "));
+        assert_eq!(*calls, wanted);
     }
 
     #[test]

@@ -4,10 +4,11 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use crate::facts::{hugepages_folder, last_name, text};
+use crate::facts::{RDMA_FOLDER, hugepages_folder, last_name, rdma_users, text};
 use crate::plan::{pool, users, why_not};
 use crate::{
-    Action, ApplyError, Facts, Former, Host, PciAddress, PciDevice, Reservation, VFIO_DRIVER,
+    Action, ApplyError, Facts, Former, Host, PciAddress, PciDevice, RdmaLink, Reservation,
+    VFIO_DRIVER,
 };
 
 /// How an action ended that did not fail.
@@ -68,7 +69,48 @@ pub fn apply(action: &Action, host: &dyn Host) -> Result<Applied, ApplyError> {
             address: *address,
         }
         .give_back(to),
+        Action::AddSoftRoce { name, interface } => {
+            let change = RdmaLink::AddSoftRoce { name, interface };
+            change_link(host, action, name, &change)
+        }
+        Action::RemoveSoftRoce { name } => {
+            change_link(host, action, name, &RdmaLink::Remove { name })
+        }
     }
+}
+
+fn change_link(
+    host: &dyn Host,
+    action: &Action,
+    name: &str,
+    change: &RdmaLink<'_>,
+) -> Result<Applied, ApplyError> {
+    match verify(action, host) {
+        Verification::Verified => return Ok(Applied::AlreadySo),
+        Verification::Failed(reason) => {
+            let subject = format!("soft-RoCE device {name}");
+            return Err(ApplyError::NotTaken { subject, reason });
+        }
+        Verification::NotYet(_) => {}
+    }
+    if let RdmaLink::Remove { .. } = change {
+        let users = rdma_users(host, name);
+        if !users.is_empty() {
+            // The kernel lets nobody go on who asks, until they have let go of it.
+            let reason = format!("it is in use by {}: stop that first", users.join(", "));
+            let subject = format!("soft-RoCE device {name}");
+            return Err(ApplyError::NotTaken { subject, reason });
+        }
+    }
+    host.change_rdma_link(change)
+        .map_err(|source| ApplyError::RdmaLink {
+            name: name.to_owned(),
+            source,
+        })?;
+    Ok(match verify(action, host) {
+        Verification::NotYet(reason) => Applied::Waiting(reason),
+        _ => Applied::Done,
+    })
 }
 
 /// Whether `action` has taken effect. Reads only.
@@ -99,6 +141,21 @@ pub fn verify(action: &Action, host: &dyn Host) -> Verification {
             address: *address,
         }
         .is_back(to),
+        Action::AddSoftRoce { name, interface } => {
+            let folder = format!("{RDMA_FOLDER}/{name}");
+            match text(host, &format!("{folder}/parent")) {
+                Some(parent) if parent == *interface => Verification::Verified,
+                Some(parent) => Verification::Failed(format!("it is on {parent}")),
+                None if host.exists(&folder) => {
+                    Verification::Failed("another device has this name".to_owned())
+                }
+                None => Verification::NotYet("it is not there".to_owned()),
+            }
+        }
+        Action::RemoveSoftRoce { name } if host.exists(&format!("{RDMA_FOLDER}/{name}")) => {
+            Verification::NotYet("it is still there".to_owned())
+        }
+        Action::RemoveSoftRoce { .. } => Verification::Verified,
     }
 }
 

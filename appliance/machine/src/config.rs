@@ -109,6 +109,10 @@ pub struct NicRule {
     pub port: Selector,
     /// Who drives it.
     pub mode: NicMode,
+    /// With mode `verbs`: where the port has no RDMA device of its own, the kernel's software makes
+    /// one (`rdma_rxe`). For trying things out, not for speed.
+    #[serde(default)]
+    pub soft_roce: bool,
 }
 
 /// Who drives a network port.

@@ -56,6 +56,17 @@ pub enum ApplyError {
         /// What could not be read.
         source: FactsError,
     },
+    /// The kernel did not make or remove an RDMA device.
+    #[error(
+        "soft-RoCE device {name}: the kernel refuses: are ib_core and rdma_rxe loaded, and \
+         crc32_generic before them on Linux 6.12?"
+    )]
+    RdmaLink {
+        /// The device.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// What was written was not what was read back.
     #[error("{subject}: {reason}")]
     NotTaken {

@@ -6,6 +6,7 @@ mod iommu;
 mod memory;
 mod net;
 mod pci;
+mod rdma;
 mod source;
 mod users;
 
@@ -13,7 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CpuList, FactsError, Host, PciAddress};
 
+pub use self::rdma::{RdmaGid, RdmaNode, RdmaPort};
+
 pub(crate) use memory::hugepages_folder;
+pub(crate) use rdma::{RDMA_FOLDER, rdma_users};
 pub(crate) use source::{last_name, text};
 
 /// The host as it is. Lists are in the order of their keys, so equal hosts have equal facts.

@@ -5,6 +5,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::dcb::{self, Dcb};
+use crate::rdma_link::{self, RdmaLink};
+
 /// Longest file that is read, in bytes. The longest in practice are mountinfo and routes.
 pub(crate) const FILE_BYTES_MAX: u64 = 4 << 20;
 
@@ -46,6 +49,22 @@ pub trait Host {
     /// itself, told by an exclusive open that is closed at once. `None` where that cannot be asked:
     /// no such node, or no permission.
     fn is_claimed(&self, path: &str) -> Option<bool>;
+
+    /// Asks the kernel for a change of its RDMA devices.
+    ///
+    /// # Errors
+    /// As the system says; `Unsupported` where the host is not this machine.
+    fn change_rdma_link(&self, _change: &RdmaLink) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Data centre bridging of a network port.
+    ///
+    /// # Errors
+    /// As the system says: the port has none; `Unsupported` where the host is not this machine.
+    fn dcb(&self, _interface: &str) -> io::Result<Dcb> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// A folder that holds `sys/`, `proc/` and `dev/`.
@@ -137,6 +156,20 @@ impl Host for Root {
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Some(true),
             Err(_) => None,
         }
+    }
+
+    fn change_rdma_link(&self, change: &RdmaLink) -> io::Result<()> {
+        if self.path != Path::new("/") {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        rdma_link::change(change)
+    }
+
+    fn dcb(&self, interface: &str) -> io::Result<Dcb> {
+        if self.path != Path::new("/") {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        dcb::read(interface)
     }
 }
 

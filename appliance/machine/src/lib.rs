@@ -10,6 +10,7 @@
 //!   An action that is already so is left alone, so a plan may be applied again at any time.
 //! - [`verify`]: whether an action has taken effect. Some effects come late (`/dev/vfio/N`): the
 //!   caller asks again, for as long as it cares to.
+//! - [`RdmaNode::read`]: RDMA devices, their ports and GIDs, for who looks at nothing else.
 //! - [`Uevent`]: what the kernel tells of a device; whether it asks for another look.
 //!
 //! What it is not: it loads no modules, makes no device nodes, drives no device, and keeps nothing
@@ -29,10 +30,13 @@ mod address;
 mod apply;
 mod config;
 mod cpu_list;
+mod dcb;
 mod error;
 mod facts;
 mod host;
+mod netlink;
 mod plan;
+mod rdma_link;
 mod uevent;
 
 pub use crate::address::{PciAddress, PciAddressError};
@@ -41,13 +45,16 @@ pub use crate::config::{
     Claim, Config, Former, HugepageRule, NicMode, NicRule, Reservation, Selector,
 };
 pub use crate::cpu_list::{CpuList, CpuListError};
+pub use crate::dcb::Dcb;
 pub use crate::error::{ApplyError, FactsError};
 pub use crate::facts::{
     BlockDevice, Cpus, Facts, Group, Holder, HugepagePool, Iommu, IommuGap, Irq, NetInterface,
-    NumaNode, NvmeController, NvmeNamespace, PciDevice, PciLink, RdmaDevice, RouteFamily,
+    NumaNode, NvmeController, NvmeNamespace, PciDevice, PciLink, RdmaDevice, RdmaGid, RdmaNode,
+    RdmaPort, RouteFamily,
 };
 pub use crate::host::{Host, Root};
 pub use crate::plan::{Action, Plan, Reason, Refusal, Subject, claim_of, plan};
+pub use crate::rdma_link::RdmaLink;
 pub use crate::uevent::{UEVENT_GROUPS, Uevent};
 
 /// The driver that hands a PCI function to user space.

@@ -59,6 +59,18 @@ pub enum Action {
         /// Who gets it.
         to: Former,
     },
+    /// Makes a soft-RoCE device on an interface.
+    AddSoftRoce {
+        /// Its name.
+        name: String,
+        /// The interface.
+        interface: String,
+    },
+    /// Takes a soft-RoCE device away that such an action made.
+    RemoveSoftRoce {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// Something that is not done, with every reason.
@@ -177,6 +189,10 @@ pub enum Reason {
     NoDriver,
     /// The port has no RDMA device.
     NoRdma,
+    /// The port has no interface that a soft-RoCE device could be on.
+    NoInterface,
+    /// Soft-RoCE is asked for on a port whose mode is not `verbs`.
+    SoftRoceWithoutVerbs,
 }
 
 /// What has to be done so that the host described by `facts` is as `config` wants. Pure.

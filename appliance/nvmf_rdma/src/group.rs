@@ -408,7 +408,7 @@ impl RdmaGroup {
         let name = device.shared.device.info().name.clone();
         count(&self.totals.device_removals);
         tracing::error!(device = name, "a device has failed or was removed");
-        self.shared.forget(&name);
+        self.shared.forget(&device.shared);
         for id in self.slab.ids() {
             if self.slab.get(id).is_some_and(|c| c.device == index) {
                 self.close_with(core, id, CloseReason::Peer);

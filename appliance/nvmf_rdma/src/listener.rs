@@ -1,8 +1,10 @@
 //! A listening address: checking requests to connect, within a rate and a number.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use fabric_wire::TransportAddress;
@@ -24,14 +26,44 @@ const WARN_INTERVAL: Duration = Duration::from_secs(10);
 /// The shortest queue that commands can go through.
 const ENTRIES_MIN: u16 = 2;
 
+/// After its device was removed an address is tried again so soon, then after twice the time each,
+/// up to the longest.
+const RETRY_INTERVAL_MIN: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(8);
+
+/// Addresses of a transport at which nothing listens although it should, and why. Written when a
+/// device goes or comes.
+#[derive(Debug, Default)]
+pub(crate) struct LostListeners(Mutex<BTreeMap<String, String>>);
+
+impl LostListeners {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn reason(&self, address: &TransportAddress) -> Option<String> {
+        self.lock().get(&address.to_string()).cloned()
+    }
+}
+
+/// An address that is to be tried again.
+#[derive(Debug)]
+struct Retry {
+    at: Instant,
+    interval: Duration,
+}
+
 /// The acceptor of one address.
 #[derive(Debug)]
 pub(crate) struct RdmaAcceptor {
     transport: TransportId,
     address: Arc<TransportAddress>,
-    local: String,
-    // Before the channel that it reports to.
-    _listener: Box<dyn CmId>,
+    /// Where it listens, with port 0 resolved.
+    socket_address: SocketAddr,
+    // Before the channel that it reports to. `None` while the device is away.
+    listener: Option<Box<dyn CmId>>,
+    retry: Option<Retry>,
+    lost: Arc<LostListeners>,
     channel: Box<dyn CmChannel>,
     options: Arc<RdmaOptions>,
     stats: Arc<RdmaStats>,
@@ -48,6 +80,7 @@ impl RdmaAcceptor {
         provider: &dyn Provider,
         options: &Arc<RdmaOptions>,
         stats: &Arc<RdmaStats>,
+        lost: &Arc<LostListeners>,
     ) -> io::Result<Self> {
         let socket_address = address
             .socket_addr()
@@ -55,12 +88,14 @@ impl RdmaAcceptor {
         let mut channel = provider.cm_channel()?;
         let backlog = options.acceptor_backlog.into();
         let listener = channel.listen(0, socket_address, backlog)?;
-        let local = listener.local_addr().unwrap_or(socket_address);
+        let socket_address = listener.local_addr().unwrap_or(socket_address);
         Ok(Self {
             transport,
             address: Arc::clone(address),
-            local: local.to_string(),
-            _listener: listener,
+            socket_address,
+            listener: Some(listener),
+            retry: None,
+            lost: Arc::clone(lost),
             channel,
             rate: Rate::new(options.accept_rate_per_s),
             options: Arc::clone(options),
@@ -69,6 +104,42 @@ impl RdmaAcceptor {
             paused_until: None,
             next_warning: None,
         })
+    }
+
+    /// The device of the address is gone. A listener at any address has none: the kernel takes the
+    /// devices that are there.
+    #[cold]
+    fn lose(&mut self, now: Instant) {
+        if self.socket_address.ip().is_unspecified() || self.listener.take().is_none() {
+            return;
+        }
+        let interval = RETRY_INTERVAL_MIN;
+        let at = now + interval;
+        self.retry = Some(Retry { at, interval });
+        let reason = "its RDMA device was removed; it listens again when that is back";
+        self.lost
+            .lock()
+            .insert(self.address.to_string(), reason.to_owned());
+        tracing::warn!(address = %self.address, "a listener has lost its RDMA device");
+    }
+
+    #[cold]
+    fn listen_again(&mut self, interval: Duration, now: Instant) {
+        let backlog = self.options.acceptor_backlog.into();
+        match self.channel.listen(0, self.socket_address, backlog) {
+            Ok(listener) => {
+                self.listener = Some(listener);
+                self.retry = None;
+                self.lost.lock().remove(&self.address.to_string());
+                tracing::info!(address = %self.address, "a listener is back with its RDMA device");
+            }
+            // The device is told of as gone; that it still is, is no news.
+            Err(_) => {
+                let interval = (interval * 2).min(RETRY_INTERVAL_MAX);
+                let at = now + interval;
+                self.retry = Some(Retry { at, interval });
+            }
+        }
     }
 
     #[cold]
@@ -118,9 +189,11 @@ impl RdmaAcceptor {
         now: Instant,
         accepted: &mut dyn FnMut(NewConnection),
     ) {
-        let CmEventKind::ConnectRequest { id, param } = event.kind else {
+        let (id, param) = match event.kind {
+            CmEventKind::ConnectRequest { id, param } => (id, param),
+            CmEventKind::DeviceRemoval => return self.lose(now),
             // What became of a request that another thread has taken over.
-            return;
+            _ => return,
         };
         count(&self.stats.requested);
         let request = ConnectRequest::parse(&event.private_data);
@@ -160,6 +233,11 @@ impl RdmaAcceptor {
 
 impl Acceptor for RdmaAcceptor {
     fn poll(&mut self, now: Instant, accepted: &mut dyn FnMut(NewConnection)) -> usize {
+        if let Some(&Retry { at, interval }) = self.retry.as_ref()
+            && at <= now
+        {
+            self.listen_again(interval, now);
+        }
         if self.next_poll.is_some_and(|at| now < at) {
             return 0;
         }
@@ -192,7 +270,8 @@ impl Acceptor for RdmaAcceptor {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.paused_until
+        let retry = self.retry.as_ref().map(|retry| retry.at);
+        self.paused_until.into_iter().chain(retry).min()
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -200,6 +279,14 @@ impl Acceptor for RdmaAcceptor {
     }
 
     fn local_address(&self) -> String {
-        self.local.clone()
+        self.socket_address.to_string()
+    }
+}
+
+impl Drop for RdmaAcceptor {
+    fn drop(&mut self) {
+        if self.retry.is_some() {
+            self.lost.lock().remove(&self.address.to_string());
+        }
     }
 }

@@ -59,8 +59,9 @@ impl Devices {
     }
 
     /// A device is gone: one of the same name is another one.
-    pub(crate) fn forget(&self, name: &str) {
-        lock(&self.known).remove(name);
+    pub(crate) fn forget(&self, gone: &Arc<SharedDevice>) {
+        // Another group may have met the other one already.
+        lock(&self.known).retain(|_, shared| !Arc::ptr_eq(shared, gone));
     }
 }
 

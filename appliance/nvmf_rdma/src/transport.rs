@@ -11,7 +11,7 @@ use nvmf::transport::{
 use verbs::Provider;
 
 use crate::group::RdmaGroup;
-use crate::listener::RdmaAcceptor;
+use crate::listener::{LostListeners, RdmaAcceptor};
 use crate::memory::Devices;
 use crate::stats::RdmaStats;
 use crate::{RdmaError, RdmaOptions};
@@ -23,6 +23,7 @@ pub struct RdmaTransport {
     limits: TransportLimits,
     stats: Arc<RdmaStats>,
     devices: Arc<Devices>,
+    lost: Arc<LostListeners>,
 }
 
 impl RdmaTransport {
@@ -37,6 +38,7 @@ impl RdmaTransport {
             options: Arc::new(options),
             stats: Arc::default(),
             devices: Devices::new(provider),
+            lost: Arc::default(),
         })
     }
 
@@ -50,6 +52,13 @@ impl RdmaTransport {
     #[must_use]
     pub fn stats(&self) -> &Arc<RdmaStats> {
         &self.stats
+    }
+
+    /// Why nothing listens at an address although the target was told to: its device was removed.
+    /// It listens again by itself; it looks for the device every 1 to 8 s.
+    #[must_use]
+    pub fn listener_lost(&self, address: &TransportAddress) -> Option<String> {
+        self.lost.reason(address)
     }
 }
 
@@ -73,6 +82,7 @@ impl Transport for RdmaTransport {
             &*self.devices.provider,
             &self.options,
             &self.stats,
+            &self.lost,
         )?))
     }
 

@@ -29,6 +29,7 @@ pub mod nvmf_runtime;
 pub mod pool;
 pub mod pool_thread;
 pub mod program;
+pub(crate) mod rdma;
 pub mod reservations;
 pub mod runtime;
 pub mod serve;

@@ -145,6 +145,11 @@ pub trait Device: Send + Sync + Debug {
         channel: Option<&Arc<dyn CompChannel>>,
         vector: u32,
     ) -> Result<Arc<dyn Cq>, VerbsError>;
+    /// Most bytes of data of a packet through a port, as it is now: 256 to 4096.
+    ///
+    /// # Errors
+    /// The system's reason: no such port, or the device is gone.
+    fn active_mtu(&self, port: u8) -> Result<u32, VerbsError>;
     /// The next event of the device, if there is one. Never blocks. Each event is given once,
     /// whoever asks.
     fn poll_async_event(&self) -> Option<AsyncEvent>;

@@ -14,7 +14,8 @@
 //! makes some steps; [`Fabric::step`] makes one, [`Fabric::settle`] all that there are.
 //!
 //! # Faults
-//! [`Fabric::fail_qp`], [`Fabric::set_port`], [`Fabric::remove_device`], [`Fabric::block`].
+//! [`Fabric::fail_qp`], [`Fabric::set_port`], [`Fabric::remove_device`],
+//! [`Fabric::restore_device`], [`Fabric::block`].
 //!
 //! # Threading
 //! One lock over all of a fabric. Steps in a seed's order need one thread.
@@ -190,6 +191,11 @@ impl Fabric {
     /// Removes a device, as if it were pulled out.
     pub fn remove_device(&self, device: &str) {
         self.0.lock().remove_device(device);
+    }
+
+    /// Brings a device back that was removed: as a new one of the same name and address.
+    pub fn restore_device(&self, device: &str) {
+        self.0.lock().restore_device(device);
     }
 
     /// Holds back what is sent from a device, and its completions of sends, until it is let go.

@@ -87,6 +87,11 @@ impl Device for EmuDevice {
         }))))
     }
 
+    fn active_mtu(&self, _port: u8) -> Result<u32, VerbsError> {
+        self.shared.lock().check_device(self.index)?;
+        Ok(4096)
+    }
+
     fn create_comp_channel(&self) -> Result<Arc<dyn CompChannel>, VerbsError> {
         let mut world = self.shared.lock();
         world.check_device(self.index)?;

@@ -312,7 +312,8 @@ impl World {
     }
 
     fn find_device(&self, name: &str) -> Option<usize> {
-        self.devices.iter().position(|d| d.info.name == name)
+        // A device that came back has a new entry; the old one stays removed.
+        self.devices.iter().rposition(|d| d.info.name == name)
     }
 
     pub(crate) fn async_event(&mut self, device: usize, kind: AsyncEventKind) {
@@ -364,9 +365,26 @@ impl World {
         }
         let ids: Vec<u32> = self.ids.keys().copied().collect();
         for id in ids {
-            if self.ids[&id].device == Some(index) {
+            let rec = &self.ids[&id];
+            let listens_there = rec.state == IdState::Listening
+                && rec.node == self.devices[index].node
+                && rec
+                    .local
+                    .is_some_and(|local| local.ip() == self.devices[index].address);
+            if rec.device == Some(index) || listens_there {
                 self.notify(id, PendingKind::DeviceRemoval, 0, &[]);
             }
+            if listens_there && let Some(rec) = self.ids.get_mut(&id) {
+                rec.state = IdState::Ended;
+            }
+        }
+    }
+
+    pub(crate) fn restore_device(&mut self, name: &str) {
+        let found = self.find_device(name).map(|index| &self.devices[index]);
+        if let Some(device) = found.filter(|device| device.is_removed) {
+            let (node, info, address) = (device.node, device.info.clone(), device.address);
+            self.add_device(node, info, address);
         }
     }
 

@@ -12,6 +12,7 @@ mod node_config;
 mod perf;
 mod pki;
 mod pool;
+mod rdma;
 mod subsystem;
 mod threads;
 mod top;
@@ -91,6 +92,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.noun {
         Noun::Node(verb) => node::run(&context, verb).await,
         Noun::Transport(verb) => transport::run(&context, verb).await,
+        Noun::Rdma(_) => rdma::run(&context).await,
         Noun::Bdev(verb) => bdev::run(&context, verb).await,
         Noun::Pool(verb) => pool::run(&context, verb).await,
         Noun::Volume(verb) => volume::run(&context, verb).await,

@@ -92,6 +92,7 @@ fn rdma_spec(options: &RdmaTransport) -> TransportSpec {
         no_wr_batching: options.no_wr_batching,
         data_wr_pool_size: None,
         ack_timeout: options.ack_timeout,
+        tos: options.tos,
     };
     TransportSpec {
         trtype: "rdma".to_owned(),

@@ -68,6 +68,9 @@ pub(crate) struct RdmaTransport {
     /// Local ACK timeout, 4.096 us * 2^n, 0 to 31 [default: 0, the adapter's]
     #[arg(long)]
     pub(crate) ack_timeout: Option<u32>,
+    /// Type of service of connections, 0 to 255 [default: 0, the system's]
+    #[arg(long)]
+    pub(crate) tos: Option<u32>,
 }
 
 #[derive(Debug, Args)]

@@ -83,7 +83,7 @@ ports = \"eth0\"
         "line 1: summary is missing: say in a sentence what it is for",
         "line 2: summary must not be empty",
         "line 3: there is no key \"besed_on\"; is \"based_on\" meant?",
-        "line 4: based_on must be one of default, latency, roce, vm",
+        "line 4: based_on must be one of default, latency, lossless, lossy, roce, vm",
         "line 6: there is no setting of [nvme] \"lba_data_byte\"; is \"lba_data_bytes\" meant?",
         "line 7: nvme.power_state: want must be a number from 0 to 31",
         "line 8: nvme.write_cache: want must be true or false",

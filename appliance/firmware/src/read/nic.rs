@@ -1,11 +1,12 @@
 //! Network ports for data, and their RDMA devices.
 
-use machine::{NetInterface, PciDevice};
+use machine::{Dcb, Host as _, NetInterface, PciDevice};
 
 use super::Node;
 use super::platform::express;
 use crate::catalogue::{Found, Reading};
 use crate::tree::{Tree, number, shown};
+use crate::value::Value;
 
 const INFINIBAND: &str = "sys/class/infiniband";
 const RDMA_CM: &str = "sys/kernel/config/rdma_cm";
@@ -114,12 +115,85 @@ pub(crate) fn default_tos(node: &Node) -> Vec<Found> {
     })
 }
 
-pub(crate) fn flow_control(node: &Node) -> Vec<Found> {
-    node.each_port(|_, port, _| {
-        let why = format!(
-            "the kernel tells it over netlink only: dcb pfc show dev {}",
-            port.name
-        );
-        Reading::unreadable(why, "-")
+/// A reading of the data centre bridging of each port, which the kernel tells over netlink.
+fn each_dcb(node: &Node, of: impl Fn(&Dcb) -> Value) -> Vec<Found> {
+    node.each_port(|tree, port, _| match tree.root().dcb(&port.name) {
+        Ok(dcb) => Reading::value(of(&dcb), "netlink, RTM_GETDCB"),
+        Err(error) => {
+            let why = format!("the kernel does not tell it ({error})");
+            let tool = format!("dcb pfc show dev {}", port.name);
+            Reading::unreadable(format!("{why}: {tool}"), "netlink, RTM_GETDCB")
+        }
     })
+}
+
+fn flow_control_of(dcb: &Dcb) -> Value {
+    let name = if dcb.paused.is_empty() { "none" } else { "pfc" };
+    name.into()
+}
+
+/// The priority that may be paused; in words when it is none or several.
+fn pfc_priority_of(dcb: &Dcb) -> Value {
+    match dcb.paused.as_slice() {
+        [] => "none".into(),
+        [priority] => u64::from(*priority).into(),
+        several => {
+            let several: Vec<String> = several.iter().map(ToString::to_string).collect();
+            several.join(", ").into()
+        }
+    }
+}
+
+pub(crate) fn flow_control(node: &Node) -> Vec<Found> {
+    each_dcb(node, flow_control_of)
+}
+
+pub(crate) fn pfc_priority(node: &Node) -> Vec<Found> {
+    each_dcb(node, pfc_priority_of)
+}
+
+pub(crate) fn dscp_trust(node: &Node) -> Vec<Found> {
+    each_dcb(node, |dcb| (!dcb.dscp.is_empty()).into())
+}
+
+/// Whether a port tells senders of congestion and slows down when it is told: for at least one
+/// priority each. Few drivers show it.
+pub(crate) fn ecn(node: &Node) -> Vec<Found> {
+    node.each_port(|tree, port, _| {
+        let folder = format!("sys/class/net/{}/ecn", port.name);
+        let is_on = |side: &str| {
+            let enable = format!("{folder}/{side}/enable");
+            let mut names = tree.names(&enable).into_iter();
+            names.any(|name| {
+                tree.text(&format!("{enable}/{name}"))
+                    .is_ok_and(|text| text == "1")
+            })
+        };
+        if tree.exists(&folder) {
+            Reading::value(is_on("roce_np") && is_on("roce_rp"), shown(&folder))
+        } else {
+            Reading::unreadable(
+                "its driver does not show it: use the tool of its maker",
+                shown(&folder),
+            )
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_paused_priority_is_a_number_only_when_it_is_one() {
+        let with = |paused: &[u8]| Dcb {
+            paused: paused.to_vec(),
+            dscp: Vec::new(),
+        };
+        assert_eq!(pfc_priority_of(&with(&[3])), 3.into());
+        assert_eq!(pfc_priority_of(&with(&[3, 4])), "3, 4".into());
+        assert_eq!(pfc_priority_of(&with(&[])), "none".into());
+        assert_eq!(flow_control_of(&with(&[])), "none".into());
+        assert_eq!(flow_control_of(&with(&[3])), "pfc".into());
+    }
 }

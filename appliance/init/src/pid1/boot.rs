@@ -120,8 +120,9 @@ impl Init {
         self.effective = merge(&given);
         self.given = given;
         self.told("modules", loaded);
-        let modules = self.effective.document.modules.clone();
-        let more = modules::load_extra(&self.system, &index, &words, &modules);
+        let document = &self.effective.document;
+        let ports = &document.machine.nic;
+        let more = modules::load_extra(&self.system, &index, &words, &document.modules, ports);
         self.told("modules", more);
         self.show_configuration();
         let mounted = mounts::mount_late(&self.system, dev_image);

@@ -141,7 +141,7 @@ fn namespaces(host: &dyn Host, folder: &str, controller: &str) -> Vec<NvmeNamesp
 /// RDMA devices and the functions they are on. A software device (`rxe0`) is on an interface, which
 /// its file `parent` names.
 fn rdma(host: &dyn Host) -> Vec<(PciAddress, RdmaDevice)> {
-    let folder = "sys/class/infiniband";
+    let folder = super::RDMA_FOLDER;
     let device = |name: String| {
         let parent = text(host, &format!("{folder}/{name}/parent"));
         let target = match &parent {

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Action, Plan, Reason, Refusal, Subject, select};
-use crate::{Config, Facts, Former, NicMode, PciAddress, PciDevice, Selector, VFIO_DRIVER};
+use crate::{
+    Config, Facts, Former, NicMode, PciAddress, PciDevice, RdmaDevice, Selector, VFIO_DRIVER,
+};
 
 /// How the node is reached.
 struct Management {
@@ -19,6 +21,8 @@ struct Wishes {
     /// Controllers that were taken by class, not by name.
     by_class: BTreeSet<PciAddress>,
     ports: BTreeMap<PciAddress, NicMode>,
+    /// Ports that get a soft-RoCE device where they have no other.
+    soft_roce: BTreeSet<PciAddress>,
 }
 
 impl Wishes {
@@ -147,6 +151,11 @@ fn port_wishes(facts: &Facts, config: &Config, wishes: &mut Wishes, plan: &mut P
                 if before.is_some_and(|mode| mode != rule.mode) {
                     doubles.insert(address);
                 }
+                if rule.soft_roce && rule.mode != NicMode::Verbs {
+                    add(plan, Subject::Port(address), Reason::SoftRoceWithoutVerbs);
+                } else if rule.soft_roce {
+                    wishes.soft_roce.insert(address);
+                }
             }
             Err(reason) => {
                 let subject = Subject::Selector("nic".to_owned(), rule.port.to_string());
@@ -261,9 +270,42 @@ fn check_ports(facts: &Facts, wishes: &Wishes, plan: &mut Plan) {
             && device.rdma.is_empty()
             && device.driver.as_deref() != Some(VFIO_DRIVER)
         {
-            add(plan, Subject::Port(*address), Reason::NoRdma);
+            match (
+                wishes.soft_roce.contains(address),
+                interface_of(facts, device),
+            ) {
+                (false, _) => add(plan, Subject::Port(*address), Reason::NoRdma),
+                (true, None) => add(plan, Subject::Port(*address), Reason::NoInterface),
+                (true, Some(interface)) => plan.actions.push(Action::AddSoftRoce {
+                    name: soft_roce_name(interface),
+                    interface: interface.to_owned(),
+                }),
+            }
+        } else if *mode == NicMode::Kernel {
+            // Those that a person made stay: only the names that are given here are taken away.
+            let made_here = |each: &&RdmaDevice| {
+                let interface = each.interface.as_deref();
+                interface.is_some_and(|interface| each.name == soft_roce_name(interface))
+            };
+            for each in device.rdma.iter().filter(made_here) {
+                let name = each.name.clone();
+                plan.actions.push(Action::RemoveSoftRoce { name });
+            }
         }
     }
+}
+
+/// The first interface of a port.
+fn interface_of<'a>(facts: &'a Facts, device: &PciDevice) -> Option<&'a str> {
+    let mut of_port = facts
+        .net
+        .iter()
+        .filter(|each| each.pci == Some(device.address));
+    of_port.next().map(|each| each.name.as_str())
+}
+
+fn soft_roce_name(interface: &str) -> String {
+    format!("rxe_{interface}")
 }
 
 fn bind(facts: &Facts, config: &Config, wishes: &Wishes, management: &Management, plan: &mut Plan) {

@@ -89,6 +89,10 @@ impl Display for Action {
                 )
             }
             Self::GiveBack { address, to } => write!(f, "{address}: give back to {to}"),
+            Self::AddSoftRoce { name, interface } => {
+                write!(f, "{interface}: add soft-RoCE device {name}")
+            }
+            Self::RemoveSoftRoce { name } => write!(f, "soft-RoCE device {name}: remove"),
         }
     }
 }
@@ -285,8 +289,10 @@ impl Reason {
             Self::NoRdma => write!(
                 f,
                 "it has no RDMA device: load the RDMA module of the port (mlx5_ib, irdma, \
-                 bnxt_re), or add a soft-RoCE device to it"
+                 bnxt_re), or ask for `soft_roce`"
             ),
+            Self::NoInterface => write!(f, "it has no interface for a soft-RoCE device"),
+            Self::SoftRoceWithoutVerbs => write!(f, "`soft_roce` goes with mode `verbs` only"),
             // Said by the caller.
             Self::NoNode(_)
             | Self::NoPageSize(_)

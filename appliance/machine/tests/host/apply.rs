@@ -97,6 +97,7 @@ fn a_whole_plan_is_carried_out_and_then_nothing_is_left_to_do() {
         nic: vec![NicRule {
             port: Selector::Interface("eth1".to_owned()),
             mode: NicMode::Vfio,
+            soft_roce: false,
         }],
         ..Config::default()
     };
@@ -499,4 +500,41 @@ fn memory_is_compacted_where_the_kernel_can() {
     host.remove("proc/sys/vm/compact_memory");
     assert_eq!(apply(&Action::CompactMemory, &host).unwrap(), Applied::Done);
     assert_eq!(host.writes.borrow().len(), 3);
+}
+
+#[test]
+fn a_soft_roce_device_is_made_and_removed_once() {
+    let host = FakeHost::new();
+    host.nic(0, 20);
+    let name = || "rxe_eth0".to_owned();
+    let interface = "eth0".to_owned();
+    let add = Action::AddSoftRoce {
+        name: name(),
+        interface,
+    };
+    let error = apply(&add, &host).unwrap_err();
+    assert!(error.to_string().contains("rdma_rxe"), "{error}");
+    host.dir("sys/module/rdma_rxe");
+    assert_eq!(apply(&add, &host).unwrap(), Applied::Done);
+    assert_eq!(apply(&add, &host).unwrap(), Applied::AlreadySo);
+    assert_eq!(verify(&add, &host), Verification::Verified);
+
+    // The same name on another interface is somebody else's.
+    let other = Action::AddSoftRoce {
+        name: name(),
+        interface: "eth1".to_owned(),
+    };
+    assert!(matches!(
+        apply(&other, &host),
+        Err(ApplyError::NotTaken { .. })
+    ));
+
+    let remove = Action::RemoveSoftRoce { name: name() };
+    host.file("sys/class/infiniband_verbs/uverbs0/ibdev", "rxe_eth0\n");
+    host.process(77, "aditd", "/dev/infiniband/uverbs0");
+    let error = apply(&remove, &host).unwrap_err();
+    assert!(error.to_string().contains("aditd[77]"), "{error}");
+    host.remove("sys/class/infiniband_verbs/uverbs0");
+    assert_eq!(apply(&remove, &host).unwrap(), Applied::Done);
+    assert_eq!(apply(&remove, &host).unwrap(), Applied::AlreadySo);
 }

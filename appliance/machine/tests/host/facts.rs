@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use machine::{Config, Facts, FactsError, Holder, IommuGap, PciLink, RouteFamily};
+use machine::{Config, Facts, FactsError, Holder, IommuGap, PciLink, RdmaNode, RouteFamily};
 
 use crate::fake::FakeHost;
 use crate::{assert_golden, facts};
@@ -370,4 +370,46 @@ fn this_machine_is_read() {
     let facts = Facts::read(&machine::Root::new("/")).unwrap();
     assert!(!facts.cpus.online.0.is_empty());
     assert!(facts.nodes.iter().any(|node| node.memory_kib > 0));
+}
+
+#[test]
+fn rdma_devices_are_read_with_their_addresses() {
+    let host = FakeHost::new();
+    host.nic(0, 20);
+    let folder = "sys/devices/virtual/infiniband/rxe_eth0";
+    host.link("sys/class/infiniband/rxe_eth0", folder);
+    host.file(&format!("{folder}/parent"), "eth0\n");
+    host.file(&format!("{folder}/node_guid"), "5054:00ff:fe00:0000\n");
+    let port = |name: &str, text: &str| host.file(&format!("{folder}/ports/1/{name}"), text);
+    port("state", "4: ACTIVE\n");
+    port("link_layer", "Ethernet\n");
+    port("rate", "2.5 Gb/sec (1X SDR)\n");
+    port("gids/0", "fe80:0000:0000:0000:5054:00ff:fe00:0000\n");
+    port("gids/1", "0000:0000:0000:0000:0000:ffff:0a09:0001\n");
+    port("gids/2", "0000:0000:0000:0000:0000:0000:0000:0000\n");
+    for (index, kind) in [(0, "IB/RoCE v1\n"), (1, "RoCE v2\n")] {
+        port(&format!("gid_attrs/types/{index}"), kind);
+        port(&format!("gid_attrs/ndevs/{index}"), "eth0\n");
+    }
+    host.file(
+        "sys/kernel/config/rdma_cm/rxe_eth0/ports/1/default_roce_tos",
+        "106\n",
+    );
+
+    let nodes = RdmaNode::read(&host);
+    let [node] = nodes.as_slice() else {
+        panic!("{nodes:?}");
+    };
+    assert_eq!(node.parent.as_deref(), Some("eth0"));
+    assert_eq!(node.pci, Some("0000:00:10.0".parse().unwrap()));
+    let port = &node.ports[0];
+    assert_eq!((port.number, port.state.as_str()), (1, "ACTIVE"));
+    assert_eq!(port.default_tos, Some(106));
+    assert_eq!(port.interface, Some(("eth0".to_owned(), Some(1500))));
+    let addresses: Vec<String> = port.gids.iter().map(|g| g.address().to_string()).collect();
+    assert_eq!(addresses, ["fe80::5054:ff:fe00:0", "10.9.0.1"]);
+    assert!(!port.gids[0].is_roce_v2() && port.gids[1].is_roce_v2());
+    let problems = port.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("4200"), "{problems:?}");
 }

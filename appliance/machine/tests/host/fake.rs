@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use machine::{Host, Root};
+use machine::{Host, RdmaLink, Root};
 
 /// What the kernel does otherwise than it should.
 #[derive(Default)]
@@ -379,5 +379,20 @@ impl Host for FakeHost {
 
     fn is_claimed(&self, path: &str) -> Option<bool> {
         Some(self.claimed.borrow().contains(path))
+    }
+
+    fn change_rdma_link(&self, change: &RdmaLink<'_>) -> io::Result<()> {
+        match change {
+            RdmaLink::AddSoftRoce { name, interface } => {
+                if !self.exists("sys/module/rdma_rxe") {
+                    return Err(io::Error::from_raw_os_error(libc::EINVAL));
+                }
+                let folder = format!("sys/devices/virtual/infiniband/{name}");
+                self.file(&format!("{folder}/parent"), &format!("{interface}\n"));
+                self.link(&format!("sys/class/infiniband/{name}"), &folder);
+            }
+            RdmaLink::Remove { name } => self.remove(&format!("sys/class/infiniband/{name}")),
+        }
+        Ok(())
     }
 }

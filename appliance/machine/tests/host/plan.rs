@@ -1,8 +1,8 @@
 //! What is planned for a host.
 
 use machine::{
-    Claim, Config, CpuList, Facts, Former, HugepagePool, HugepageRule, NicMode, NicRule, NumaNode,
-    PciAddress, Plan, Reason, Reservation, Selector, Subject,
+    Action, Claim, Config, CpuList, Facts, Former, HugepagePool, HugepageRule, NicMode, NicRule,
+    NumaNode, PciAddress, Plan, Reason, Reservation, Selector, Subject,
 };
 use proptest::prelude::*;
 
@@ -32,6 +32,7 @@ fn port(port: &str, mode: NicMode) -> NicRule {
     NicRule {
         port: address(port),
         mode,
+        soft_roce: false,
     }
 }
 
@@ -304,6 +305,61 @@ fn verbs_wants_an_rdma_device() {
     );
 }
 
+#[test]
+fn soft_roce_is_added_only_to_a_port_without_an_rdma_device() {
+    let host = FakeHost::new();
+    host.nic(0, 20);
+    host.nic(1, 21);
+    host.link(
+        "sys/class/infiniband/mlx5_0",
+        "sys/devices/pci0000:00/0000:00:11.0/infiniband/mlx5_0",
+    );
+    let soft = |at: &str, mode| NicRule {
+        soft_roce: true,
+        ..port(at, mode)
+    };
+    let config = |nic| Config {
+        nic,
+        ..Config::default()
+    };
+    let both = config(vec![
+        soft("0000:00:10.0", NicMode::Verbs),
+        soft("0000:00:11.0", NicMode::Verbs),
+    ]);
+    let plan = plan_of(&host, &both);
+    let add = Action::AddSoftRoce {
+        name: "rxe_eth0".to_owned(),
+        interface: "eth0".to_owned(),
+    };
+    assert_eq!((plan.actions, plan.refusals), (vec![add], vec![]));
+
+    let plan = plan_of(&host, &config(vec![soft("0000:00:10.0", NicMode::Kernel)]));
+    assert_eq!(
+        reasons(&plan, &Subject::Port(at("0000:00:10.0"))),
+        [Reason::SoftRoceWithoutVerbs]
+    );
+}
+
+#[test]
+fn a_port_for_the_kernel_loses_its_soft_roce_device_but_no_other() {
+    let host = FakeHost::new();
+    host.nic(0, 20);
+    for name in ["rxe_eth0", "mine"] {
+        let folder = format!("sys/devices/virtual/infiniband/{name}");
+        host.file(&format!("{folder}/parent"), "eth0\n");
+        host.link(&format!("sys/class/infiniband/{name}"), &folder);
+    }
+    let plan = plan_of(
+        &host,
+        &Config {
+            nic: vec![port("0000:00:10.0", NicMode::Kernel)],
+            ..Config::default()
+        },
+    );
+    let name = "rxe_eth0".to_owned();
+    assert_eq!(plan.actions, [Action::RemoveSoftRoce { name }]);
+}
+
 /// A host whose first drive is on vfio-pci, and the claim on it.
 fn bound() -> (FakeHost, Claim) {
     let host = FakeHost::new();
@@ -414,6 +470,7 @@ fn a_port_for_the_kernel_is_given_back_by_the_name_that_it_had() {
     let nic = vec![NicRule {
         port: named,
         mode: NicMode::Kernel,
+        soft_roce: false,
     }];
     let mut config = Config {
         nic,

@@ -5,3 +5,4 @@
 mod allocations;
 mod capsules;
 mod raw;
+mod removal;

@@ -148,6 +148,16 @@ impl Served {
         (self.around_poll)(false);
     }
 
+    pub(crate) fn until(&mut self, is_so: impl Fn(&Self) -> bool) {
+        for _ in 0..PATIENCE {
+            if is_so(self) {
+                return;
+            }
+            self.turn();
+        }
+        panic!("{:?}", self.transport.stats().snapshot());
+    }
+
     pub(crate) fn drain(&mut self) {
         for _ in 0..PATIENCE {
             self.turn();

@@ -276,6 +276,7 @@ fn normalise_rdma(rdma: &mut RdmaOptions, check: &mut Check) {
         0..=1 << 20,
     );
     check.number("rdma.ack_timeout", &mut rdma.ack_timeout, 0, 0..=31);
+    check.number("rdma.tos", &mut rdma.tos, 0, 0..=255);
 }
 
 fn normalise_tcp(tcp: &mut TcpOptions, check: &mut Check) {

@@ -144,6 +144,16 @@ impl NvmfRuntime {
         let Some(address) = address.and_then(|a| a.uri().parse::<TransportAddress>().ok()) else {
             return;
         };
+        let transports = self.plane.target().transports();
+        let mut rdma = transports
+            .iter()
+            .filter_map(|transport| transport.as_any().downcast_ref::<RdmaTransport>());
+        if let Some(reason) = rdma.find_map(|rdma| rdma.listener_lost(&address)) {
+            message.status = Some(v1::Status {
+                state: v1::ObjectState::Pending.into(),
+                reason,
+            });
+        }
         let Some(subsystem) = self.subsystem(&message.nqn) else {
             return;
         };

@@ -9,8 +9,6 @@ use nvmf_tcp::{TcpOptions, TcpTransport};
 
 use super::apply::{pending, wrong};
 use super::refused;
-#[cfg(feature = "rdma")]
-use crate::error::chain;
 use crate::runtime::RuntimeError;
 
 /// Makes a transport.
@@ -33,18 +31,8 @@ pub(super) fn make(spec: &TransportSpec) -> Result<Arc<dyn Transport>, RuntimeEr
     }
 }
 
-/// The verbs of this system.
-#[cfg(feature = "rdma")]
 fn provider() -> Result<Arc<dyn verbs::Provider>, RuntimeError> {
-    let core = verbs::RdmaCore::load().map_err(|error| pending(chain(&error)))?;
-    Ok(core)
-}
-
-#[cfg(not(feature = "rdma"))]
-fn provider() -> Result<Arc<dyn verbs::Provider>, RuntimeError> {
-    Err(pending(
-        "this program was built without the feature rdma".to_owned(),
-    ))
+    crate::rdma::provider().map_err(pending)
 }
 
 fn rdma_options(spec: &TransportSpec) -> Result<RdmaOptions, RuntimeError> {
@@ -79,6 +67,7 @@ fn rdma_options(spec: &TransportSpec) -> Result<RdmaOptions, RuntimeError> {
         )?,
         no_wr_batching: rdma.no_wr_batching.unwrap_or(defaults.no_wr_batching),
         ack_timeout: narrow(rdma.ack_timeout, "ack_timeout", defaults.ack_timeout)?,
+        tos: narrow(rdma.tos, "tos", defaults.tos)?,
         max_connections: spec.max_connections.unwrap_or(defaults.max_connections),
         accept_rate_per_s: match spec.accept_rate_per_s {
             None | Some(0) => 1_000_000,

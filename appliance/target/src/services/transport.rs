@@ -3,9 +3,10 @@
 use api::v1::transport_service_server::TransportService;
 use api::v1::{
     CreateTransportRequest, DeleteTransportRequest, DeleteTransportResponse, GetTransportRequest,
-    ListTransportsRequest, ListTransportsResponse, Transport, UpdateTransportRequest,
+    ListRdmaDevicesRequest, ListRdmaDevicesResponse, ListTransportsRequest, ListTransportsResponse,
+    Transport, UpdateTransportRequest,
 };
-use tonic::{Request, Response};
+use tonic::{Request, Response, Status};
 
 use super::page::page;
 use super::{Answer, Services, done, paths, required};
@@ -64,6 +65,32 @@ impl TransportService for Services {
             next_page_token: page.next_page_token,
             total_size: page.total_size,
         }))
+    }
+
+    async fn list_rdma_devices(
+        &self,
+        _request: Request<ListRdmaDevicesRequest>,
+    ) -> Answer<ListRdmaDevicesResponse> {
+        let listeners = self.describe(|describe| {
+            let entries = describe.view.model.subsystems().iter();
+            let of_entry = entries.flat_map(|(nqn, entry)| {
+                let all = entry.listeners.values();
+                all.filter_map(move |stored| {
+                    let address = stored.spec.address.as_ref()?;
+                    let is_rdma = address.trtype == "rdma";
+                    let ip = address.socket_addr().ok().filter(|_| is_rdma)?.ip();
+                    Some((ip, format!("{nqn} {}", address.uri())))
+                })
+            });
+            of_entry.collect::<Vec<_>>()
+        });
+        let listing = tokio::task::spawn_blocking(move || {
+            let provider = crate::rdma::provider();
+            crate::rdma::list(&machine::Root::new("/"), &provider, &listeners)
+        });
+        let listed = listing.await;
+        let listed = listed.map_err(|_| Status::internal("looking at RDMA devices broke off"))?;
+        Ok(Response::new(listed))
     }
 
     async fn update_transport(

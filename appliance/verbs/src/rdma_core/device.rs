@@ -190,6 +190,16 @@ impl Device for RdmaDevice {
         }))))
     }
 
+    fn active_mtu(&self, port: u8) -> Result<u32, VerbsError> {
+        // SAFETY: plain numbers: all zero is a value of it.
+        let mut attr: sys::ibv_port_attr = unsafe { mem::zeroed() };
+        // SAFETY: the context is open, and `attr` is written.
+        let result = unsafe { sys::ibv_query_port(self.0.context, port, &raw mut attr) };
+        check("ibv_query_port", || self.name(), result)?;
+        // 1 is 256 bytes, 5 is 4096.
+        Ok(128 << attr.active_mtu.clamp(1, 5))
+    }
+
     fn poll_async_event(&self) -> Option<AsyncEvent> {
         let mut event = mem::MaybeUninit::<sys::ibv_async_event>::zeroed();
         // SAFETY: the context is open, `event` is written. Its type is read as a number, since the

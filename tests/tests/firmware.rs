@@ -97,7 +97,10 @@ fn a_wrong_profile_is_told_with_every_line() {
     }
     let (code, _, error) = firmware(&["check", "defalt"]);
     assert_eq!(code, 2);
-    assert!(error.contains("default, latency, lossless, lossy, roce, vm"), "{error}");
+    assert!(
+        error.contains("default, latency, lossless, lossy, roce, vm"),
+        "{error}"
+    );
     let (code, out, _) = firmware(&["profiles"]);
     assert_eq!((code, out.lines().count()), (0, 5), "{out}");
 }

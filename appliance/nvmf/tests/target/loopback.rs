@@ -10,7 +10,6 @@ use std::time::Instant;
 use dma::Payload;
 use fabric_wire::TransportAddress;
 use fabric_wire::fabrics::ConnectCommand;
-use nvme_spec::opcode::admin;
 use nvme_spec::{Cid, Cqe, Sqe};
 use nvmf::transport::Digests;
 use nvmf::transport::{

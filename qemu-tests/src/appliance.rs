@@ -172,10 +172,10 @@ impl ApplianceBuilder {
         self
     }
 
-    /// As [`Self::drive`], of a drive without a volatile write cache: each write is durable when it is
-    /// answered. QEMU's drives with one do not hand FUA to their disks.
+    /// As [`Self::drive`], of a drive whose write cache is switched off: each write is durable when it
+    /// is answered. QEMU's drives take FUA and do not hand it to their disks; that is the only way to have it.
     #[must_use]
-    pub fn drive_without_cache(mut self, disk: &VolatileDisk) -> Self {
+    pub fn drive_with_fua(mut self, disk: &VolatileDisk) -> Self {
         let options = ",write-cache=off";
         self.drives
             .push((disk.name().to_owned(), disk.socket(), options));

@@ -322,7 +322,7 @@ impl Storage {
         let builder = Appliance::builder("storage", &self.image).by(by);
         let builder = builder
             .drive(&self.disks[0])
-            .drive_without_cache(&self.disks[1])
+            .drive_with_fua(&self.disks[1])
             .drive(&self.disks[2])
             .drive(&self.disks[3]);
         self.node = Some(builder.boot().unwrap());
@@ -373,15 +373,14 @@ impl Storage {
     }
 }
 
-/// fio again and again: it writes at random and verifies every block. Nothing is flushed: it is for a
-/// drive without a volatile write cache.
+/// fio again and again: it writes at random with FUA and verifies every block.
 fn start_fio(guest: &mut Guest, device: &str) -> Job {
     let script = format!(
         "trap '' PIPE\n\
          until [ -e /tmp/fio-enough ]; do\n\
          fio --name=load --ioengine=libaio --direct=1 --eta=never --verify=crc32c \
          --verify_fatal=1 --do_verify=1 --randrepeat=0 --filename={device} --rw=randwrite \
-         --bsrange=4k-16k --iodepth=8 --size=8M >/tmp/fio ||\n\
+         --bsrange=4k-16k --iodepth=8 --size=8M --sync=dsync >/tmp/fio ||\n\
          {{ cat /tmp/fio; exit 1; }}\n\
          done"
     );
@@ -391,9 +390,8 @@ fn start_fio(guest: &mut Guest, device: &str) -> Job {
 /// Goal: the main job. Method: a node boots the image over the network (TFTP brings iPXE, HTTP the
 /// rest), takes four NVMe drives behind an IOMMU from the kernel and drives them itself; pools on two
 /// of them. A second machine with an unmodified kernel keeps a log of flushed records on the one, over
-/// NVMe/TCP, and runs fio with verification on the other, whose drive has no volatile write cache,
-/// while the node's power is cut, with the drives losing part of what was not flushed. `ADIT_CUTS` says how
-/// often.
+/// NVMe/TCP, and runs fio with verification on the other, whose drive makes each write durable, while
+/// the node's power is cut, with the drives losing part of what was not flushed. `ADIT_CUTS` says how often.
 #[test]
 fn a_node_that_boots_from_the_network_loses_nothing_that_was_flushed() {
     if skip_without_qemu() {

@@ -2,6 +2,7 @@
 
 use block::{BdevChannel, Completion, Io, Op, Submit};
 use lvol::{LvolError, OperationKind};
+use simulation::Step;
 
 use crate::rig::{End, Rig};
 
@@ -257,4 +258,56 @@ fn a_volume_is_put_on_a_device_outside_the_pool_and_taken_off_it() {
     let promise = rig.pool.set_external_parent("small", &device);
     let problem = rig.wait(promise).unwrap_err().to_string();
     assert!(problem.contains("cannot be smaller"), "{problem}");
+}
+
+/// A volume of two pieces, whose map is committed in several transactions while its parent changes.
+#[test]
+fn what_was_unmapped_before_is_the_new_parents_after_a_kill_at_every_write() {
+    const PIECES: u64 = 9 * MIB;
+    let second = 8 * MIB;
+    // One transaction for each piece.
+    let mut rig = Rig::create(64, 77);
+    rig.create_volume("a", PIECES);
+    let mut channel = rig.channel("a");
+    for at in [0, second] {
+        rig.write(&mut channel, at, &[1; 64 * KIB]);
+    }
+    rig.snapshot(&[("a", "s")]).unwrap();
+    rig.create_volume("v", PIECES);
+    let mut channel = rig.channel("v");
+    for at in [0, second] {
+        rig.write(&mut channel, at, &[2; 64 * KIB]);
+    }
+    rig.flush(&mut channel);
+    rig.drive.start_recording();
+    for at in [0, second] {
+        rig.op(&mut channel, Op::Unmap, at, 16 * KIB as u64);
+    }
+    rig.drive.mark(1);
+    set_parent(&mut rig, "v", "a@s").unwrap();
+    rig.drive.mark(2);
+    let recording = rig.drive.stop_recording();
+    let mut replay = recording.replay();
+    let (mut mark, mut seen) = (0, [0; 2]);
+    while let Some(step) = replay.next() {
+        if let Step::Mark(number) = step {
+            mark = number;
+        }
+        if mark == 0 || !matches!(step, Step::End | Step::Flush | Step::Mark(_)) {
+            continue;
+        }
+        let mut left = rig.reopen(replay.killed(0), End::Kill, 77).unwrap();
+        let is_new = parent_of(&mut left, "v").is_some();
+        assert!(is_new || mark < 2, "it was acknowledged");
+        seen[usize::from(is_new)] += 1;
+        let mut channel = left.channel("v");
+        for at in [0, second] {
+            let mut expected = vec![2; 64 * KIB];
+            expected[..16 * KIB].fill(u8::from(is_new));
+            let is_right = left.read(&mut channel, at, 64 * KIB) == expected;
+            assert!(is_right, "{step:?} after {mark}, new: {is_new}, at {at}");
+        }
+        check(&mut left);
+    }
+    assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
 }

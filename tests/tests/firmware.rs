@@ -102,7 +102,7 @@ fn a_wrong_profile_is_told_with_every_line() {
         "{error}"
     );
     let (code, out, _) = firmware(&["profiles"]);
-    assert_eq!((code, out.lines().count()), (0, 5), "{out}");
+    assert_eq!((code, out.lines().count()), (0, 7), "{out}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! RDMA devices of software, made and removed over netlink (`RDMA_NL_NLDEV`).
 //!
-//! Three messages of one protocol, which no kept crate speaks. Whoever asks needs CAP_NET_ADMIN.
+//! Three messages of one protocol. Whoever asks needs CAP_NET_ADMIN.
 
 use std::io;
 

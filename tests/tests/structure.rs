@@ -390,6 +390,32 @@ fn packages_come_from_the_public_registry() {
     assert!(other.is_empty(), "{other:#?}");
 }
 
+/// A mutation that no longer applies shows nothing, and is noticed only by who runs them all.
+#[test]
+fn every_mutation_applies() {
+    let patches: Vec<_> = tracked()
+        .into_iter()
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "patch")
+        })
+        .collect();
+    for patch in &patches {
+        let check = Command::new("git")
+            .current_dir(root())
+            .args(["apply", "--check"])
+            .arg(patch)
+            .output()
+            .unwrap();
+        let complaint = String::from_utf8_lossy(&check.stderr);
+        assert!(
+            check.status.success(),
+            "{}: {complaint}make it anew, and see it caught",
+            patch.display()
+        );
+    }
+}
+
 /// The names of tests in the tables of docs/pools.md: words in backticks with `::` or `…` in them.
 fn named_tests(text: &str) -> BTreeSet<String> {
     let rows = text.lines().filter(|line| line.starts_with('|'));

@@ -386,9 +386,7 @@ impl Slot {
     pub(crate) async fn respond(&self, cqe: Cqe) {
         self.cqe.set(cqe);
         if !cqe.status().is_success() || self.data_len.get() == 0 {
-            self.payload.take();
-            self.data_len.set(0);
-            self.discharge();
+            self.drop_data();
         }
         self.state.set(SlotState::Respond);
         self.until_free().await;
@@ -396,11 +394,16 @@ impl Slot {
 
     /// Ends the command without a response, and waits until the transport knows.
     pub(crate) async fn end_unanswered(&self) {
+        self.drop_data();
+        self.state.set(SlotState::Forgotten);
+        self.until_free().await;
+    }
+
+    /// The command has nothing for the host, and holds no buffer.
+    fn drop_data(&self) {
         self.payload.take();
         self.data_len.set(0);
         self.discharge();
-        self.state.set(SlotState::Forgotten);
-        self.until_free().await;
     }
 
     async fn until_free(&self) {

@@ -534,12 +534,38 @@ impl PoolWorker {
         self.stage(Table::Layers, &layer_key(layer), Some(value));
     }
 
+    /// A layer lies on that from now on, by the records.
+    pub(super) fn set_layer_parent(&mut self, layer: LayerId, parent: Parent) {
+        let old = self.layers.get(&layer).map(|record| record.parent.clone());
+        if let Parent::Layer(below) = parent {
+            self.change_layer(below, |record| record.children += 1);
+        }
+        self.change_layer(layer, |record| record.parent = parent);
+        if let Some(Parent::Layer(below)) = old {
+            self.change_layer(below, |record| {
+                record.children = record.children.saturating_sub(1);
+            });
+        }
+    }
+
     pub(super) fn put_name(&mut self, name: &str, record: &NameRecord) {
         self.stage(Table::Names, name.as_bytes(), Some(record.encode()));
     }
 
     pub(super) fn stage(&mut self, table: Table, key: &[u8], value: Option<Vec<u8>>) {
         self.staged.insert((table, key.to_vec()), value);
+    }
+
+    /// The name that a volume has by now.
+    pub(super) fn name_now(&self, volume: &Arc<VolumeShared>) -> Result<String, LvolError> {
+        let mut names = self.names.iter();
+        let found = names.find(|(_, entry)| Arc::ptr_eq(&entry.shared, volume));
+        match found {
+            Some((name, _)) => Ok(name.clone()),
+            None => Err(LvolError::NotFound {
+                name: "the volume".to_owned(),
+            }),
+        }
     }
 
     pub(super) fn entry(&self, name: &str) -> Result<&Entry, LvolError> {

@@ -512,13 +512,7 @@ impl PoolWorker {
 
     /// Nothing of the parent is seen through the volume any more.
     fn take_off(&mut self, layer: LayerId, operation: &Operation) {
-        let parent = self.layers.get(&layer).map(|record| record.parent.clone());
-        self.change_layer(layer, |record| record.parent = Parent::None);
-        if let Some(Parent::Layer(parent)) = parent {
-            self.change_layer(parent, |record| {
-                record.children = record.children.saturating_sub(1);
-            });
-        }
+        self.set_layer_parent(layer, Parent::None);
         self.drop_chains_through(layer);
         self.externals_may_change();
         if operation.kind == OperationKind::Inflate {

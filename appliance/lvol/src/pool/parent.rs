@@ -182,26 +182,10 @@ impl PoolWorker {
         volume: &Arc<VolumeShared>,
         parent: &NewParent,
     ) -> Result<(), LvolError> {
-        let mut names = self.names.iter();
-        let found = names.find(|(_, entry)| Arc::ptr_eq(&entry.shared, volume));
-        let Some(name) = found.map(|(name, _)| name.clone()) else {
-            return Err(LvolError::NotFound {
-                name: "the volume".to_owned(),
-            });
-        };
+        let name = self.name_now(volume)?;
         // Others may have changed meanwhile.
         let parent = self.new_parent(&name, parent)?;
-        let layer = volume.layer();
-        let old = self.layers.get(&layer).map(|record| record.parent.clone());
-        if let Parent::Layer(below) = parent {
-            self.change_layer(below, |record| record.children += 1);
-        }
-        if let Some(Parent::Layer(below)) = old {
-            self.change_layer(below, |record| {
-                record.children = record.children.saturating_sub(1);
-            });
-        }
-        self.change_layer(layer, |record| record.parent = parent);
+        self.set_layer_parent(volume.layer(), parent);
         self.externals_may_change();
         Ok(())
     }

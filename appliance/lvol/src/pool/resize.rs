@@ -67,14 +67,8 @@ impl PoolWorker {
 
     /// The volume may have another name by now, or none.
     fn end_resize(&mut self, volume: &Arc<VolumeShared>, size_bytes: u64) -> Result<(), LvolError> {
-        let mut names = self.names.iter();
-        let found = names.find(|(_, entry)| Arc::ptr_eq(&entry.shared, volume));
-        let Some((name, entry)) = found else {
-            return Err(LvolError::NotFound {
-                name: "the volume".to_owned(),
-            });
-        };
-        let (name, mut record) = (name.clone(), entry.record.clone());
+        let name = self.name_now(volume)?;
+        let mut record = self.entry(&name)?.record.clone();
         let block_size = u64::from(self.shared.block_size);
         if let Err(error) = self.truncate(record.layer, size_bytes) {
             let blocks = record.size_bytes / block_size;

@@ -52,17 +52,8 @@ impl Services {
         }
         let is_there = pool.volume(rest).await?.is_some();
         let is_new = !is_there && is_made(pool.clone_volume(of, rest, settings).await)?;
-        let there = self.find_volume("volume", &name, "name").await?;
-        let mut differences = Vec::new();
-        difference("snapshot", &there.parent, &snapshot, &mut differences);
-        differing(&there.labels, &labels, &mut differences);
-        if !differences.is_empty() {
-            return Err(exists("volume", &name, differences));
-        }
-        if is_new {
-            self.tell(EventType::Created, "volume", &name);
-        }
-        Ok(there)
+        self.the_clone(&name, ("snapshot", &snapshot), &labels, is_new)
+            .await
     }
 
     async fn make_clone_of_bdev(
@@ -76,15 +67,27 @@ impl Services {
         let pool = self.pool_to_change(pool)?;
         let is_there = pool.volume(rest).await?.is_some();
         let is_new = !is_there && is_made(pool.clone_bdev(&bdev, rest, settings).await)?;
-        let there = self.find_volume("volume", &name, "name").await?;
+        self.the_clone(&name, ("bdev", &bdev), &labels, is_new)
+            .await
+    }
+
+    /// The clone that is there now, if it is what was asked for.
+    async fn the_clone(
+        &self,
+        name: &str,
+        (field, parent): (&str, &str),
+        labels: &HashMap<String, String>,
+        is_new: bool,
+    ) -> Result<Volume, ControlError> {
+        let there = self.find_volume("volume", name, "name").await?;
         let mut differences = Vec::new();
-        difference("bdev", &there.parent, &bdev, &mut differences);
-        differing(&there.labels, &labels, &mut differences);
+        difference(field, &there.parent, parent, &mut differences);
+        differing(&there.labels, labels, &mut differences);
         if !differences.is_empty() {
-            return Err(exists("volume", &name, differences));
+            return Err(exists("volume", name, differences));
         }
         if is_new {
-            self.tell(EventType::Created, "volume", &name);
+            self.tell(EventType::Created, "volume", name);
         }
         Ok(there)
     }

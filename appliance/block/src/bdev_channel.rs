@@ -153,11 +153,12 @@ impl BdevChannel {
     /// See [`Channel::submit`].
     #[inline]
     pub fn submit(&mut self, io: Io, now: Instant) -> Submit {
-        if let Err(error) = self.check(&io) {
+        let is_split = self.split.is_needed(&io);
+        if let Err(error) = self.check(&io, is_split) {
             self.stats.record(io.op.kind(), 0, 0, true);
             return Submit::Done(io.complete(Err(error)));
         }
-        let is_plain = !self.split.is_needed(&io)
+        let is_plain = !is_split
             && !matches!(io.op, Op::CompareAndWrite { .. })
             && !self.bdev.qos.is_active()
             && self.qos_waiting.is_empty()
@@ -192,7 +193,13 @@ impl BdevChannel {
                     self.gate.leave();
                 }
                 completion.io.tag = tag;
-                self.account(completion, now, now);
+                let io = &completion.io;
+                if completion.result.is_ok() && io.op.has_range() {
+                    let bytes = u64::from(io.blocks) << self.block_shift;
+                    self.stats.record(io.op.kind(), bytes, 0, false);
+                } else {
+                    self.account(completion, now, now);
+                }
             }
             Submit::Pending => {
                 self.slots.insert(Slot {
@@ -337,7 +344,7 @@ impl BdevChannel {
 
     /// The one place that decides whether an I/O is possible at all.
     #[inline]
-    fn check(&self, io: &Io) -> Result<(), IoError> {
+    fn check(&self, io: &Io, is_split: bool) -> Result<(), IoError> {
         if self.bdev.removed.load(Ordering::Relaxed) {
             return Err(IoError::Removed);
         }
@@ -362,7 +369,7 @@ impl BdevChannel {
         let bytes = u64::from(io.blocks) << self.block_shift;
         let expected = match kind {
             OpKind::Read if io.payload.is_empty() => {
-                return if self.lends && !self.split.is_needed(io) {
+                return if self.lends && !is_split {
                     Ok(())
                 } else {
                     Err(IoError::InvalidField)
@@ -378,7 +385,7 @@ impl BdevChannel {
         if io.payload.len() as u64 != expected {
             return Err(IoError::InvalidField);
         }
-        if kind == OpKind::CompareAndWrite && self.split.is_needed(io) {
+        if kind == OpKind::CompareAndWrite && is_split {
             return Err(IoError::InvalidField);
         }
         Ok(())

@@ -13,6 +13,9 @@ pub(crate) struct Split {
     max_transfer_blocks: u32,
     max_unmap_blocks: u32,
     boundary_blocks: u32,
+    /// The boundary less 1 where that is a mask, as it nearly always is: a division takes longer than all
+    /// else here. All ones where there is no boundary.
+    boundary_mask: Option<u64>,
     has_limits: bool,
 }
 
@@ -23,6 +26,10 @@ impl Split {
             max_transfer_blocks: unlimited(geometry.max_transfer_blocks),
             max_unmap_blocks: unlimited(geometry.max_unmap_blocks),
             boundary_blocks: geometry.boundary_blocks,
+            boundary_mask: match geometry.boundary_blocks {
+                0 => Some(u64::MAX),
+                blocks => blocks.is_power_of_two().then(|| u64::from(blocks) - 1),
+            },
             has_limits: false,
         };
         let has_limits = split.max_transfer_blocks != u32::MAX
@@ -35,22 +42,30 @@ impl Split {
     }
 
     /// Is there anything that may have to be split?
+    #[inline]
     pub(crate) fn has_limits(&self) -> bool {
         self.has_limits
     }
 
     /// How many blocks from `lba` on go in one piece, at most `blocks`.
+    #[inline]
     pub(crate) fn first_piece(&self, op: Op, lba: u64, blocks: u64) -> u32 {
         let limit = match op {
             Op::Unmap | Op::WriteZeroes { .. } => self.max_unmap_blocks,
             _ => self.max_transfer_blocks,
         };
-        let mut piece = blocks.min(u64::from(limit));
-        if self.boundary_blocks != 0 {
-            let boundary = u64::from(self.boundary_blocks);
-            piece = piece.min(boundary - lba % boundary);
-        }
+        let piece = blocks.min(u64::from(limit)).min(self.to_boundary(lba));
         u32::try_from(piece).unwrap_or(u32::MAX)
+    }
+
+    /// Blocks from `lba` to the next boundary.
+    #[inline]
+    fn to_boundary(&self, lba: u64) -> u64 {
+        let before = match self.boundary_mask {
+            Some(mask) => return (mask - (lba & mask)).saturating_add(1),
+            None => lba % u64::from(self.boundary_blocks),
+        };
+        u64::from(self.boundary_blocks) - before
     }
 
     #[inline]

@@ -54,6 +54,13 @@ impl Lessor {
         &self.board
     }
 
+    /// Is there a place for one more lease?
+    #[must_use]
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        !self.vacant.borrow().is_empty()
+    }
+
     /// A lease of whatever `value` stands for. `None` while all places are taken.
     #[must_use]
     #[inline]
@@ -91,6 +98,7 @@ pub struct Lease {
 
 impl Lease {
     /// For who keeps its parts apart, and calls [`Lessor::end`].
+    #[inline]
     pub(crate) fn into_parts(mut self) -> (Option<Rc<Lessor>>, u32) {
         (self.lessor.take(), self.place)
     }

@@ -77,6 +77,7 @@ impl Lent {
     }
 
     /// Keeps a lease until it is dropped.
+    #[inline]
     pub fn hold(&mut self, lease: Lease) {
         self.end_lease();
         (self.lessor, self.place) = lease.into_parts();

@@ -144,6 +144,7 @@ impl EpochChannel {
     /// An I/O begins. The token goes to [`Self::leave`] when it has ended.
     ///
     /// Look at the volume's view and the map after this, not before.
+    #[inline]
     #[must_use = "an I/O that never leaves holds up every grace period"]
     pub fn enter(&self) -> u8 {
         let mut epoch = self.epoch.current.load(Ordering::Relaxed);
@@ -168,6 +169,7 @@ impl EpochChannel {
     ///
     /// # Panics
     /// If no I/O with that token is in flight.
+    #[inline]
     pub fn leave(&self, token: u8) -> bool {
         let count = &self.in_flight.0[usize::from(token)];
         let left = count

@@ -22,7 +22,7 @@ use super::atomic::{AtomicU64, Ordering};
 use super::granule::{Granularity, GranuleRange, Granules};
 use super::slot::{
     Bitmaps, Busy, Cluster, Draft, Look, Slot, SlotContent, Source, State, entry_without_bitmaps,
-    look_at_entry,
+    full_cluster, look_at_entry,
 };
 
 /// Slots of a piece.
@@ -119,6 +119,16 @@ impl Piece {
             }
         }
         Ok(piece)
+    }
+
+    /// The slot's cluster, if the slot is full: one atomic load and no more.
+    ///
+    /// # Panics
+    /// If `slot` is not below [`PIECE_SLOTS`].
+    #[must_use]
+    #[inline]
+    pub fn full(&self, slot: usize) -> Option<Cluster> {
+        full_cluster(self.entries[slot].load(Ordering::Acquire))
     }
 
     /// What a slot says now, as of one moment. One atomic load unless it is partial.

@@ -327,6 +327,12 @@ pub(super) fn look_at_entry(entry: u64) -> Option<Look> {
     }
 }
 
+/// The cluster of an entry that is full.
+#[inline]
+pub(super) fn full_cluster(entry: u64) -> Option<Cluster> {
+    (entry::tag(entry) == entry::FULL).then_some(Cluster(entry >> 2))
+}
+
 /// Entry of a slot that has no bitmaps yet, and so no lock and nothing partial.
 pub(super) fn entry_without_bitmaps(content: &SlotContent) -> Option<u64> {
     match *content {

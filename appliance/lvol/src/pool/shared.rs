@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) buffers: Arc<IobufPool>,
     pub(crate) granularity: Granularity,
     pub(crate) block_size: u32,
+    /// Its power of two: nothing is divided for an I/O.
+    pub(crate) block_shift: u32,
     pub(crate) epoch: Arc<Epoch>,
     /// Moves when the chains of any volume do. See [`VolumeShared::chains`].
     pub(crate) chains: AtomicU64,
@@ -205,8 +207,10 @@ impl Shared {
         granularity: Granularity,
         waker: Waker,
     ) -> Arc<Self> {
+        let block_size = base.geometry().block_size;
         Arc::new(Self {
-            block_size: base.geometry().block_size,
+            block_size,
+            block_shift: block_size.trailing_zeros(),
             base,
             buffers,
             granularity,

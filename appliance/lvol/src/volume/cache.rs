@@ -44,6 +44,7 @@ impl ChainCache {
         self.places.fill(None);
     }
 
+    #[inline]
     fn place(&self, piece: u64) -> usize {
         piece as usize & (self.places.len() - 1)
     }

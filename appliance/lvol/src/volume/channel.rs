@@ -126,6 +126,7 @@ impl VolumeChannel {
     }
 
     /// Where an I/O lies. [`BdevChannel`] has split it at the ends of clusters.
+    #[inline]
     pub(super) fn place(&self, io: &Io) -> Place {
         let block = u64::from(self.shared.block_size);
         let (cluster, offset) = self.shared.granularity.split(io.lba.0 * block);
@@ -158,6 +159,7 @@ impl VolumeChannel {
     }
 
     /// Ends an I/O's part in its epoch.
+    #[inline]
     pub(super) fn leave(&self, token: u8) {
         if self.epoch.leave(token) {
             self.shared.wake_worker();
@@ -185,16 +187,23 @@ impl VolumeChannel {
         }
     }
 
+    /// Begins an I/O's part in an epoch, or ends the I/O.
+    pub(super) fn enter(&self, io: &Io) -> Result<u8, Attempt> {
+        self.enter_inside(io)
+            .ok_or(Attempt::Done(Err(IoError::OutOfRange)))
+    }
+
     /// Begins an I/O's part in an epoch. The volume may have shrunk since the I/O was checked: looked at
     /// after entering, so that a grace period after the new size leaves no I/O beyond it.
-    pub(super) fn enter(&self, io: &Io) -> Result<u8, Attempt> {
+    #[inline]
+    pub(super) fn enter_inside(&self, io: &Io) -> Option<u8> {
         let token = self.epoch.enter();
         let end = io.lba.0.saturating_add(u64::from(io.blocks));
         if end > self.volume.block_count.load(Ordering::SeqCst) {
             self.leave(token);
-            return Err(Attempt::Done(Err(IoError::OutOfRange)));
+            return None;
         }
-        Ok(token)
+        Some(token)
     }
 
     /// Asks the worker for a chain, once.

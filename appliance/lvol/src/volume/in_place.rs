@@ -10,8 +10,9 @@ use block::{Io, Lba, Op, Submit};
 use dma::{Lease, Lessor, Payload};
 
 use super::channel::VolumeChannel;
-use super::flight::{Flight, State, tag};
-use crate::map::{Cluster, Look, Source};
+use super::flight::{Flight, Place, State, tag};
+use crate::map::{Cluster, Granularity, Look, Source};
+use crate::pool::Chain;
 
 /// Reads of one channel whose memory is lent, and not given back yet. More are copied.
 const LEASES_MAX: u32 = 512;
@@ -22,8 +23,6 @@ pub(super) struct InPlace {
     cluster: Cluster,
     /// Block of the device below.
     block: u64,
-    /// For memory of the device that is lent.
-    lease: Option<Lease>,
 }
 
 impl VolumeChannel {
@@ -33,56 +32,51 @@ impl VolumeChannel {
         let is_simple = matches!(io.op, Op::Read | Op::Write { fua: false })
             && !self.shared.stopped.load(Ordering::Acquire)
             && !self.volume.faulted.load(Ordering::Acquire)
-            && self.has_room();
+            && self.has_room()
+            && (!is_lent(io) || self.lessor().has_room());
         if !is_simple {
             return None;
         }
         let place = self.place(io);
-        let token = self.enter(io).ok()?;
-        let granularity = self.shared.granularity;
-        let cluster = self
-            .chain(place.piece)
-            .and_then(|chain| match chain.own.look(place.slot) {
-                Look::Whole(Source::Own(cluster)) => Some(cluster),
-                Look::Mixed {
-                    cluster, written, ..
-                } => {
-                    let touched = granularity.span(place.bytes.clone()).touched;
-                    cluster.filter(|_| written.contains(touched.into()))
-                }
-                Look::Whole(_) => None,
-            });
-        let found = cluster.and_then(|cluster| {
-            let is_lent = matches!((io.op, &io.payload), (Op::Read, Payload::None));
-            let lease = match is_lent {
-                false => None,
-                true => Some(self.lessor().lease(cluster.number())?),
-            };
-            Some(InPlace {
-                token,
-                cluster,
-                block: self.block_of(cluster, place.bytes.start),
-                lease,
-            })
-        });
-        if found.is_none() {
+        let token = self.enter_inside(io)?;
+        let Some(cluster) = self.cluster_at(&place) else {
             self.leave(token);
-        }
-        found
+            return None;
+        };
+        Some(InPlace {
+            token,
+            cluster,
+            block: self.block_of(cluster, place.bytes.start),
+        })
+    }
+
+    /// The volume's own cluster, if all granules of a place are written there.
+    #[inline]
+    fn cluster_at(&mut self, place: &Place) -> Option<Cluster> {
+        let granularity = self.shared.granularity;
+        let chain = self.chain(place.piece)?;
+        let full = chain.own.full(place.slot);
+        full.or_else(|| cluster_in_part(granularity, chain, place))
     }
 
     /// Not inlined and with one way out, so that the device writes its answer where the caller wants it.
     #[inline(never)]
     pub(super) fn submit_in_place(&mut self, mut io: Io, found: InPlace, now: Instant) -> Submit {
         let (op, lba, blocks, number) = (io.op, io.lba, io.blocks, io.tag);
+        let is_lent = is_lent(&io);
         io.lba = Lba(found.block);
         io.tag = tag(self.next_index(), 0);
         let mut submit = self.base.submit(io, now);
+        // Before it leaves its epoch: what is freed is looked for among the leases after that.
+        let lease = match is_lent {
+            true => self.lessor().lease(found.cluster.number()),
+            false => None,
+        };
         match &mut submit {
             Submit::Done(completion) => {
                 completion.io.lba = lba;
                 completion.io.tag = number;
-                hold(&mut completion.io.payload, found.lease);
+                hold(&mut completion.io.payload, lease);
                 self.leave(found.token);
             }
             Submit::Pending => {
@@ -90,7 +84,7 @@ impl VolumeChannel {
                     token: found.token,
                     chain: None,
                     written: op.modifies().then_some(found.cluster),
-                    lease: found.lease,
+                    lease,
                 };
                 let flight = Flight {
                     state,
@@ -102,6 +96,7 @@ impl VolumeChannel {
         submit
     }
 
+    #[inline]
     fn lessor(&mut self) -> &Rc<Lessor> {
         self.lessor.get_or_insert_with(|| {
             let lessor = Lessor::new(LEASES_MAX);
@@ -111,7 +106,29 @@ impl VolumeChannel {
     }
 }
 
+/// The same of a cluster that is not full.
+#[inline(never)]
+fn cluster_in_part(granularity: Granularity, chain: &Chain, place: &Place) -> Option<Cluster> {
+    match chain.own.look(place.slot) {
+        Look::Whole(Source::Own(cluster)) => Some(cluster),
+        Look::Mixed {
+            cluster, written, ..
+        } => {
+            let touched = granularity.span(place.bytes.clone()).touched;
+            cluster.filter(|_| written.contains(touched.into()))
+        }
+        Look::Whole(_) => None,
+    }
+}
+
+/// Does the device below lend its memory for it?
+#[inline]
+fn is_lent(io: &Io) -> bool {
+    matches!((io.op, &io.payload), (Op::Read, Payload::None))
+}
+
 /// Keeps the cluster that lent memory is of from being used again, until the memory is given back.
+#[inline]
 pub(super) fn hold(payload: &mut Payload, lease: Option<Lease>) {
     if let (Payload::Lent(lent), Some(lease)) = (payload, lease) {
         lent.hold(lease);

@@ -105,9 +105,10 @@ impl VolumeChannel {
     }
 
     /// The block of the device below at a byte of a cluster.
+    #[inline]
     pub(super) fn block_of(&self, cluster: Cluster, byte: u64) -> u64 {
         let at = cluster.get() * self.shared.granularity.cluster_size() + byte;
-        at / u64::from(self.shared.block_size)
+        at >> self.shared.block_shift
     }
 
     fn cluster_of(&self, block: u64) -> Option<Cluster> {

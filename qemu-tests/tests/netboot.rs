@@ -1,11 +1,16 @@
 //! What stands around the image: the example of a DHCP and TFTP server, and the developer's machine.
 
-use std::path::Path;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use initramfs::{Profile, Sources, Stamp, assemble, compress};
 use program_tests::{KilledChild, free_port, program, until};
 use qemu_tests::{skip_without_qemu, tools_root};
+use tempfile::TempDir;
+
+const NQN: &str = "nqn.2026-11.io.adit:vm";
 
 /// Starts dnsmasq of the tools root with the example, on one end of a virtual cable in a network of its
 /// own; asks from the other end as each kind of firmware.
@@ -104,67 +109,125 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&both).into_owned()
 }
 
-/// Goal: one command brings a machine that `aditctl` manages. Method: the script of `make vm` runs
-/// without a terminal, until it says so; then a pool on a drive that the node drives itself.
+/// What `make vm` and `make vm-host` need, and a folder for both.
+struct Machines {
+    folder: TempDir,
+    agent: u16,
+    nvme: u16,
+}
+
+impl Machines {
+    fn make() -> Self {
+        let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let folder = tempfile::tempdir().unwrap();
+        let all = assemble(&Sources {
+            image: project.join("image"),
+            tools: tools_root().unwrap(),
+            programs: program("aditd").parent().unwrap().to_owned(),
+            profile: Profile::Dev,
+            stamp: Stamp::of_checkout(&project),
+        })
+        .unwrap();
+        let archive = compress(&all.tree.archive(), 1).unwrap();
+        std::fs::write(folder.path().join("adit-dev.initrd"), archive).unwrap();
+        std::fs::copy(&all.kernel.image, folder.path().join("adit-dev.vmlinuz")).unwrap();
+        Self {
+            folder,
+            agent: free_port().unwrap(),
+            nvme: free_port().unwrap(),
+        }
+    }
+
+    fn vm(&self) -> PathBuf {
+        self.folder.path().join("vm")
+    }
+
+    /// Runs the script for one of the two, with what it is told on its terminal.
+    fn start(&self, what: &str, input: impl Into<Stdio>) -> KilledChild {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../image/vm");
+        let log = File::create(self.log(what)).unwrap();
+        KilledChild::spawn(script.to_str().unwrap(), |command| {
+            command
+                .arg(what)
+                .args([self.folder.path(), program("aditd").parent().unwrap()])
+                .env("VM_DIR", self.vm())
+                .env("VM_AGENT_PORT", self.agent.to_string())
+                .env("VM_NVME_PORT", self.nvme.to_string())
+                .stdin(input)
+                .stdout(log.try_clone().unwrap())
+                .stderr(log);
+        })
+        .unwrap()
+    }
+
+    fn log(&self, what: &str) -> PathBuf {
+        self.folder.path().join(what).with_extension("log")
+    }
+
+    /// What both have said, and what their consoles show.
+    fn said(&self) -> String {
+        let logs = [
+            self.log("node"),
+            self.vm().join("console.log"),
+            self.log("host"),
+        ];
+        let read = |path| std::fs::read(path).unwrap_or_default();
+        String::from_utf8_lossy(&logs.map(read).concat()).into_owned()
+    }
+
+    fn wait_for(&self, machine: &mut KilledChild, words: &str) {
+        until(words, || {
+            assert!(machine.ended().is_none(), "{}", self.said());
+            self.said().contains(words).then_some(())
+        });
+    }
+
+    fn ctl(&self, line: &str) -> String {
+        let mut command = Command::new(program("aditctl"));
+        let command = command.env("ADIT_CONTEXTS", self.vm().join("contexts.toml"));
+        let command = command.env_remove("ADIT_SERVER").args(line.split(' '));
+        let output = command.output().unwrap();
+        let said = text(&output);
+        assert!(output.status.success(), "{line}: {said}\n{}", self.said());
+        said
+    }
+}
+
+/// Goal: one command brings a machine that `aditctl` manages, another a host beside it that reads a volume
+/// of it. Method: the script of `make vm` and `make vm-host` runs without a terminal; the volume lies on a
+/// drive that the node drives itself.
 #[test]
-fn the_machine_of_a_developer_is_managed_in_one_command() {
+fn the_machines_of_a_developer_come_with_a_command_each() {
     if skip_without_qemu() {
         return;
     }
-    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let folder = tempfile::tempdir().unwrap();
-    let programs = program("aditd").parent().unwrap().to_owned();
-    let all = assemble(&Sources {
-        image: project.join("image"),
-        tools: tools_root().unwrap(),
-        programs: programs.clone(),
-        profile: Profile::Dev,
-        stamp: Stamp::of_checkout(&project),
-    })
-    .unwrap();
-    let archive = compress(&all.tree.archive(), 1).unwrap();
-    std::fs::write(folder.path().join("adit-dev.initrd"), archive).unwrap();
-    std::fs::copy(&all.kernel.image, folder.path().join("adit-dev.vmlinuz")).unwrap();
-    let (agent, nvme) = (free_port().unwrap(), free_port().unwrap());
-    let log = folder.path().join("log");
-    let file = std::fs::File::create(&log).unwrap();
-    let script = project.join("image/vm").display().to_string();
-    let vm = folder.path().join("vm");
-    let mut machine = KilledChild::spawn(&script, |command| {
-        command
-            .arg("node")
-            .args([folder.path(), &programs])
-            .env("VM_DIR", &vm)
-            .env("VM_AGENT_PORT", agent.to_string())
-            .env("VM_NVME_PORT", nvme.to_string())
-            .stdout(file.try_clone().unwrap())
-            .stderr(file);
-    })
-    .unwrap();
-    let console = || {
-        let read = |path| std::fs::read(path).unwrap_or_default();
-        let bytes = [read(log.clone()), read(vm.join("console.log"))].concat();
-        String::from_utf8_lossy(&bytes).into_owned()
-    };
-    until("the machine to be managed", || {
-        assert!(machine.ended().is_none(), "{}", console());
-        console().contains("vm: the node is managed").then_some(())
-    });
-    let ctl = |words: &[&str]| {
-        let mut command = Command::new(program("aditctl"));
-        let command = command.env("ADIT_CONTEXTS", vm.join("contexts.toml"));
-        let output = command.env_remove("ADIT_SERVER").args(words).output();
-        let output = output.unwrap();
-        let said = text(&output);
-        assert!(output.status.success(), "{words:?}: {said}\n{}", console());
-        said
-    };
-    ctl(&["bdev", "create", "nvme", "d1", "--serial", "drive-1"]);
+    let machines = Machines::make();
+    let mut node = machines.start("node", Stdio::null());
+    machines.wait_for(&mut node, "vm: the node is managed");
+    machines.ctl("bdev create nvme d1 --serial drive-1");
     until("the drive", || {
-        ctl(&["bdev", "show", "d1"]).contains("d1n1").then_some(())
+        let shown = machines.ctl("bdev show d1");
+        shown.contains("d1n1").then_some(())
     });
-    ctl(&["pool", "create", "tank", "d1n1"]);
-    ctl(&["volume", "create", "tank/v", "--size", "64MiB"]);
-    assert!(ctl(&["volume", "list", "tank"]).contains("tank/v"));
-    machine.kill_9();
+    machines.ctl("pool create tank d1n1");
+    machines.ctl("volume create tank/v --size 64MiB");
+    assert!(machines.ctl("volume list tank").contains("tank/v"));
+    machines.ctl(&format!(
+        "volume share tank/v --listen tcp://10.0.2.15:4420 --nqn {NQN}"
+    ));
+
+    let (terminal, mut keys) = io::pipe().unwrap();
+    let mut host = machines.start("host", terminal);
+    machines.wait_for(&mut host, "host# ");
+    let port = machines.nvme;
+    let script = format!(
+        "nvme connect -t tcp -a 10.0.2.2 -s {port} -n {NQN}; \
+         until [ -b /dev/nvme0n1 ]; do sleep 0.2; done; \
+         dd if=/dev/nvme0n1 of=/dev/null iflag=direct bs=1M && echo all of it, $((32 + 32)) MiB\n"
+    );
+    keys.write_all(script.as_bytes()).unwrap();
+    machines.wait_for(&mut host, "all of it, 64 MiB");
+    keys.write_all(b"nvme disconnect-all; exit\n").unwrap();
+    until("the host to power off", || host.ended());
+    node.kill_9();
 }

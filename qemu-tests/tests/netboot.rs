@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use initramfs::{Profile, Sources, Stamp, assemble, compress};
-use program_tests::{KilledChild, free_port, program, until};
+use program_tests::{KilledChild, free_port, patience, program, until, until_within};
 use qemu_tests::{skip_without_qemu, tools_root};
 use tempfile::TempDir;
 
@@ -176,7 +176,7 @@ impl Machines {
     }
 
     fn wait_for(&self, machine: &mut KilledChild, words: &str) {
-        until(words, || {
+        until_within(patience(400), words, || {
             assert!(machine.ended().is_none(), "{}", self.said());
             self.said().contains(words).then_some(())
         });
@@ -228,6 +228,6 @@ fn the_machines_of_a_developer_come_with_a_command_each() {
     keys.write_all(script.as_bytes()).unwrap();
     machines.wait_for(&mut host, "all of it, 64 MiB");
     keys.write_all(b"nvme disconnect-all; exit\n").unwrap();
-    until("the host to power off", || host.ended());
+    until_within(patience(120), "the host to power off", || host.ended());
     node.kill_9();
 }

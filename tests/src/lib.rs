@@ -161,14 +161,24 @@ pub fn patience(seconds: u64) -> Duration {
 ///
 /// When there is nothing after that time; it says what was waited for.
 #[track_caller]
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    until_within(patience(60), what, look)
+}
+
+/// As [`until`], for what may take longer.
+///
+/// # Panics
+///
+/// As [`until`].
+#[track_caller]
+pub fn until_within<T>(most: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = look() {
             return found;
         }
         let waited = start.elapsed();
-        assert!(waited < patience(60), "waited {waited:?} for {what}");
+        assert!(waited < most, "waited {waited:?} for {what}");
         std::thread::sleep(POLL_INTERVAL);
     }
 }

@@ -5,17 +5,18 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use machine::netlink::{FLAG_REQUEST, Message, attributes, messages};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::SockProtocol;
 
-use crate::netlink::{Netlink, attributes, message, messages};
+use crate::netlink::Netlink;
 
 const GENL_ID_CTRL: u16 = 16;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 const CTRL_ATTR_MCAST_GROUPS: u16 = 7;
 const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
-const FAMILY: &[u8] = b"acpi_event\0";
+const FAMILY: &str = "acpi_event";
 const ACPI_GENL_ATTR_EVENT: u16 = 1;
 /// How long the kernel may take to name the group, in ms; it answers before it returns.
 const WAIT_MS: u16 = 200;
@@ -23,14 +24,11 @@ const WAIT_MS: u16 = 200;
 /// Listens to ACPI events.
 pub(crate) fn listen() -> io::Result<Netlink> {
     let netlink = Netlink::open(SockProtocol::NetlinkGeneric, 0)?;
-    // struct genlmsghdr: command, version, reserved; then the family's name.
-    let mut body = vec![CTRL_CMD_GETFAMILY, 1, 0, 0];
-    let length = u16::try_from(4 + FAMILY.len()).expect("it is 15");
-    body.extend_from_slice(&length.to_le_bytes());
-    body.extend_from_slice(&CTRL_ATTR_FAMILY_NAME.to_le_bytes());
-    body.extend_from_slice(FAMILY);
-    body.resize(body.len().next_multiple_of(4), 0);
-    netlink.send(&message(GENL_ID_CTRL, 1, &body))?;
+    let mut question = Message::new(GENL_ID_CTRL, FLAG_REQUEST);
+    // struct genlmsghdr: command, version, reserved.
+    question.head(&[CTRL_CMD_GETFAMILY, 1, 0, 0]);
+    question.text(CTRL_ATTR_FAMILY_NAME, FAMILY);
+    netlink.send(&question.bytes())?;
     let mut fds = [PollFd::new(netlink.fd.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, WAIT_MS)?;
     let mut group = None;
@@ -92,9 +90,11 @@ mod tests {
             attribute(2, &5u32.to_le_bytes()),
         ]
         .concat();
-        let groups = attribute(CTRL_ATTR_MCAST_GROUPS, &attribute(1, &group));
-        let body = [vec![1, 2, 0, 0], attribute(2, FAMILY), groups].concat();
-        message(GENL_ID_CTRL, 0, &body)
+        let mut answer = Message::new(GENL_ID_CTRL, 0);
+        answer.head(&[1, 2, 0, 0]);
+        answer.text(CTRL_ATTR_FAMILY_NAME, FAMILY);
+        answer.attribute(CTRL_ATTR_MCAST_GROUPS, &attribute(1, &group));
+        answer.bytes()
     }
 
     #[test]
@@ -111,7 +111,10 @@ mod tests {
         let event = |class: &[u8]| {
             let mut event = class.to_vec();
             event.resize(44, 0);
-            message(27, 0, &[vec![1, 1, 0, 0], attribute(1, &event)].concat())
+            let mut message = Message::new(27, 0);
+            message.head(&[1, 1, 0, 0]);
+            message.attribute(ACPI_GENL_ATTR_EVENT, &event);
+            message.bytes()
         };
         assert!(is_power_button(&event(b"button/power")));
         assert!(!is_power_button(&event(b"button/lid")));

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use machine::netlink::{FLAG_REQUEST, Message};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, getsockname,
     recv, send, socket,
@@ -61,87 +62,18 @@ impl Netlink {
     }
 }
 
-/// A message with its header (netlink(7), `struct nlmsghdr`).
-pub(crate) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(16 + body.len()).expect("our messages are short");
-    let mut bytes = Vec::with_capacity(16 + body.len());
-    bytes.extend_from_slice(&length.to_le_bytes());
-    bytes.extend_from_slice(&kind.to_le_bytes());
-    bytes.extend_from_slice(&flags.to_le_bytes());
-    bytes.extend_from_slice(&[0; 8]);
-    bytes.extend_from_slice(body);
-    bytes
-}
-
 /// Sets the loopback interface up: metrics and probes on 127.0.0.1 need it. The others are the
 /// agent's.
 pub(crate) fn loopback_up() -> io::Result<()> {
     const RTM_NEWLINK: u16 = 16;
-    const REQUEST: u16 = 1;
     const LOOPBACK: i32 = 1;
     let up = u32::try_from(libc::IFF_UP).expect("it is 1");
     // struct ifinfomsg: family, padding, type, index, flags, mask of flags to change.
-    let mut body = vec![0; 4];
-    body.extend_from_slice(&LOOPBACK.to_le_bytes());
-    body.extend_from_slice(&up.to_le_bytes());
-    body.extend_from_slice(&up.to_le_bytes());
+    let mut message = Message::new(RTM_NEWLINK, FLAG_REQUEST);
+    message.head(&[0; 4]);
+    message.head(&LOOPBACK.to_le_bytes());
+    message.head(&up.to_le_bytes());
+    message.head(&up.to_le_bytes());
     let route = Netlink::open(SockProtocol::NetlinkRoute, 0)?;
-    route.send(&message(RTM_NEWLINK, REQUEST, &body))
-}
-
-/// The attributes of a netlink message: kind and content (`struct nlattr`). Damage ends them.
-pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let (header, _) = bytes.split_first_chunk::<4>()?;
-        let length = usize::from(u16::from_le_bytes([header[0], header[1]]));
-        // The two highest bits are flags.
-        let kind = u16::from_le_bytes([header[2], header[3]]) & 0x3fff;
-        let content = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, content))
-    })
-}
-
-/// The messages in what was received: kind and body. Damage ends them.
-pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let (header, _) = bytes.split_first_chunk::<16>()?;
-        let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
-        let length = usize::try_from(length).ok()?;
-        let kind = u16::from_le_bytes([header[4], header[5]]);
-        let body = bytes.get(16..length)?;
-        let next = length.checked_next_multiple_of(4)?;
-        bytes = bytes.get(next..).unwrap_or_default();
-        Some((kind, body))
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn messages_and_attributes_are_found_up_to_the_damage() {
-        let mut attribute = vec![7, 0, 2, 0x80, b'a', b'b', b'c', 0];
-        attribute.extend_from_slice(&[8, 0, 3, 0, 1, 2, 3, 4]);
-        let found: Vec<_> = attributes(&attribute).collect();
-        assert_eq!(found, [(2, &b"abc"[..]), (3, &[1, 2, 3, 4][..])]);
-        let mut bytes = message(16, 1, &attribute);
-        bytes.extend(message(17, 1, &[]));
-        assert_eq!(messages(&bytes).count(), 2);
-        for length in 0..bytes.len() {
-            let cut = &bytes[..length];
-            assert!(messages(cut).count() < 2);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_it_panic_or_hang(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = messages(&bytes).flat_map(|(_, body)| attributes(body)).count();
-            let _ = attributes(&bytes).count();
-        }
-    }
+    route.send(&message.bytes())
 }

@@ -34,7 +34,7 @@ mod dcb;
 mod error;
 mod facts;
 mod host;
-mod netlink;
+pub mod netlink;
 mod plan;
 mod rdma_link;
 mod uevent;

@@ -1,4 +1,5 @@
-//! Netlink: one question to the kernel, and its answer, read within bounds.
+//! Netlink (netlink(7)): its messages and attributes, and one question to the kernel with its answer, read
+//! within bounds.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -13,7 +14,8 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 const HEADER_LEN: usize = 16;
 pub(crate) const MSG_ERROR: u16 = 2;
 pub(crate) const MSG_DONE: u16 = 3;
-pub(crate) const FLAG_REQUEST: u16 = 0x1;
+/// A question to the kernel.
+pub const FLAG_REQUEST: u16 = 0x1;
 pub(crate) const FLAG_ACK: u16 = 0x4;
 pub(crate) const FLAG_DUMP: u16 = 0x300;
 /// The bits of an attribute's type that are no flags.
@@ -62,6 +64,18 @@ pub(crate) fn wrong(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
+/// The messages in what was received: kind and body. Damage ends them.
+pub fn messages(mut packet: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (len, kind) = (read_u32(packet, 0)?, read_u16(packet, 4)?);
+        let len = usize::try_from(len).ok()?;
+        let body = packet.get(HEADER_LEN..len)?;
+        let next = len.checked_next_multiple_of(4)?;
+        packet = packet.get(next..).unwrap_or_default();
+        Some((kind, body))
+    })
+}
+
 /// Shows the messages of a packet to `look`, and returns the end if that is in it.
 pub(crate) fn read_packet(mut packet: &[u8], look: Look<'_>) -> io::Result<Option<io::Result<()>>> {
     while !packet.is_empty() {
@@ -92,8 +106,8 @@ pub(crate) fn read_packet(mut packet: &[u8], look: Look<'_>) -> io::Result<Optio
     Ok(None)
 }
 
-/// The attributes of a body: type and value. What is cut short ends them.
-pub(crate) fn attributes(mut body: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+/// The attributes of a body: type, without its flags, and value. What is cut short ends them.
+pub fn attributes(mut body: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let (len, kind) = (usize::from(read_u16(body, 0)?), read_u16(body, 2)?);
         let value = body.get(4..len)?;
@@ -102,8 +116,9 @@ pub(crate) fn attributes(mut body: &[u8]) -> impl Iterator<Item = (u16, &[u8])> 
     })
 }
 
-/// A request in the making.
-pub(crate) struct Message {
+/// A message in the making.
+#[derive(Debug)]
+pub struct Message {
     kind: u16,
     flags: u16,
     body: Vec<u8>,
@@ -137,7 +152,9 @@ use order::short;
 pub(crate) use order::{number, read_u16, read_u32};
 
 impl Message {
-    pub(crate) const fn new(kind: u16, flags: u16) -> Self {
+    /// One without a body.
+    #[must_use]
+    pub const fn new(kind: u16, flags: u16) -> Self {
         Self {
             kind,
             flags,
@@ -145,27 +162,36 @@ impl Message {
         }
     }
 
-    /// What stands before the attributes.
-    pub(crate) fn head(&mut self, bytes: &[u8]) {
+    /// Adds what stands before the attributes.
+    pub fn head(&mut self, bytes: &[u8]) {
         self.body.extend(bytes);
     }
 
-    /// Names are 63 bytes at most, so lengths fit.
-    pub(crate) fn attribute(&mut self, kind: u16, value: &[u8]) {
-        let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    /// Adds an attribute.
+    ///
+    /// # Panics
+    /// If the value is longer than an attribute can be, which is 64 KiB.
+    pub fn attribute(&mut self, kind: u16, value: &[u8]) {
+        let len = u16::try_from(4 + value.len()).expect("a value that fits into an attribute");
         self.body.extend(short(len));
         self.body.extend(short(kind));
         self.body.extend(value);
         self.body.resize(self.body.len().next_multiple_of(4), 0);
     }
 
-    pub(crate) fn text(&mut self, kind: u16, text: &str) {
+    /// Adds an attribute with a text.
+    ///
+    /// # Panics
+    /// As [`Message::attribute`].
+    pub fn text(&mut self, kind: u16, text: &str) {
         let mut bytes = text.as_bytes().to_vec();
         bytes.push(0);
         self.attribute(kind, &bytes);
     }
 
-    pub(crate) fn bytes(&self) -> Vec<u8> {
+    /// What the kernel is sent.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
         let len = u32::try_from(HEADER_LEN + self.body.len()).unwrap_or(u32::MAX);
         let mut bytes = number(len).to_vec();
         bytes.extend(short(self.kind));
@@ -174,5 +200,37 @@ impl Message {
         bytes.extend([0; 8]);
         bytes.extend(&self.body);
         bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn messages_and_attributes_are_found_up_to_the_damage() {
+        let mut message = Message::new(16, FLAG_REQUEST);
+        message.attribute(0x8002, b"abc");
+        message.attribute(3, &[1, 2, 3, 4]);
+        let found: Vec<_> = attributes(&message.body).collect();
+        assert_eq!(found, [(2, &b"abc"[..]), (3, &[1, 2, 3, 4][..])]);
+        let mut bytes = message.bytes();
+        bytes.extend(Message::new(17, 0).bytes());
+        let kinds: Vec<_> = messages(&bytes).map(|(kind, _)| kind).collect();
+        assert_eq!(kinds, [16, 17]);
+        for len in 0..bytes.len() {
+            assert!(messages(&bytes[..len]).count() < 2);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic_or_hang(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = messages(&bytes).flat_map(|(_, body)| attributes(body)).count();
+            let _ = attributes(&bytes).count();
+            let _ = read_packet(&bytes, &mut |_, _| false);
+        }
     }
 }

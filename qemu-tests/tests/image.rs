@@ -317,8 +317,8 @@ impl Storage {
         self.node().ctl(&words).unwrap()
     }
 
-    /// Boots it and waits until all four drives are driven from user space.
-    fn boot(&mut self, by: Boot) {
+    /// Boots it.
+    fn power_on(&mut self, by: Boot) {
         let builder = Appliance::builder("storage", &self.image).by(by);
         let builder = builder
             .drive(&self.disks[0])
@@ -326,6 +326,11 @@ impl Storage {
             .drive(&self.disks[2])
             .drive(&self.disks[3]);
         self.node = Some(builder.boot().unwrap());
+    }
+
+    /// Boots it and waits until all four drives are driven from user space.
+    fn boot(&mut self, by: Boot) {
+        self.power_on(by);
         for number in 1..=4 {
             self.ctl(&format!(
                 "bdev create nvme d{number} --serial drive-{number}"
@@ -469,6 +474,90 @@ fn a_node_that_boots_from_the_network_loses_nothing_that_was_flushed() {
     ))
     .unwrap();
     assert!(!host.serial().contains("I/O error"), "{}", host.serial());
+    println!("{:.1?}: {records} records, all there", start.elapsed());
+    host.nvme_disconnect(NQN).unwrap();
+    host.power_off().unwrap();
+}
+
+const HOST_NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:6f1d53f4-7a53-4a55-9f0c-5f5f1d6a0001";
+
+/// Goal: a node's own state outlives its power. Method: a node that booted the image gets a system pool, a
+/// volume, a subsystem for one host, and a second pool; the host writes and registers a reservation that
+/// persists. The power is cut and the node boots again, with nothing said to it by anybody: the host goes
+/// on by itself, what it flushed is there, and so are its registration and the node's identity.
+#[test]
+fn a_node_with_a_system_pool_comes_back_by_itself_after_a_power_cut() {
+    if skip_without_qemu() {
+        return;
+    }
+    let mut storage = Storage::new(Image::make("release").unwrap());
+    let start = Instant::now();
+    storage.boot(Boot::Kernel);
+    let notice = "no pool is the system pool";
+    storage.node().ctl_until(&["node", "show"], notice);
+    storage.ctl("pool create tank d1n1 --cluster-size 64KiB --system");
+    storage.ctl("pool create lake d2n1 --cluster-size 64KiB");
+    storage.ctl("volume create tank/v --size 256MiB");
+    storage.ctl("volume create lake/f --size 64MiB");
+    storage.ctl(&format!("subsystem create {NQN}"));
+    storage.ctl(&format!("host add {NQN} {HOST_NQN}"));
+    for (bdev, nsid) in [("tank/v", 1), ("lake/f", 2)] {
+        storage.ctl(&format!("namespace add {NQN} {bdev} --nsid {nsid}"));
+    }
+    storage.ctl(&format!("listener add {NQN} tcp://10.0.2.15:4420 --wait"));
+    let identity = |storage: &Storage| {
+        let shown = storage.ctl("node show");
+        let line = shown.lines().find(|line| line.starts_with("node:"));
+        line.unwrap().to_owned()
+    };
+    let (before, shown) = (identity(&storage), storage.ctl("node show"));
+    assert!(shown.contains("tank") && !shown.contains(notice), "{shown}");
+    until("the port", || storage.node().forward(storage.port, 4420).ok());
+
+    let mut host = Guest::builder("host")
+        .memory_mib(512)
+        .cpus(1)
+        .boot()
+        .unwrap();
+    let options = format!("--keep-alive-tmo 5 --hostnqn {HOST_NQN}");
+    host.nvme_connect(NQN, storage.port, &options).unwrap();
+    let logged = host.wait_for_namespace(NQN, 1).unwrap();
+    let other = host.wait_for_namespace(NQN, 2).unwrap();
+    host.run(&format!(
+        "nvme resv-register {other} --nrkey=0x1234 --rrega=0 --cptpl=3\n\
+         head -c 1M /dev/urandom >/tmp/data\n\
+         dd if=/tmp/data of={other} oflag=direct bs=64k conv=fsync status=none"
+    ))
+    .unwrap();
+    let mut log = FlushLog::start(&mut host, &logged).unwrap();
+    for cut in 0..2 {
+        log.progress(&host, 2, patience(120)).unwrap();
+        let lost = storage.cut(20 + cut, 5 + cut);
+        let record = log.acknowledged(&host);
+        println!(
+            "{:.1?}: cut {cut} at record {record}; unflushed writes and lost parts: {lost:?}",
+            start.elapsed()
+        );
+        // Nobody says anything to it.
+        storage.power_on(Boot::Kernel);
+        log.interrupt(&host, record);
+        until("the port", || storage.node().forward(storage.port, 4420).ok());
+        log.progress(&host, 2, patience(240)).unwrap();
+        println!("{:.1?}: serves again by itself", start.elapsed());
+        assert_eq!(identity(&storage), before);
+    }
+    let report = host
+        .run(&format!(
+            "dd if={other} iflag=direct bs=64k count=16 status=none | cmp - /tmp/data\n\
+             nvme resv-report {other} --eds -o json"
+        ))
+        .unwrap();
+    // 0x1234.
+    assert!(report.contains("4660"), "{report}");
+    log.stop(&mut host, patience(60)).unwrap();
+    let records = log.acknowledged(&host);
+    let image = FlushLog::read(&mut host, &logged, records).unwrap();
+    log.check(&image, records);
     println!("{:.1?}: {records} records, all there", start.elapsed());
     host.nvme_disconnect(NQN).unwrap();
     host.power_off().unwrap();

@@ -138,11 +138,15 @@ pub(crate) fn builtin(own: &str, exists: &dyn Fn(&str) -> bool) -> Vec<Service> 
             "/run/adit/state/aditd",
             "--grpc",
             "unix:/run/adit/aditd.sock",
+            // The state directory is in memory.
+            "--system-pool",
         ]
         .map(str::to_owned)
         .to_vec(),
         after: vec![MACHINE.to_owned(), "journald".to_owned()],
         ready: Ready::Socket("/run/adit/aditd.sock".to_owned()),
+        // It looks at every drive before it serves.
+        ready_timeout_ms: 60_000,
         // Its own drain takes 30 s at most.
         stop_timeout_ms: 45_000,
         stop_turn: 0,

@@ -38,9 +38,9 @@ pub use error::LvolError;
 pub use pool::{
     Checkup, ComparedSums, CreateOptions, Differing, Extents, ExternalDevices, ExternalInfo,
     Finding, FrozenPiece, Host, LabelChanges, MapCursor, MappedRun, MappedRuns, NewVolume, Next,
-    NoExternalDevices, Operation, OperationKind, OperationState, POOL_BYTES_MAX, PieceSums, Pool,
-    PoolInfo, PoolOptions, PoolWorker, Promise, REPAIRED_LABEL, RESERVED_LABELS, VolumeChange,
-    VolumeExtent, VolumeInfo,
+    NoExternalDevices, NodeChange, NodeLook, NodeState, Operation, OperationKind, OperationState,
+    POOL_BYTES_MAX, PieceSums, Pool, PoolInfo, PoolOptions, PoolWorker, Promise, REPAIRED_LABEL,
+    RESERVED_LABELS, SYSTEM_LABEL, VolumeChange, VolumeExtent, VolumeInfo,
 };
 pub use volume::Volume;
 

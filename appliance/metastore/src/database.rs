@@ -63,16 +63,9 @@ impl Medium for OnDisk {
         let database = builder()
             .create_file(file)
             .map_err(|error| opened(&self.name(), error))?;
-        if is_new && let Some(parent) = self.path.parent() {
+        if is_new {
             // The name of the file must survive a power cut as well as its content.
-            let parent = if parent.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                parent
-            };
-            File::open(parent)
-                .and_then(|directory| directory.sync_all())
-                .map_err(failed)?;
+            sync_parent(&self.path).map_err(failed)?;
         }
         Ok(database)
     }
@@ -253,6 +246,55 @@ impl Database {
             }),
         }
     }
+}
+
+/// Writes a whole store beside `path` and then puts it in its place.
+pub(crate) fn write_new(path: &Path, contents: &Contents) -> Result<(), OpenError> {
+    let failed = |source| OpenError::File {
+        path: path.display().to_string(),
+        source,
+    };
+    let beside = path.with_extension("restored");
+    match std::fs::remove_file(&beside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let medium = OnDisk::new(&beside);
+    let (redb, _) = open_checked(&medium)?;
+    let fill = || -> Result<(), redb::Error> {
+        let mut transaction = redb.begin_write()?;
+        transaction.set_quick_repair(true);
+        {
+            let mut records = transaction.open_table(RECORDS)?;
+            for record in &contents.records {
+                let stored = (record.generation, record.value.as_slice());
+                records.insert((record.kind.as_str(), record.name.as_str()), stored)?;
+            }
+            let mut meta = transaction.open_table(META)?;
+            meta.insert(GENERATION, contents.generation)?;
+        }
+        Ok(transaction.commit()?)
+    };
+    guarded(fill).map_err(|detail| OpenError::Damaged {
+        path: medium.name(),
+        detail,
+    })?;
+    drop(redb);
+    std::fs::rename(&beside, path).map_err(failed)?;
+    sync_parent(path).map_err(failed)
+}
+
+/// Makes the name of a file survive a power cut.
+fn sync_parent(path: &Path) -> std::io::Result<()> {
+    let Some(parent) = path.parent() else {
+        return Ok(());
+    };
+    let parent = if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    };
+    File::open(parent)?.sync_all()
 }
 
 fn prepare(

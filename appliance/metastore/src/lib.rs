@@ -119,6 +119,16 @@ impl Batch {
         });
     }
 
+    /// Its changes in order: kind, name, and the value, which is `None` for a record that goes.
+    pub fn changes(&self) -> impl Iterator<Item = (&str, &str, Option<&[u8]>)> {
+        self.changes.iter().map(|change| match change {
+            RecordChange::Put { kind, name, value } => {
+                (kind.as_str(), name.as_str(), Some(value.as_slice()))
+            }
+            RecordChange::Delete { kind, name } => (kind.as_str(), name.as_str(), None),
+        })
+    }
+
     /// Whether it changes nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -226,6 +236,12 @@ pub enum CommitError {
         /// What redb said.
         detail: String,
     },
+    /// The batch is of those that must outlive a power cut, and cannot be kept so now.
+    #[error("it could not be kept through a power cut: {reason}")]
+    NotKept {
+        /// Why not.
+        reason: String,
+    },
     /// The store was closed.
     #[error("the state is closed")]
     Closed,
@@ -240,6 +256,16 @@ impl StateStore {
     pub fn open(path: &Path) -> Result<(StateStore, Contents), OpenError> {
         let database = database::Database::open(Box::new(database::OnDisk::new(path)))?;
         StateStore::start(database)
+    }
+
+    /// Makes the store in `path` with these contents, which were kept elsewhere, and opens it. The file
+    /// appears with all of them or not at all; one that is there is replaced.
+    ///
+    /// # Errors
+    /// As [`StateStore::open`].
+    pub fn restore(path: &Path, contents: &Contents) -> Result<(StateStore, Contents), OpenError> {
+        database::write_new(path, contents)?;
+        StateStore::open(path)
     }
 }
 

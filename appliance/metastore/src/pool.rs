@@ -1,6 +1,6 @@
 //! The metadata of a storage pool: a redb database on the pool's own block device.
 //!
-//! What it is: seven tables of bytes by bytes ([`Table`]) with transactions, on whatever implements
+//! What it is: eight tables of bytes by bytes ([`Table`]) with transactions, on whatever implements
 //! [`MetadataDevice`]: in a pool, the clusters that hold its metadata. [`PoolStore::create`] makes it,
 //! [`PoolStore::open`] opens it, reading a bounded amount whatever is in it and however it was left.
 //!
@@ -133,11 +133,13 @@ pub enum Table {
     Operations,
     /// Checksums of user data that cannot change any more. Since version 2.
     Sums,
+    /// The state of the node whose system pool this is. Since version 3.
+    Node,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Pool,
         Self::Names,
         Self::Layers,
@@ -145,6 +147,7 @@ impl Table {
         Self::Free,
         Self::Operations,
         Self::Sums,
+        Self::Node,
     ];
 
     /// Its name in the database.
@@ -158,6 +161,7 @@ impl Table {
             Self::Free => "free",
             Self::Operations => "operations",
             Self::Sums => "sums",
+            Self::Node => "node",
         }
     }
 

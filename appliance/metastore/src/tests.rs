@@ -51,6 +51,33 @@ fn records_are_there_after_a_reopen() {
 }
 
 #[test]
+fn a_restored_store_has_what_was_kept_elsewhere_and_nothing_else() {
+    let (_directory, path) = place();
+    let (store, _) = StateStore::open(&path).unwrap();
+    commit(&store, put(1, "old", b"1")).unwrap();
+    store.close();
+    let record = |name: &str, generation| Record {
+        kind: "bdev".to_owned(),
+        name: name.to_owned(),
+        generation,
+        value: name.as_bytes().to_vec(),
+    };
+    let kept = Contents {
+        generation: 41,
+        records: vec![record("a", 7), record("b", 41)],
+    };
+    // What an interrupted restore leaves beside it does not matter.
+    std::fs::write(path.with_extension("restored"), b"half").unwrap();
+    let (store, contents) = StateStore::restore(&path, &kept).unwrap();
+    assert_eq!(contents, kept);
+    commit(&store, put(42, "c", b"3")).unwrap();
+    store.close();
+    let (_store, contents) = StateStore::open(&path).unwrap();
+    assert_eq!(contents.generation, 42);
+    assert_eq!(contents.records.len(), 3);
+}
+
+#[test]
 fn the_file_is_for_its_owner_only() {
     use std::os::unix::fs::PermissionsExt as _;
     let (_directory, path) = place();

@@ -49,6 +49,10 @@ pub struct Flags {
     /// Where the state is kept [default: /var/lib/adit]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Keep the state in the system pool too, and look for it on the drives when the state directory
+    /// has none; for a node without a disk of its own
+    #[arg(long)]
+    pub system_pool: bool,
     /// TOML file; flags overrule it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -144,6 +148,7 @@ impl FromStr for Reactors {
 #[serde(default, deny_unknown_fields)]
 struct File {
     state_dir: Option<PathBuf>,
+    system_pool: bool,
     #[serde(deserialize_with = "endpoints")]
     grpc: Vec<Endpoint>,
     #[serde(deserialize_with = "reactors")]
@@ -300,6 +305,8 @@ pub enum LogTo {
 pub struct Config {
     /// Where the state is kept.
     pub state_dir: PathBuf,
+    /// Keep the state in the system pool too.
+    pub system_pool: bool,
     /// Where gRPC is served.
     pub grpc: Vec<Endpoint>,
     /// Certificates for TCP.
@@ -410,6 +417,7 @@ fn merge(flags: &Flags, file: File) -> Result<Config, ConfigError> {
             .clone()
             .or(file.state_dir)
             .unwrap_or_else(|| PathBuf::from("/var/lib/adit")),
+        system_pool: flags.system_pool || file.system_pool,
         grpc,
         tls,
         reactors: flags.reactors.clone().or(file.reactors),

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::v1::{EventType, NodeState};
-use metastore::{CommitError, StateStore};
+use metastore::{CommitError, Contents, StateStore};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::error::ControlError;
@@ -24,6 +24,7 @@ use crate::events::Events;
 use crate::model::{Change, Edit, Key, Model, Object, Transaction, batch};
 use crate::pool::Attach;
 use crate::runtime::{Prepared, Preparing, Runtime, RuntimeError, Settled};
+use crate::system_pool::{Commit, Keeper, KeeperTask};
 
 mod pending;
 
@@ -69,6 +70,8 @@ pub struct Control {
     inner: Arc<Mutex<Inner>>,
     runtime: Arc<dyn Runtime>,
     store: Arc<StateStore>,
+    /// The way to the store by the system pool, on a node that has one or may have one.
+    keeper: Option<Arc<Keeper>>,
     /// Revision up to which everything is durable.
     durable: Arc<watch::Sender<u64>>,
     retry: Arc<Notify>,
@@ -140,10 +143,29 @@ impl Control {
             inner: Arc::new(Mutex::new(inner)),
             runtime,
             store: Arc::new(store),
+            keeper: None,
             durable: Arc::new(watch::Sender::new(revision)),
             retry: Arc::new(Notify::new()),
             about: Arc::new(about),
         }
+    }
+
+    /// Keeps the state in the system pool too. `contents` is what the store holds, `problem` what went wrong when
+    /// the state was looked for on the drives. The task does the work.
+    #[must_use]
+    pub(crate) fn with_system_pool(
+        mut self,
+        contents: &Contents,
+        problem: Option<String>,
+    ) -> (Control, KeeperTask) {
+        let (keeper, task) = Keeper::new(Arc::clone(&self.store), contents, problem);
+        self.keeper = Some(keeper);
+        (self, task)
+    }
+
+    /// The way of the state to the system pool; `None` where the state directory is all there is.
+    pub(crate) fn keeper(&self) -> Option<&Arc<Keeper>> {
+        self.keeper.as_ref()
     }
 
     /// The data plane.
@@ -175,9 +197,13 @@ impl Control {
     /// What the node does.
     #[must_use]
     pub fn state(&self) -> NodeState {
+        let is_kept = !self
+            .keeper
+            .as_ref()
+            .is_some_and(|keeper| keeper.is_degraded());
         let inner = self.lock();
         match inner.state {
-            NodeState::Serving if !inner.pending.is_empty() => NodeState::Degraded,
+            NodeState::Serving if !inner.pending.is_empty() || !is_kept => NodeState::Degraded,
             state => state,
         }
     }
@@ -332,10 +358,19 @@ impl Control {
             }
         };
         let (done, stored) = oneshot::channel();
-        let queued = self.store.commit(batch(&change), move |result| {
+        let done = move |result| {
             // The caller may have gone; the change stands all the same.
             let _ = done.send(result);
-        });
+        };
+        let queued = match &self.keeper {
+            None => self.store.commit(batch(&change), done),
+            Some(keeper) => keeper.commit(Commit {
+                batch: batch(&change),
+                must_outlive_power: !change.reservations.is_empty(),
+                system_pool: inner.model.system_pool(),
+                done: Box::new(done),
+            }),
+        };
         if let Err(error) = queued {
             self.undo(&mut inner, &change);
             return Err(error.into());

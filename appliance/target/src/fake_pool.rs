@@ -32,8 +32,21 @@ pub(crate) struct Inner {
     /// Likewise; made when somebody asks.
     devices: BTreeMap<String, VolumeDevice>,
     pub(crate) operations: Vec<v1::Operation>,
+    /// It is marked as a system pool.
+    pub(crate) is_system: bool,
+    /// What a node keeps in it.
+    pub(crate) node_state: lvol::NodeState,
+    /// Why it has stopped.
+    pub(crate) broken: Option<String>,
     /// What was asked of the pool, in order.
     pub(crate) calls: Vec<String>,
+}
+
+fn broken(why: &str) -> ControlError {
+    ControlError::Failed {
+        what: "a call of the pool".to_owned(),
+        reason: why.to_owned(),
+    }
 }
 
 fn ready<T: Send + 'static>(result: Result<T, ControlError>) -> Work<T> {
@@ -105,10 +118,12 @@ impl FakePool {
 
 impl Pool for FakePool {
     fn reading(&self) -> Work<v1::Pool> {
+        let inner = self.inner();
         ready(Ok(v1::Pool {
+            fault: inner.broken.clone().unwrap_or_default(),
             cluster_size_bytes: self.cluster_size,
             uuid: self.uuid.to_string(),
-            ..self.inner().pool.clone()
+            ..inner.pool.clone()
         }))
     }
 
@@ -270,6 +285,7 @@ impl Pool for FakePool {
         }
         pool.warning_percent = change.warning_percent.unwrap_or(pool.warning_percent);
         pool.critical_percent = change.critical_percent.unwrap_or(pool.critical_percent);
+        inner.is_system = change.system.unwrap_or(inner.is_system);
         drop(inner);
         ready(Ok(()))
     }
@@ -325,6 +341,48 @@ impl Pool for FakePool {
         });
         let from = all.filter(|extent| extent.offset_bytes >= offset);
         ready(Ok(from.take(limit).collect()))
+    }
+
+    fn is_system(&self) -> Work<bool> {
+        ready(Ok(self.inner().is_system))
+    }
+
+    fn node_state(&self) -> Work<lvol::NodeState> {
+        let inner = self.inner();
+        ready(match &inner.broken {
+            Some(why) => Err(broken(why)),
+            None => Ok(inner.node_state.clone()),
+        })
+    }
+
+    fn put_node_state(&self, change: lvol::NodeChange) -> Work<()> {
+        let mut inner = self.inner();
+        if let Some(why) = &inner.broken {
+            return ready(Err(broken(why)));
+        }
+        let records = std::mem::take(&mut inner.node_state.records);
+        let mut records: BTreeMap<_, _> = records.into_iter().collect();
+        for (key, value) in change.changes {
+            match value {
+                Some(value) => drop(records.insert(key, value)),
+                None => drop(records.remove(&key)),
+            }
+        }
+        inner.node_state = lvol::NodeState {
+            generation: change.generation,
+            records: records.into_iter().collect(),
+        };
+        ready(Ok(()))
+    }
+
+    fn replace_node_state(&self, state: lvol::NodeState) -> Work<()> {
+        let mut inner = self.inner();
+        if let Some(why) = &inner.broken {
+            return ready(Err(broken(why)));
+        }
+        inner.calls.push("replace the node's state".to_owned());
+        inner.node_state = state;
+        ready(Ok(()))
     }
 
     fn operations(&self) -> Work<Vec<v1::Operation>> {

@@ -35,6 +35,7 @@ pub mod runtime;
 pub mod serve;
 pub mod services;
 mod status;
+mod system_pool;
 
 #[cfg(test)]
 mod fake_pool;

@@ -207,6 +207,17 @@ impl PoolDriver for LvolDriver {
     }
 }
 
+/// Which pool is on a device, and what a node keeps in it. Writes nothing; blocks.
+pub(crate) fn look_for_node(
+    base: &Arc<Bdev>,
+    buffers: &Arc<IobufPool>,
+) -> Result<Option<lvol::NodeLook>, String> {
+    let bell = Bell::new().map_err(|error| error.to_string())?;
+    let options = PoolOptions::new(Arc::clone(buffers));
+    let looked = PoolWorker::look_for_node(base, &options, host(&bell), &bell.waker());
+    looked.map_err(|error| chain(&error))
+}
+
 /// The boot as 16 bytes. Without it pools on devices with a volatile cache do without what their logs have
 /// after a crash.
 fn read_boot_id(path: &Path) -> [u8; 16] {

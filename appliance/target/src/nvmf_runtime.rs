@@ -30,6 +30,7 @@ use crate::model::{Edit, Key};
 use crate::pool::{Attach, Pool, PoolDriver, Work};
 use crate::reservations::Reservations;
 use crate::runtime::{Facts, Formatting, Prepared, Preparing, Runtime, RuntimeError, Settled};
+use crate::system_pool::boot::Looked;
 
 /// How long a removed host's I/O may take when nobody says.
 const HOST_DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
@@ -93,6 +94,12 @@ impl NvmfRuntime {
             .set_reservation_store(Arc::clone(&reservations) as _);
         self.reservations = Some(reservations);
         self
+    }
+
+    /// Looks at every drive that vfio-pci has: which pools are there, and what nodes keep in them. Blocks for a
+    /// bounded time. To be called before anything is put in place.
+    pub(crate) fn look_for_system_pools(&self) -> Vec<Looked> {
+        self.drives.look_at_all()
     }
 
     /// Where drives are told of that were in place and are not any more. Given once. At most one for

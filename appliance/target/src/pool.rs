@@ -53,6 +53,8 @@ pub struct PoolChange {
     pub warning_percent: Option<u32>,
     /// Share in use at which it is critical, percent.
     pub critical_percent: Option<u32>,
+    /// Mark it as the system pool of a node, or take the mark off.
+    pub system: Option<bool>,
 }
 
 /// What the owner of a new volume sets with it.
@@ -190,6 +192,15 @@ pub trait Pool: Send + Sync + fmt::Debug {
     /// Extents from `offset` on in which two snapshots may differ, at most `limit`. `from` empty: what
     /// `to` has.
     fn diff(&self, from: &str, to: &str, offset: u64, limit: usize) -> Work<Vec<v1::Extent>>;
+
+    /// Whether it is marked as the system pool of a node.
+    fn is_system(&self) -> Work<bool>;
+    /// What a node keeps in the pool.
+    fn node_state(&self) -> Work<lvol::NodeState>;
+    /// Changes what a node keeps in the pool. Durable.
+    fn put_node_state(&self, change: lvol::NodeChange) -> Work<()>;
+    /// Puts this in the place of what a node keeps in the pool. Durable.
+    fn replace_node_state(&self, state: lvol::NodeState) -> Work<()>;
 
     /// All operations that the pool remembers.
     fn operations(&self) -> Work<Vec<v1::Operation>>;

@@ -20,6 +20,7 @@ use tonic_health::ServingStatus;
 use crate::config::{Backing, Config, ConfigError, Flags, Memory, Reactors};
 use crate::control::{About, Control};
 use crate::data_plane::{Cores, DataPlane, DataPlaneError, DataPlaneOptions};
+use crate::error::chain;
 use crate::events::now_unix_ms;
 use crate::logging::{Log, LogError};
 use crate::lvol_driver::LvolDriver;
@@ -29,6 +30,8 @@ use crate::pool::PoolEvent;
 use crate::reservations::{self, Reservations};
 use crate::serve::{Bound, ServeError, bind};
 use crate::services::Services;
+use crate::system_pool::KeeperTask;
+use crate::system_pool::boot::{self, Beginning, Looked};
 use crate::{config, hot_plug, metrics};
 
 /// Name of the store in the state directory.
@@ -116,14 +119,11 @@ pub fn run(flags: &Flags) -> Result<(), ProgramError> {
     let config = Config::load(flags)?;
     let log = Log::start(&config.log_filter, config.log_to)?;
     raise_file_limit();
-    let (store, contents) = open_state(&config.state_dir)?;
-    let about = About {
-        node_id: node_id(&config.state_dir)?,
-        state_dir: std::path::absolute(&config.state_dir).unwrap_or(config.state_dir.clone()),
-        start_time_unix_ms: now_unix_ms(),
-        started,
-    };
-    let model = Model::restore(config.limits, &contents)?;
+    make_state_dir(&config.state_dir)?;
+    // Else it is the first start since the power came.
+    let has_state = !config.system_pool || config.state_dir.join(STORE).exists();
+    let opened = has_state.then(|| open_state(&config.state_dir));
+    let opened = opened.transpose()?;
     let plane = Arc::new(
         DataPlane::start(plane_options(&config))
             .map_err(|error| ProgramError::DataPlane(Box::new(error)))?,
@@ -132,16 +132,38 @@ pub fn run(flags: &Flags) -> Result<(), ProgramError> {
         .enable_all()
         .build()
         .map_err(ProgramError::Runtime)?;
-    let (reservations, saves) = Reservations::new(model::reservations(&contents)?);
     let (pool_events, pool_events_in) = mpsc::channel(POOL_EVENTS_MAX);
     let registry = Arc::clone(plane.registry());
     let pools = LvolDriver::new(plane.iobuf_pool().clone(), pool_events, registry);
     let pools = Arc::new(pools.with_map_cache(config.map_cache_pieces));
     let runtime = NvmfRuntime::new(plane.clone(), config.connections_max, pools);
+    let Opened {
+        store,
+        contents,
+        problem,
+    } = match opened {
+        Some(opened) => opened,
+        None => find_state(&config, &runtime.look_for_system_pools())?,
+    };
+    let about = About {
+        node_id: node_id(&config.state_dir)?,
+        state_dir: std::path::absolute(&config.state_dir).unwrap_or(config.state_dir.clone()),
+        start_time_unix_ms: now_unix_ms(),
+        started,
+    };
+    let model = Model::restore(config.limits, &contents)?;
+    let (reservations, saves) = Reservations::new(model::reservations(&contents)?);
     let runtime = Arc::new(runtime.with_reservations(reservations.clone()));
-    let control = Control::new(model, store, runtime.clone(), about);
+    let mut control = Control::new(model, store, runtime.clone(), about);
+    let mut keeping = None;
+    if config.system_pool {
+        let (kept, task) = control.with_system_pool(&contents, problem);
+        control = kept;
+        keeping = Some(task);
+    }
+    drop(contents);
     let saving = reservations::run(control.clone(), reservations, saves);
-    let others = (pool_events_in, saving);
+    let others = (pool_events_in, saving, keeping);
     let result = tokio.block_on(serve(&config, control, runtime, others));
     // Tasks hold the store; with them it closes, after it has written what was queued. A thread that
     // waits for a drive to come up is not waited for.
@@ -157,9 +179,10 @@ async fn serve(
     config: &Config,
     control: Control,
     runtime: Arc<NvmfRuntime>,
-    (pool_events, saving): (
+    (pool_events, saving, keeping): (
         mpsc::Receiver<PoolEvent>,
         impl Future<Output = ()> + Send + 'static,
+        Option<KeeperTask>,
     ),
 ) -> Result<(), ProgramError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ProgramError::Signals)?;
@@ -167,6 +190,11 @@ async fn serve(
     let mut sockets = Vec::new();
     for endpoint in &config.grpc {
         sockets.push(bind(endpoint, config.tls.as_ref()).await?);
+    }
+    // These never end by themselves and hold the control plane: they end with this set.
+    let mut others = JoinSet::new();
+    if let Some(keeping) = keeping {
+        others.spawn(keeping.run(control.clone()));
     }
     control.start().await;
     let (shutdown, mut asked) = mpsc::channel(1);
@@ -182,8 +210,6 @@ async fn serve(
         tracing::info!(at = socket.uri(), "serving the management API");
         servers.spawn(Bound::serve(socket, routes.clone(), stopped.clone()));
     }
-    // These never end by themselves and hold the control plane: they end with this set.
-    let mut others = JoinSet::new();
     let retrying = control.clone();
     others.spawn(async move { retrying.run().await });
     others.spawn(hot_plug::run(control.clone()));
@@ -388,7 +414,15 @@ fn raise_file_limit() {
     }
 }
 
-fn open_state(directory: &Path) -> Result<(StateStore, Contents), ProgramError> {
+/// The state that a node begins with.
+struct Opened {
+    store: StateStore,
+    contents: Contents,
+    /// Why that may not be what was kept.
+    problem: Option<String>,
+}
+
+fn make_state_dir(directory: &Path) -> Result<(), ProgramError> {
     let made = DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -396,8 +430,58 @@ fn open_state(directory: &Path) -> Result<(StateStore, Contents), ProgramError> 
     made.map_err(|source| ProgramError::StateDir {
         path: directory.display().to_string(),
         source,
-    })?;
-    Ok(StateStore::open(&directory.join(STORE))?)
+    })
+}
+
+fn open_state(directory: &Path) -> Result<Opened, ProgramError> {
+    let (store, contents) = StateStore::open(&directory.join(STORE))?;
+    Ok(Opened {
+        store,
+        contents,
+        problem: None,
+    })
+}
+
+/// Begins with what a system pool has kept. A node must be reached whatever is on its drives: what cannot be
+/// used is told, and the node begins with nothing.
+fn find_state(config: &Config, looked: &[Looked]) -> Result<Opened, ProgramError> {
+    let directory = &config.state_dir;
+    let problem = match boot::decide(looked) {
+        Beginning::Kept {
+            from,
+            node_id,
+            contents,
+        } => match Model::restore(config.limits, &contents) {
+            Ok(_) => {
+                let generation = contents.generation;
+                tracing::info!(from, generation, "the state comes from the system pool");
+                let path = directory.join(NODE_ID);
+                let written = write_whole(directory, &path, &format!("{node_id}\n"));
+                written.map_err(|source| ProgramError::StateDir {
+                    path: path.display().to_string(),
+                    source,
+                })?;
+                // Last: with this file the state is not looked for any more.
+                let (store, contents) = StateStore::restore(&directory.join(STORE), &contents)?;
+                return Ok(Opened {
+                    store,
+                    contents,
+                    problem: None,
+                });
+            }
+            Err(error) => Some(format!(
+                "the state in the system pool {from} is not used: {}",
+                chain(&error)
+            )),
+        },
+        Beginning::Empty { problem } => problem,
+    };
+    match &problem {
+        Some(problem) => tracing::error!(problem, "the node starts with an empty state"),
+        None => tracing::info!("no drive holds a system pool: the node starts with an empty state"),
+    }
+    let opened = open_state(directory)?;
+    Ok(Opened { problem, ..opened })
 }
 
 /// The node's identity; made when there is none. Called with the store open, so by one process.

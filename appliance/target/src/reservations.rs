@@ -206,6 +206,10 @@ async fn save(
     reservations: &Reservations,
     saved: SavedReservation,
 ) -> Result<(), ControlError> {
+    if let Some(keeper) = control.keeper() {
+        // What could not be kept is refused: the host counts on it after a power cut.
+        keeper.check_kept()?;
+    }
     let mut before = None;
     let result = control
         .change(|transaction| {

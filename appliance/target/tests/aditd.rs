@@ -320,6 +320,7 @@ async fn create_volumes(channel: &Channel, path: &Path, count: u32) -> Duration 
         name: "p".into(),
         bdev_name: "f0".into(),
         uuid: None,
+        system: None,
     };
     let request = v1::CreatePoolRequest {
         pool: Some(pool),
@@ -405,6 +406,123 @@ async fn a_thousand_volumes_survive_sigkill_and_wait_for_their_device() {
     let after = pool(&channel).await;
     assert_eq!((after.volumes, after.uuid), (1000, before.uuid));
     assert!(aditd.terminate().success());
+}
+
+async fn create_file_bdev(channel: &Channel, path: &Path) {
+    let kind = v1::bdev_spec::Kind::File(v1::FileBdev {
+        path: path.display().to_string(),
+        size_bytes: Some(1 << 30),
+        ..Default::default()
+    });
+    let bdev = v1::BdevSpec {
+        name: "f0".into(),
+        kind: Some(kind),
+        ..Default::default()
+    };
+    let request = v1::CreateBdevRequest { bdev: Some(bdev) };
+    let mut client = BdevServiceClient::new(channel.clone());
+    client.create_bdev(request).await.unwrap();
+}
+
+async fn node(channel: &Channel) -> v1::Node {
+    let mut client = NodeServiceClient::new(channel.clone());
+    let answer = client.get_node(v1::GetNodeRequest {}).await;
+    answer.unwrap().into_inner()
+}
+
+/// The state is in the pool when calls are answered. Another node does not write over it unasked.
+#[tokio::test]
+async fn a_system_pool_keeps_the_state_of_its_node_until_somebody_says_otherwise() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pool.img");
+    let by_pool = ["--system-pool".to_owned()];
+    let mut aditd = Aditd::start_with(directory.path(), &by_pool);
+    let channel = aditd.channel().await;
+    let notices = node(&channel).await.notices;
+    let is_told = |notices: &[String], text: &str| notices.iter().any(|n| n.contains(text));
+    assert!(
+        is_told(&notices, "no pool is the system pool"),
+        "{notices:?}"
+    );
+    create_file_bdev(&channel, &path).await;
+    let request = v1::CreatePoolRequest {
+        pool: Some(v1::PoolSpec {
+            name: "p".into(),
+            bdev_name: "f0".into(),
+            uuid: None,
+            system: Some(true),
+        }),
+        ..Default::default()
+    };
+    let mut pools = PoolServiceClient::new(channel.clone());
+    pools.create_pool(request).await.unwrap();
+    create_all(&channel, 20, 4).await;
+    let before = node(&channel).await;
+    assert_eq!(before.system_pool, "p");
+    assert!(!is_told(&before.notices, "memory only"), "{before:?}");
+    aditd.kill();
+    // The file of the state directory counts, and the pool has the same.
+    let mut aditd = Aditd::start_with(directory.path(), &by_pool);
+    let channel = aditd.channel().await;
+    let after = node(&channel).await;
+    assert_eq!(
+        (&after.node_id, after.revision),
+        (&before.node_id, before.revision)
+    );
+    assert_eq!(after.objects, before.objects);
+    aditd.kill();
+
+    let other = tempfile::tempdir().unwrap();
+    let mut aditd = Aditd::start_with(other.path(), &by_pool);
+    let channel = aditd.channel().await;
+    create_file_bdev(&channel, &path).await;
+    let mut pools = PoolServiceClient::new(channel.clone());
+    let request = v1::ImportPoolRequest {
+        bdev_name: "f0".into(),
+        name: String::new(),
+    };
+    pools.import_pool(request).await.unwrap();
+    let shown = node(&channel).await;
+    assert_eq!(
+        (shown.state(), shown.system_pool.as_str()),
+        (v1::NodeState::Degraded, "")
+    );
+    let whose = format!("{} of change {}", before.node_id, before.revision);
+    assert!(is_told(&shown.notices, &whose), "{:?}", shown.notices);
+    let system = |system: bool| v1::UpdatePoolRequest {
+        name: "p".into(),
+        system: Some(system),
+        ..Default::default()
+    };
+    pools.update_pool(system(true)).await.unwrap();
+    let shown = node(&channel).await;
+    assert_eq!(
+        (shown.state(), shown.system_pool.as_str()),
+        (v1::NodeState::Serving, "p")
+    );
+    // It is not let go of by mistake.
+    let export = v1::ExportPoolRequest {
+        name: "p".into(),
+        ..Default::default()
+    };
+    let refused = pools.export_pool(export.clone()).await.unwrap_err();
+    assert!(refused.message().contains("--no-system"), "{refused}");
+    pools.update_pool(system(false)).await.unwrap();
+    assert_eq!(node(&channel).await.system_pool, "");
+    pools.export_pool(export).await.unwrap();
+    assert!(aditd.terminate().success());
+
+    // Where there is a disk there is no system pool.
+    let mut aditd = Aditd::start(other.path());
+    let channel = aditd.channel().await;
+    let mut pools = PoolServiceClient::new(channel.clone());
+    let request = v1::ImportPoolRequest {
+        bdev_name: "f0".into(),
+        name: String::new(),
+    };
+    pools.import_pool(request).await.unwrap();
+    let refused = pools.update_pool(system(true)).await.unwrap_err();
+    assert!(refused.message().contains("--system-pool"), "{refused}");
 }
 
 #[test]

@@ -53,6 +53,7 @@ fn show(node: &Node) -> String {
         ("state", short(node.state().as_str_name(), "NODE_STATE_")),
         ("process", node.pid.to_string()),
         ("state directory", node.state_dir.clone()),
+        ("system pool", node.system_pool.clone()),
         ("revision", node.revision.to_string()),
         ("transports", capabilities.transports.join(", ")),
         ("device kinds", capabilities.bdev_kinds.join(", ")),

@@ -31,6 +31,7 @@ pub(crate) async fn run(context: &Context, verb: PoolVerb) -> Result<(), Failure
             bdev,
             cluster_size,
             force,
+            system,
             thresholds,
             labels,
         } => {
@@ -39,6 +40,7 @@ pub(crate) async fn run(context: &Context, verb: PoolVerb) -> Result<(), Failure
                     name,
                     bdev_name: bdev,
                     uuid: None,
+                    system: system.then_some(true),
                 }),
                 cluster_size_bytes: cluster_size,
                 force,
@@ -56,16 +58,22 @@ pub(crate) async fn run(context: &Context, verb: PoolVerb) -> Result<(), Failure
             client.import_pool(request).await?.into_inner()
         }
         PoolVerb::Show { name } => client.get_pool(GetPoolRequest { name }).await?.into_inner(),
-        PoolVerb::Set { name, thresholds } => {
+        PoolVerb::Set {
+            name,
+            thresholds,
+            system,
+        } => {
             let (warning, critical) = (thresholds.warn_percent, thresholds.critical_percent);
-            if warning.is_none() && critical.is_none() {
-                let text = "give --warn-percent or --critical-percent";
+            let system = system.wanted();
+            if warning.is_none() && critical.is_none() && system.is_none() {
+                let text = "give --warn-percent, --critical-percent, --system or --no-system";
                 return Err(Failure::Usage(text.to_owned()));
             }
             let request = UpdatePoolRequest {
                 name,
                 warning_percent: warning,
                 critical_percent: critical,
+                system,
                 ..UpdatePoolRequest::default()
             };
             client.update_pool(request).await?.into_inner()
@@ -318,10 +326,16 @@ fn space(pool: &Pool) -> String {
 
 fn show(pool: &Pool) -> String {
     let spec = pool.spec.clone().unwrap_or_default();
+    let system = if spec.system() {
+        "keeps the node's own state"
+    } else {
+        ""
+    };
     let bytes = |bytes: u64| format!("{} ({bytes} B)", format_bytes(bytes));
     properties(&[
         ("name", spec.name),
         ("on", spec.bdev_name),
+        ("system pool", system.to_owned()),
         ("uuid", pool.uuid.clone()),
         ("cluster size", format_bytes(pool.cluster_size_bytes)),
         ("size", bytes(pool.size_bytes)),
@@ -439,6 +453,7 @@ mod tests {
                 name: "p".into(),
                 bdev_name: "b".into(),
                 uuid: None,
+                system: None,
             }),
             size_bytes: 4 << 20,
             free_bytes: 1 << 20,

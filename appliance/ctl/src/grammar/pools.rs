@@ -86,6 +86,28 @@ impl ImageFormat {
     }
 }
 
+/// Whether it is the system pool.
+#[derive(Debug, Args)]
+pub(crate) struct SystemMark {
+    /// Keep the node's own state in it, in the place of what it holds of a node
+    #[arg(long, conflicts_with = "no_system")]
+    system: bool,
+    /// Keep the node's own state in it no more
+    #[arg(long)]
+    no_system: bool,
+}
+
+impl SystemMark {
+    /// `None` when nothing was said.
+    pub(crate) fn wanted(&self) -> Option<bool> {
+        match (self.system, self.no_system) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum PoolVerb {
     /// Make an empty pool on a block device
@@ -101,17 +123,23 @@ pub(crate) enum PoolVerb {
         /// Overwrite what is on the device
         #[arg(long)]
         force: bool,
+        /// Keep the node's own state in it: on a node without a disk of its own it comes back from there
+        /// after a loss of power
+        #[arg(long)]
+        system: bool,
         #[command(flatten)]
         thresholds: Thresholds,
         #[command(flatten)]
         labels: Labels,
     },
-    /// Set when it warns; what is not given stays
+    /// Set when it warns, and whether it is the system pool; what is not given stays
     Set {
         /// Its name
         name: String,
         #[command(flatten)]
         thresholds: Thresholds,
+        #[command(flatten)]
+        system: SystemMark,
     },
     /// Set labels with KEY=VALUE, take them away with KEY-
     Label {

@@ -7,6 +7,7 @@
 mod error;
 mod key;
 mod log_page;
+mod node;
 mod piece;
 mod probe;
 mod record;
@@ -22,6 +23,10 @@ pub use key::{
 pub use log_page::{
     LogChange, LogEntry, LogHeader, decode_log_page, encode_log_page, log_entries_max,
 };
+pub use node::{
+    NODE_GENERATION_KEY, decode_node_generation, decode_node_record, encode_node_generation,
+    encode_node_record, is_node_key,
+};
 pub use piece::{decode_piece, encode_piece, salvage_piece};
 pub use probe::{Found, PROBE_BYTES, PROBE_TAIL_BYTES, probe};
 pub use record::{
@@ -31,6 +36,7 @@ pub use record::{
 pub use sums::{SlotSum, SumsRecord, data_of, place_sum};
 pub use superblock::{
     EXTENTS_MAX, Extent, NAME_BYTES_MAX, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSETS, Superblock,
+    is_superblock,
 };
 pub(crate) use value::Crc32c;
 pub use value::value_checksum;

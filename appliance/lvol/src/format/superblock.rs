@@ -312,6 +312,12 @@ impl Superblock {
     }
 }
 
+/// Whether bytes are meant to be a superblock, damaged or not.
+#[must_use]
+pub fn is_superblock(bytes: &[u8]) -> bool {
+    bytes.starts_with(MAGIC)
+}
+
 /// How near to a superblock bytes with this error are.
 fn nearness(error: &FormatError) -> u8 {
     match error {

@@ -69,6 +69,7 @@ enum Phase {
     /// Who has the clusters that several have.
     Owners,
     Sums,
+    Node,
     Free,
     Judge,
     Fixing,
@@ -332,7 +333,8 @@ impl PoolWorker {
                 }
                 (Table::Map, Phase::Sums)
             }
-            Phase::Sums => (Table::Sums, Phase::Free),
+            Phase::Sums => (Table::Sums, Phase::Node),
+            Phase::Node => (Table::Node, Phase::Free),
             Phase::Free => return self.compare_free(checking),
             Phase::Judge | Phase::Fixing => return Ok(self.end_walk(checking)),
         };
@@ -351,6 +353,7 @@ impl PoolWorker {
                 Phase::Operations => look_at_operation(checking, key, value),
                 Phase::Map => self.look_at_piece(checking, key, value),
                 Phase::Sums => self.look_at_sums(checking, key, value),
+                Phase::Node => self.look_at_node(checking, key, value),
                 _ => self.look_for_owners(checking, key, value),
             }
         }

@@ -13,6 +13,7 @@ mod lease;
 mod manage;
 mod mapped;
 mod metadata;
+mod node;
 mod open;
 mod operation;
 mod parent;
@@ -41,6 +42,7 @@ pub(crate) use self::external::{EXTERNAL_RETRY, ExternalPart};
 pub use self::external::{ExternalDevices, ExternalInfo, NoExternalDevices};
 pub use self::manage::{NewVolume, VolumeInfo};
 pub use self::mapped::{MapCursor, MappedRun, MappedRuns};
+pub use self::node::{NodeChange, NodeLook, NodeState, SYSTEM_LABEL};
 pub use self::open::{CreateOptions, POOL_BYTES_MAX};
 pub use self::operation::{Operation, OperationKind, OperationState};
 pub use self::promise::Promise;
@@ -238,6 +240,25 @@ impl Pool {
     #[must_use]
     pub fn set_labels(&self, changes: LabelChanges) -> Promise<()> {
         self.change(move |worker| worker.set_labels(&changes))
+    }
+
+    /// What a node keeps in the pool, as far as it is durable.
+    #[must_use]
+    pub fn node_state(&self) -> Promise<NodeState> {
+        self.ask(|worker| worker.node_state())
+    }
+
+    /// Changes what a node keeps in the pool: one transaction, durable when the promise is kept. Keys have 1
+    /// to 1,024 bytes and do not begin with a zero; values have less than 1 MiB.
+    #[must_use]
+    pub fn put_node_state(&self, change: NodeChange) -> Promise<()> {
+        self.change(move |worker| worker.put_node_state(change))
+    }
+
+    /// As [`Pool::put_node_state`]; what is there goes.
+    #[must_use]
+    pub fn replace_node_state(&self, state: NodeState) -> Promise<()> {
+        self.change(move |worker| worker.replace_node_state(state))
     }
 
     /// Gives the pool another name.

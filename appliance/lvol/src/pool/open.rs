@@ -178,17 +178,7 @@ impl PoolWorker {
     ) -> Result<(Pool, Self), LvolError> {
         let disk = Self::open_disk(base, &options, host, &waker)?;
         let (superblock, copy) = read_superblock(&disk)?;
-        let geometry = base.geometry();
-        let (block_size, len) = (geometry.block_size, geometry.len_bytes());
-        let pool_len = superblock.clusters * superblock.granularity.cluster_size();
-        if superblock.block_size != block_size || pool_len > len {
-            let text = format!(
-                "the pool was made for blocks of {} bytes and at least {pool_len} bytes; this device has \
-                 blocks of {block_size} and {len} bytes",
-                superblock.block_size
-            );
-            return Err(LvolError::Size(text));
-        }
+        check_fits(&superblock, &base.geometry())?;
         let metadata = Rc::new(Metadata::new(Rc::clone(&disk), superblock, copy));
         let store = PoolStore::open(metadata.clone(), PoolStoreOptions::default())?;
         let record = store.get(Table::Pool, POOL_KEY)?.unwrap_or_default();
@@ -403,7 +393,22 @@ fn after(key: &[u8]) -> Vec<u8> {
     next
 }
 
-fn read_superblock(disk: &Disk) -> Result<(Superblock, usize), LvolError> {
+/// Refuses a device that the pool was not made for.
+pub(super) fn check_fits(superblock: &Superblock, geometry: &Geometry) -> Result<(), LvolError> {
+    let (block_size, len) = (geometry.block_size, geometry.len_bytes());
+    let pool_len = superblock.clusters * superblock.granularity.cluster_size();
+    if superblock.block_size == block_size && pool_len <= len {
+        return Ok(());
+    }
+    let text = format!(
+        "the pool was made for blocks of {} bytes and at least {pool_len} bytes; this device has \
+         blocks of {block_size} and {len} bytes",
+        superblock.block_size
+    );
+    Err(LvolError::Size(text))
+}
+
+pub(super) fn read_superblock(disk: &Disk) -> Result<(Superblock, usize), LvolError> {
     let mut copies = [vec![0; SUPERBLOCK_BYTES], vec![0; SUPERBLOCK_BYTES]];
     for (copy, offset) in copies.iter_mut().zip(SUPERBLOCK_OFFSETS) {
         // One that cannot be read is as good as a damaged one.

@@ -10,6 +10,7 @@ mod large;
 mod lent;
 mod log;
 mod model;
+mod node;
 mod opening;
 mod operations;
 mod parent;

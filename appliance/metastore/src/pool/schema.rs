@@ -5,7 +5,7 @@ use redb::{ReadableDatabase as _, TableDefinition};
 use super::{PoolStoreError, Table};
 
 /// Version of the layout that this program writes.
-pub const SCHEMA_VERSION: u64 = 2;
+pub const SCHEMA_VERSION: u64 = 3;
 
 /// Versions and counters.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -34,13 +34,20 @@ pub(super) struct Schema {
 pub(super) const SCHEMA: Schema = Schema {
     version: SCHEMA_VERSION,
     min_reader: 1,
-    migrations: &[ADD_SUMS],
+    migrations: &[ADD_SUMS, ADD_NODE],
 };
 
 /// Version 2 has a table for checksums. Who does not know it leaves it alone, and nothing in it rests on being
 /// told what an older program changes: see `docs/pool-format.md`.
 const ADD_SUMS: Migration = |transaction| {
     transaction.open_table(Table::Sums.definition())?;
+    Ok(())
+};
+
+/// Version 3 has a table for the state of a node. A program that does not know it leaves it alone: it serves
+/// the pool's volumes, and is no node that boots from it.
+const ADD_NODE: Migration = |transaction| {
+    transaction.open_table(Table::Node.definition())?;
     Ok(())
 };
 

@@ -201,3 +201,8 @@ fn store_of_version_1_opens_for_ever() {
 fn store_of_version_2_opens_for_ever() {
     opens_for_ever(2, 7);
 }
+
+#[test]
+fn store_of_version_3_opens_for_ever() {
+    opens_for_ever(3, 8);
+}

@@ -189,6 +189,9 @@ impl Control {
             // Nobody waits for it to settle.
             Ok(_) => {
                 inner.pending.remove(key);
+                if let (Key::Pool(_), Some(keeper)) = (key, &self.keeper) {
+                    keeper.look();
+                }
                 let text = "in place".to_owned();
                 inner
                     .events

@@ -480,6 +480,30 @@ impl Pool for LvolPool {
         })
     }
 
+    fn is_system(&self) -> Work<bool> {
+        let read = work(self.asked("reading", ""), self.pool.info());
+        Box::pin(async move {
+            let info = read.await?;
+            let mut labels = info.labels.iter();
+            Ok(labels.any(|(key, _)| key == lvol::SYSTEM_LABEL))
+        })
+    }
+
+    fn node_state(&self) -> Work<lvol::NodeState> {
+        let asked = self.asked("reading the node's state in", "");
+        work(asked, self.pool.node_state())
+    }
+
+    fn put_node_state(&self, change: lvol::NodeChange) -> Work<()> {
+        let asked = self.asked("keeping the node's state in", "");
+        work(asked, self.pool.put_node_state(change))
+    }
+
+    fn replace_node_state(&self, state: lvol::NodeState) -> Work<()> {
+        let asked = self.asked("keeping the node's state in", "");
+        work(asked, self.pool.replace_node_state(state))
+    }
+
     fn operations(&self) -> Work<Vec<v1::Operation>> {
         let asked = self.asked("reading", "");
         let listed = work(asked.clone(), self.pool.operations());

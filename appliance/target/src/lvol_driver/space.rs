@@ -19,9 +19,9 @@ const PREFIX: &str = "adit.space.";
 const WARNING: &str = "adit.space.warning_percent";
 const CRITICAL: &str = "adit.space.critical_percent";
 
-/// Is it a label of thresholds, which is shown as those?
+/// Is it a label of thresholds, which is shown as those, or the mark of a system pool?
 pub(super) fn is_label(key: &str) -> bool {
-    key.starts_with(PREFIX)
+    key.starts_with(PREFIX) || key == lvol::SYSTEM_LABEL
 }
 
 /// The labels that a change sets and takes away.
@@ -33,6 +33,9 @@ pub(super) fn labels_of(change: &PoolChange) -> LabelChanges {
     ] {
         labels.extend(percent.map(|percent| (key.to_owned(), Some(percent.to_string()))));
     }
+    let mark = |is_system: bool| is_system.then(|| "yes".to_owned());
+    let key = || lvol::SYSTEM_LABEL.to_owned();
+    labels.extend(change.system.map(|is_system| (key(), mark(is_system))));
     labels
 }
 

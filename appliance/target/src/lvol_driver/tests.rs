@@ -16,6 +16,7 @@ const CREATE: Attach = Attach::Create {
         labels: Vec::new(),
         warning_percent: None,
         critical_percent: None,
+        system: None,
     },
 };
 
@@ -24,6 +25,7 @@ fn spec(name: &str) -> PoolSpec {
         name: name.into(),
         bdev_name: "b0".into(),
         uuid: None,
+        system: None,
     }
 }
 

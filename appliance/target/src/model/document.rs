@@ -67,6 +67,11 @@ impl Transaction<'_> {
             self.apply_bdev(spec)?;
         }
         for spec in &document.pools {
+            if let Some(system) = spec.system
+                && self.model.pools.contains_key(&spec.name)
+            {
+                self.set_system_pool(&spec.name, system)?;
+            }
             self.attach_pool(spec.clone()).map_err(fixed_pool)?;
         }
         for spec in over_volumes {

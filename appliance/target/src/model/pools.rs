@@ -77,6 +77,14 @@ impl Model {
         is_there.then(|| Key::Pool(pool.to_owned()))
     }
 
+    /// The pool that the node's own state is kept in.
+    #[must_use]
+    pub fn system_pool(&self) -> Option<String> {
+        let mut pools = self.pools.values();
+        let found = pools.find(|pool| pool.spec.system());
+        found.map(|pool| pool.spec.name.clone())
+    }
+
     /// Snapshots of a volume that something uses, in order.
     #[must_use]
     pub fn snapshots_in_use(&self, volume: &str) -> Vec<String> {
@@ -132,6 +140,10 @@ impl Transaction<'_> {
             if spec.uuid.is_none() {
                 spec.uuid = there.spec.uuid.clone();
             }
+            spec.system = match spec.system {
+                None => there.spec.system,
+                Some(system) => system.then_some(true),
+            };
             let differences = api::fields::differences(&there.spec, &spec);
             if differences.is_empty() {
                 return Ok(there.clone());
@@ -151,6 +163,10 @@ impl Transaction<'_> {
             });
         }
         self.check_pool_name(&spec.name)?;
+        spec.system = spec.system().then_some(true);
+        if spec.system() {
+            self.check_no_system_pool(&spec.name)?;
+        }
         if let Some(Key::Pool(below)) = self.model.key_of_bdev(&spec.bdev_name) {
             let problem = format!("is a volume of pool {below:?}; a pool lies on a device below");
             let what = format!("pool {:?}", spec.name);
@@ -163,6 +179,44 @@ impl Transaction<'_> {
         });
         self.put(key, Some(Object::Pool(stored.clone())));
         Ok(stored)
+    }
+
+    /// Refuses a second system pool.
+    fn check_no_system_pool(&self, name: &str) -> Result<(), ControlError> {
+        match self.model.system_pool() {
+            Some(there) if there != name => Err(ControlError::Precondition {
+                problem: format!(
+                    "pool {there:?} is the system pool of this node already; pool set {there} \
+                     --no-system comes first"
+                ),
+                subject: there,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a pool the one that the node's own state is kept in, or not any more.
+    ///
+    /// # Errors
+    /// None of this name, or another one is the system pool.
+    pub fn set_system_pool(&mut self, name: &str, system: bool) -> Result<(), ControlError> {
+        let key = Key::Pool(name.to_owned());
+        let there = self.model.pools.get(name).cloned();
+        let there = there.ok_or_else(|| Self::not_found(&key))?;
+        if there.spec.system() == system {
+            return Ok(());
+        }
+        if system {
+            self.check_no_system_pool(name)?;
+        }
+        let spec = PoolSpec {
+            system: system.then_some(true),
+            ..there.spec.clone()
+        };
+        let generation = self.generation();
+        let stored = Arc::new(Stored { spec, generation });
+        self.put(key, Some(Object::Pool(stored)));
+        Ok(())
     }
 
     /// Refuses a name whose volumes would hide block devices.
@@ -238,7 +292,7 @@ impl Transaction<'_> {
             });
         }
         self.check_pool_name(new_name)?;
-        self.detach_pool(name, expected, false)?;
+        self.forget_pool(name, expected, false)?;
         let spec = PoolSpec {
             name: new_name.to_owned(),
             ..there.spec.clone()
@@ -255,8 +309,27 @@ impl Transaction<'_> {
     /// Lets go of a pool whose volumes nothing uses.
     ///
     /// # Errors
-    /// None of this name unless `allow_missing`, another generation, or a user.
+    /// None of this name unless `allow_missing`, another generation, a user, or it is the system pool.
     pub fn detach_pool(
+        &mut self,
+        name: &str,
+        expected: Option<u64>,
+        allow_missing: bool,
+    ) -> Result<(), ControlError> {
+        let there = self.model.pools.get(name);
+        if there.is_some_and(|there| there.spec.system()) {
+            return Err(ControlError::Precondition {
+                subject: name.to_owned(),
+                problem: format!(
+                    "pool {name:?} is the system pool, which holds the node's own state; pool set \
+                     {name} --no-system comes first"
+                ),
+            });
+        }
+        self.forget_pool(name, expected, allow_missing)
+    }
+
+    fn forget_pool(
         &mut self,
         name: &str,
         expected: Option<u64>,

@@ -6,6 +6,7 @@
 mod commands;
 mod device;
 mod function;
+mod look;
 mod owner;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

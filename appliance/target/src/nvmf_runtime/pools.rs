@@ -663,6 +663,22 @@ impl Pool for Handle {
         self.0.engine.diff(from, to, offset, limit)
     }
 
+    fn is_system(&self) -> Work<bool> {
+        self.0.engine.is_system()
+    }
+
+    fn node_state(&self) -> Work<lvol::NodeState> {
+        self.0.engine.node_state()
+    }
+
+    fn put_node_state(&self, change: lvol::NodeChange) -> Work<()> {
+        self.0.engine.put_node_state(change)
+    }
+
+    fn replace_node_state(&self, state: lvol::NodeState) -> Work<()> {
+        self.0.engine.replace_node_state(state)
+    }
+
     fn operations(&self) -> Work<Vec<v1::Operation>> {
         self.0.engine.operations()
     }

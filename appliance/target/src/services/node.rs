@@ -19,7 +19,12 @@ const TIMEOUT_MS_MAX: u64 = 600_000;
 
 impl Services {
     fn node(&self) -> Node {
-        let facts = self.control.runtime().facts();
+        let mut facts = self.control.runtime().facts();
+        let keeper = self.control.keeper();
+        facts
+            .notices
+            .extend(keeper.and_then(|keeper| keeper.notice()));
+        let system_pool = keeper.and_then(|keeper| keeper.pool()).unwrap_or_default();
         let about = &self.control.about;
         let pending = self.control.all_pending(PENDING_MAX);
         let (revision, objects, limits) = self.control.read(|view| {
@@ -66,6 +71,7 @@ impl Services {
                 })
                 .collect(),
             notices: facts.notices,
+            system_pool,
             limits: Some(Limits {
                 subsystems_max: count(limits.subsystems_max),
                 namespaces_per_subsystem_max: limits.namespaces_per_subsystem_max,

@@ -167,6 +167,9 @@ impl Services {
             let problem = format!("{uuid}: a new pool gets one of its own; leave it out");
             return Err(ControlError::field(what, "pool.uuid", problem));
         }
+        if spec.system() && self.control.keeper().is_none() {
+            return Err(self.no_keeper(&spec.name));
+        }
         let (warning, critical) = (request.warning_percent, request.critical_percent);
         let change = pool_change(&what, &v1::Pool::default(), (warning, critical))?;
         let change = PoolChange {
@@ -223,11 +226,14 @@ impl Services {
                     name: there,
                     bdev_name: bdev,
                     uuid: None,
+                    system: None,
                 };
-                return self
+                let stored = self
                     .control
                     .change_with(Attach::Open, |edit| edit.attach_pool(spec.clone()))
-                    .await;
+                    .await?;
+                self.recognise_system_pool(&spec.name).await;
+                return self.stored_pool(&spec.name).or(Ok(stored));
             }
             Some(there) => format!("block device {bdev:?} holds pool {there:?}, not {name:?}"),
             None => format!("block device {bdev:?} holds no pool; make one with pool create"),
@@ -238,6 +244,69 @@ impl Services {
         })
     }
 
+    /// An imported pool may be the one that this node's state was kept in, or another node's was.
+    async fn recognise_system_pool(&self, name: &str) {
+        let (Some(_), Ok(pool)) = (self.control.keeper(), self.open_pool(name)) else {
+            return;
+        };
+        let is_system = pool.is_system().await;
+        if !is_system.is_ok_and(|is_system| is_system) {
+            return;
+        }
+        let known = self
+            .control
+            .change(|edit| edit.set_system_pool(name, true))
+            .await;
+        if let Err(error) = known {
+            let text = format!(
+                "it is marked as a system pool, and is not used as one: {error}; or take the mark off \
+                 it, else the next start finds two: pool set {name} --no-system"
+            );
+            tracing::warn!(pool = name, text, "imported");
+            self.control
+                .tell(EventType::Fault, "pool", name.to_owned(), text);
+        }
+    }
+
+    /// Makes a pool the system pool, or not any more.
+    async fn set_system_pool(&self, name: &str, system: bool) -> Result<(), ControlError> {
+        let keeper = self.control.keeper();
+        if system {
+            let keeper = keeper.ok_or_else(|| self.no_keeper(name))?;
+            self.control
+                .change(|edit| edit.set_system_pool(name, true))
+                .await?;
+            let adopted = keeper.adopt().await;
+            return adopted.map_err(|reason| ControlError::Failed {
+                what: format!("keeping the state of the node in pool {name}"),
+                reason,
+            });
+        }
+        self.control
+            .change(|edit| edit.set_system_pool(name, false))
+            .await?;
+        // One that is not there keeps its mark.
+        let Ok(pool) = self.open_pool(name) else {
+            return Ok(());
+        };
+        let change = PoolChange {
+            system: Some(false),
+            ..PoolChange::default()
+        };
+        pool.change(change).await
+    }
+
+    fn no_keeper(&self, name: &str) -> ControlError {
+        ControlError::Precondition {
+            subject: name.to_owned(),
+            problem: format!(
+                "this node keeps its state in {}; aditd has a system pool only when it is started \
+                 with --system-pool",
+                self.control.about.state_dir.display()
+            ),
+        }
+    }
+
     async fn change_pool(self, request: UpdatePoolRequest) -> Result<(), ControlError> {
         let UpdatePoolRequest {
             name,
@@ -245,8 +314,18 @@ impl Services {
             remove_labels,
             warning_percent,
             critical_percent,
+            system,
         } = request;
         let what = format!("pool {name:?}");
+        if let Some(system) = system {
+            let _gate = self.pool_gate.lock().await;
+            self.control.check_serving()?;
+            self.set_system_pool(&name, system).await?;
+            let is_all = labels.is_empty() && remove_labels.is_empty();
+            if is_all && warning_percent.is_none() && critical_percent.is_none() {
+                return Ok(());
+            }
+        }
         let pool = self.pool_to_change(&name)?;
         let _gate = self.limits_gate.lock().await;
         let there = pool.reading().await?;
@@ -365,6 +444,7 @@ fn pool_change(
         labels: Vec::new(),
         warning_percent: warning,
         critical_percent: critical,
+        system: None,
     })
 }
 

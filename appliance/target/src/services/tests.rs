@@ -64,6 +64,7 @@ async fn create_pool(
             name: name.into(),
             bdev_name: bdev.into(),
             uuid: None,
+            system: None,
         }),
         cluster_size_bytes,
         ..v1::CreatePoolRequest::default()
@@ -888,6 +889,7 @@ async fn a_pool_keeps_labels_and_thresholds() {
                 name: "p".into(),
                 bdev_name: "b0".into(),
                 uuid: None,
+                system: None,
             }),
             labels: map(&[("tier", tier)]),
             warning_percent: warning,
@@ -919,6 +921,7 @@ async fn a_pool_keeps_labels_and_thresholds() {
             remove_labels: vec!["tier".into()],
             warning_percent: warning,
             critical_percent: critical,
+            system: None,
         };
         services.update_pool(Request::new(request))
     };

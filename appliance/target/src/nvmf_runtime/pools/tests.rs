@@ -35,6 +35,7 @@ fn spec() -> PoolSpec {
         name: "p".into(),
         bdev_name: "b0".into(),
         uuid: None,
+        system: None,
     }
 }
 
@@ -45,6 +46,7 @@ const CREATE: Attach = Attach::Create {
         labels: Vec::new(),
         warning_percent: None,
         critical_percent: None,
+        system: None,
     },
 };
 

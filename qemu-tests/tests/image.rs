@@ -512,7 +512,9 @@ fn a_node_with_a_system_pool_comes_back_by_itself_after_a_power_cut() {
     };
     let (before, shown) = (identity(&storage), storage.ctl("node show"));
     assert!(shown.contains("tank") && !shown.contains(notice), "{shown}");
-    until("the port", || storage.node().forward(storage.port, 4420).ok());
+    until("the port", || {
+        storage.node().forward(storage.port, 4420).ok()
+    });
 
     let mut host = Guest::builder("host")
         .memory_mib(512)
@@ -541,7 +543,9 @@ fn a_node_with_a_system_pool_comes_back_by_itself_after_a_power_cut() {
         // Nobody says anything to it.
         storage.power_on(Boot::Kernel);
         log.interrupt(&host, record);
-        until("the port", || storage.node().forward(storage.port, 4420).ok());
+        until("the port", || {
+            storage.node().forward(storage.port, 4420).ok()
+        });
         log.progress(&host, 2, patience(240)).unwrap();
         println!("{:.1?}: serves again by itself", start.elapsed());
         assert_eq!(identity(&storage), before);

@@ -38,6 +38,10 @@ const CALL_PAUSE: Duration = Duration::from_secs(60);
 /// Batches in one transaction.
 const GROUP_MAX: usize = 256;
 
+/// What is missing, and what to do.
+const NO_POOL: &str = "no pool is the system pool; make one with pool create NAME BDEV --system, or \
+     pool set NAME --system";
+
 type Done = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
 
 /// A batch on its way.
@@ -161,22 +165,18 @@ impl Keeper {
             (Status::Nowhere, Some(problem)) => {
                 Some(format!("degraded: state is kept in memory only: {problem}"))
             }
-            (Status::Nowhere, None) => Some(
-                "state is kept in memory only: no pool is the system pool; make one with pool \
-                 create NAME BDEV --system, or pool set NAME --system"
-                    .to_owned(),
-            ),
+            (Status::Nowhere, None) => Some(format!("state is kept in memory only: {NO_POOL}")),
         }
     }
 
-    /// Refuses what must outlive a power cut while the system pool is not there.
+    /// Refuses what must outlive a power cut while there is no system pool, or it is not there.
     pub(crate) fn check_kept(&self) -> Result<(), ControlError> {
-        match self.status() {
-            Status::Lost { pool, why } => Err(ControlError::Store(CommitError::NotKept {
-                reason: format!("system pool {pool:?}: {why}"),
-            })),
-            _ => Ok(()),
-        }
+        let reason = match self.status() {
+            Status::Kept(_) => return Ok(()),
+            Status::Lost { pool, why } => format!("system pool {pool:?}: {why}"),
+            Status::Nowhere => NO_POOL.to_owned(),
+        };
+        Err(ControlError::Store(CommitError::NotKept { reason }))
     }
 }
 
@@ -434,7 +434,9 @@ impl KeeperTask {
         name: Option<&str>,
         change: NodeChange,
     ) -> Option<String> {
-        let name = name?;
+        let Some(name) = name else {
+            return Some(NO_POOL.to_owned());
+        };
         if change.changes.is_empty() {
             return None;
         }

@@ -290,14 +290,16 @@ async fn what_was_acknowledged_comes_back_after_a_power_cut() {
 }
 
 #[tokio::test]
-async fn without_a_system_pool_a_node_says_that_its_state_is_in_memory() {
+async fn without_a_system_pool_state_is_in_memory_and_nothing_is_promised() {
     let node = power_on(&Drives::new()).await;
     assert_eq!(node.control.state(), NodeState::Serving);
     let notice = node.keeper().notice().unwrap();
     assert!(notice.contains("no pool is the system pool"), "{notice}");
     node.create_pool("data", "b0", false).await;
     node.apply(&subsystem()).await.unwrap();
-    node.reserve(1).await.unwrap();
+    let refused = node.reserve(1).await.unwrap_err();
+    assert!(refused.contains("no pool is the system pool"), "{refused}");
+    assert_eq!(node.reservations.of(NQN, 1, key().uuid), Default::default());
     let drives = node.drives();
     assert_eq!(drives["b0"].inner().node_state, Default::default());
     node.end().await;

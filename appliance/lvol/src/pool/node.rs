@@ -13,7 +13,7 @@ use metastore::pool::{METADATA_BLOCK_BYTES, MetadataDevice, PoolStore, PoolStore
 use super::check::Checking;
 use super::disk::Host;
 use super::metadata::Metadata;
-use super::open::{check_fits, next_records, read_superblock};
+use super::open::{Record, check_fits, next_records, read_superblock};
 use super::repair::{Fix, Problem};
 use super::worker::{PoolOptions, PoolWorker};
 use crate::LvolError;
@@ -170,7 +170,7 @@ impl PoolWorker {
     }
 }
 
-fn all_records(store: &PoolStore) -> Result<Vec<(Vec<u8>, Vec<u8>)>, LvolError> {
+fn all_records(store: &PoolStore) -> Result<Vec<Record>, LvolError> {
     let (mut all, mut from) = (Vec::new(), Vec::new());
     loop {
         let entries = next_records(store, Table::Node, &mut from, SCAN_RECORDS)?;

@@ -177,7 +177,7 @@ mod tests {
             at: "a".to_owned(),
             found: Err("did not answer".to_owned()),
         };
-        assert!(problem(&[silent.clone()]).contains("a: did not answer"));
+        assert!(problem(std::slice::from_ref(&silent)).contains("a: did not answer"));
         // What is found elsewhere is used all the same.
         let drives = [silent, looked("b", "tank", Some(kept()))];
         assert!(matches!(decide(&drives), Beginning::Kept { .. }));

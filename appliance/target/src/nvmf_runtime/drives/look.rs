@@ -86,7 +86,9 @@ impl Drives {
         };
         // Nobody waits any more for what comes late.
         let _ = tell.send((address.to_owned(), looked));
-        prepared.map(let_go);
+        if let Some(prepared) = prepared {
+            let_go(prepared);
+        }
     }
 
     fn look_at_namespaces(&self, address: &str, prepared: &PreparedDrive) -> Vec<Looked> {

@@ -190,7 +190,19 @@ impl Fabric {
 
     /// Removes a device, as if it were pulled out.
     pub fn remove_device(&self, device: &str) {
-        self.0.lock().remove_device(device);
+        self.0.lock().remove_device(device, true);
+    }
+
+    /// Removes a device as soft-RoCE does: there is no event of the device, only of identifiers
+    /// that have an address of it.
+    pub fn remove_device_silently(&self, device: &str) {
+        self.0.lock().remove_device(device, false);
+    }
+
+    /// Whether there are domains or completion queues of devices that were removed.
+    #[must_use]
+    pub fn holds_removed_devices(&self) -> bool {
+        self.0.lock().holds_removed_devices()
     }
 
     /// Brings a device back that was removed: as a new one of the same name and address.

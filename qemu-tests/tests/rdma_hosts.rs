@@ -125,8 +125,8 @@ fn hosts_of_any_kind_leave_nothing_behind() {
 
     let steady = format!("{} >/share/steady 2>&1", hosts("steady /run/stop"));
     let steady = guest.spawn(&format!("{TOOLS}{steady}")).unwrap();
-    let script = format!("grep -q begins /share/steady || {{ cat /share/steady; exit 1; }}");
-    wait_until(&mut guest, "the steady host", &script, 60);
+    let script = "grep -q begins /share/steady || { cat /share/steady; exit 1; }";
+    wait_until(&mut guest, "the steady host", script, 60);
     let hostile = guest
         .spawn(&format!("{TOOLS}{}", hosts("hostile")))
         .unwrap();

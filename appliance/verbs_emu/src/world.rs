@@ -201,6 +201,7 @@ pub(crate) struct World {
     /// Whether the time that is spent in here is counted.
     pub(crate) is_timed: bool,
     pub(crate) time_inside: Duration,
+    pub(crate) calls: u64,
     nodes: usize,
     next_number: u32,
     next_port: u16,
@@ -229,6 +230,7 @@ impl World {
             is_eager: false,
             is_timed: false,
             time_inside: Duration::ZERO,
+            calls: 0,
             nodes: 0,
             next_number: 1,
             next_port: 20_000,

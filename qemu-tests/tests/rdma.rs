@@ -254,3 +254,85 @@ fn nothing_is_lost_when_the_target_is_killed_or_the_controller_is_reset() {
     );
     guest.power_off().unwrap();
 }
+
+/// Goal: an RDMA device that is removed costs the paths through it and nothing else: `aditd` lets go
+/// of it, so that the removal ends; a host with a path over TCP sees no error; and the listener is back
+/// with the device. So too when no connection is there, and when the only listener has no address of
+/// its own. Method: `rdma link delete` under a verifying fio over both paths, twice, then without
+/// hosts, then with a listener at 0.0.0.0 only.
+#[test]
+fn a_device_that_is_removed_costs_its_path_alone() {
+    if skip_without_qemu() {
+        return;
+    }
+    let mut guest = boot("rdma-removed", "");
+    let tcp_port = PORT + 1;
+    run(
+        &mut guest,
+        &format!("ctl listener add {NQN} tcp://{ADDRESS}:{tcp_port} --wait"),
+    );
+    let listener = format!("ctl listener list | grep rdma://{ADDRESS}:{PORT}");
+    let is_lost = format!("{listener} | grep removed");
+    let is_back = format!("if {is_lost}; then exit 1; fi\nctl check {NQN}");
+    // What has the device's file open holds its removal up.
+    let removed = "timeout 60 rdma link delete rxe0
+         if ls -l /proc/$(cat /run/aditd.pid)/fd | grep infiniband/uverbs; then exit 1; fi
+         ctl node show >/dev/null";
+    let restored = "rdma link add rxe0 type rxe netdev rdma0";
+    let until = |guest: &mut Guest, what: &str, script: &str| {
+        let script = format!("{TOOLS}{script}");
+        if let Err(error) = guest.wait_until(what, &script, patience(60)) {
+            fail(guest, &format!("{error:?}\n{}", guest.serial()));
+        }
+    };
+
+    let over_tcp = guest.nvme_connect_at("tcp", ADDRESS, tcp_port, NQN, "");
+    let over_tcp = over_tcp.unwrap();
+    for round in 0..2 {
+        let over_rdma = connect(&mut guest);
+        let device = guest.wait_for_namespace(NQN, 1).unwrap();
+        run(
+            &mut guest,
+            "for each in /sys/class/nvme-subsystem/*/iopolicy; do echo round-robin >$each; done",
+        );
+        let job = guest.spawn(&format!(
+            "{FIO} --name=removed{round} --filename={device} --rw=randwrite --bs=4k --iodepth=16 \
+             --size=12M --rate_iops=,1000"
+        ));
+        let name = device.trim_start_matches("/dev/");
+        let script = format!("set -- $(cat /sys/block/{name}/stat); echo $5; [ $5 -ge 500 ]");
+        until(&mut guest, "writes over both paths", &script);
+        run(&mut guest, removed);
+        until(&mut guest, "the listener to be pending", &is_lost);
+        let path = format!("[ ! -e /sys/class/nvme/{} ]", over_rdma.name);
+        until(&mut guest, "the path to be gone", &path);
+        join(&mut guest, job.unwrap());
+        wait_for_state(&mut guest, &over_tcp, "live");
+        run(&mut guest, restored);
+        until(&mut guest, "the listener to be back", &is_back);
+    }
+    assert!(!guest.serial().contains("I/O error"), "{}", guest.serial());
+    guest.nvme_disconnect(NQN).unwrap();
+
+    run(&mut guest, removed);
+    until(&mut guest, "the listener to be pending", &is_lost);
+    run(&mut guest, restored);
+    until(&mut guest, "the listener to be back", &is_back);
+    run(
+        &mut guest,
+        &format!(
+            "ctl listener remove {NQN} rdma://{ADDRESS}:{PORT}
+             ctl listener add {NQN} rdma://0.0.0.0:{PORT} --wait
+             {removed}\n{restored}"
+        ),
+    );
+    until(
+        &mut guest,
+        "the listener at any address to take the device",
+        &format!(
+            "ctl perf rdma://{ADDRESS}:{PORT}/{NQN} --workload randrw --verify --io-size 4KiB \
+             --count 100"
+        ),
+    );
+    guest.power_off().unwrap();
+}

@@ -38,9 +38,9 @@ impl RdmaGroup {
         if let Some(mut id) = accepted.id.take() {
             let _ = id.reject(&reject.to_bytes());
         }
-        if self.may_warn() {
+        if let Some(untold) = self.may_warn() {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, peer = remote, "a connection was rejected");
+            tracing::warn!(error, peer = remote, untold, "a connection was rejected");
         }
     }
 

@@ -154,6 +154,10 @@ impl Connection {
         }
     }
 
+    pub(crate) fn qid(&self) -> Qid {
+        self.qid
+    }
+
     pub(crate) fn is_ending(&self) -> bool {
         self.phase == Phase::Draining
     }

@@ -66,17 +66,22 @@ impl DeviceEvents {
     /// Fetches what the device has to tell, for everyone.
     fn fetch(&self) {
         while let Some(event) = self.device.poll_async_event() {
-            for subscriber in lock(&self.subscribers).iter() {
-                let mut pending = lock(&subscriber.pending);
-                if pending.len() == PENDING_MAX {
-                    pending.pop_front();
-                }
-                pending.push_back(event.kind);
-                // It is full only after 2^64 notes.
-                let _ = subscriber.wake.write(1);
-            }
-            self.version.fetch_add(1, Ordering::Release);
+            self.tell(event.kind);
         }
+    }
+
+    /// Has every group see an event.
+    pub(crate) fn tell(&self, kind: AsyncEventKind) {
+        for subscriber in lock(&self.subscribers).iter() {
+            let mut pending = lock(&subscriber.pending);
+            if pending.len() == PENDING_MAX {
+                pending.pop_front();
+            }
+            pending.push_back(kind);
+            // It is full only after 2^64 notes.
+            let _ = subscriber.wake.write(1);
+        }
+        self.version.fetch_add(1, Ordering::Release);
     }
 }
 

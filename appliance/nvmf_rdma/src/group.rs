@@ -21,6 +21,7 @@ use verbs::{AsyncEventKind, CmChannel, CmEventKind, RecvWr, WcStatus, WorkComple
 
 use crate::RdmaOptions;
 use crate::admit::release;
+use crate::closing::{Bound, Closings, Why};
 use crate::commands::Commands;
 use crate::connection::{Connection, End, Phase};
 use crate::group_device::GroupDevice;
@@ -40,8 +41,8 @@ const BATCHES_PER_POLL: usize = 4;
 const PATIENCE: u32 = 64;
 /// Events of the connection manager handled in one poll.
 const EVENTS_PER_POLL: usize = 64;
-/// Broken protocols are told in the log at most this often.
-const WARN_INTERVAL: Duration = Duration::from_secs(1);
+/// Devices that were removed without an event are looked for this often.
+const REMOVAL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What the connections of a group share.
 pub(crate) struct GroupIo {
@@ -71,7 +72,9 @@ pub(crate) struct RdmaGroup {
     pub(crate) half_open: Timeouts<ConnectionId>,
     draining: Timeouts<ConnectionId>,
     next_event_check: Option<Instant>,
-    next_warning: Option<Instant>,
+    next_removal_check: Option<Instant>,
+    warnings: Bound,
+    closings: Closings,
     pub(crate) idle_polls: u32,
     /// The time of the last call that told it.
     pub(crate) now: Option<Instant>,
@@ -123,7 +126,9 @@ impl RdmaGroup {
             half_open: Timeouts::new(options.half_open_timeout_ms),
             draining: Timeouts::new(options.linger_timeout_ms),
             next_event_check: None,
-            next_warning: None,
+            next_removal_check: None,
+            warnings: Bound::default(),
+            closings: Closings::default(),
             idle_polls: 0,
             now: None,
         })
@@ -143,6 +148,10 @@ impl RdmaGroup {
             self.next_event_check = Some(now + EVENT_INTERVAL);
             work += self.poll_events(core);
             work += self.expire(core);
+        }
+        if self.next_removal_check.is_none_or(|at| at <= now) {
+            self.next_removal_check = Some(now + REMOVAL_INTERVAL);
+            self.shared.look_for_removed();
         }
         work += self.poll_queues(core);
         if work > 0 {
@@ -272,46 +281,33 @@ impl RdmaGroup {
         }
     }
 
-    pub(crate) fn may_warn(&mut self) -> bool {
+    /// How many warnings were not given since the last, if one may be.
+    pub(crate) fn may_warn(&mut self) -> Option<u64> {
         let now = self.now();
-        if self.next_warning.is_some_and(|at| now < at) {
-            return false;
-        }
-        self.next_warning = Some(now + WARN_INTERVAL);
-        true
+        self.warnings.take(now)
     }
 
     /// A work request failed.
     #[cold]
     fn failed<C: Commands>(&mut self, core: &mut C, id: ConnectionId, wc: &WorkCompletion) {
-        // Flushed: the host or the connection manager has ended it, and tells so otherwise; or
-        // something failed, whose completion is on its way.
+        // Flushed: something failed before, or somebody else failed the queue pair.
         if wc.status != WcStatus::Flushed {
             count(&self.totals.transport_errors);
-            if self.may_warn()
-                && let Some(connection) = self.slab.get(id)
-            {
-                let peer = &connection.peer.remote;
-                let (status, vendor) = (wc.status, wc.vendor_err);
-                tracing::warn!(%peer, %status, vendor, "closed: a work request failed");
-            }
         }
-        self.close_with(core, id, CloseReason::Peer);
+        self.close_for(core, id, Why::WorkRequest(wc.status, wc.vendor_err));
         self.dirty_one(id);
     }
 
     #[cold]
     fn end<C: Commands>(&mut self, core: &mut C, id: ConnectionId, end: End) {
-        if let End::Protocol(what) = end {
-            count(&self.totals.protocol_errors);
-            if self.may_warn()
-                && let Some(connection) = self.slab.get(id)
-            {
-                let peer = &connection.peer.remote;
-                tracing::warn!(%peer, what, "closed: the host broke the protocol");
+        let why = match end {
+            End::Protocol(what) => {
+                count(&self.totals.protocol_errors);
+                Why::Protocol(what)
             }
-        }
-        self.close_with(core, id, CloseReason::ProtocolError);
+            End::Refused => Why::NoQpair,
+        };
+        self.close_for(core, id, why);
     }
 
     // Events come.
@@ -323,9 +319,9 @@ impl RdmaGroup {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
                 Err(error) => {
-                    if self.may_warn() {
+                    if let Some(untold) = self.may_warn() {
                         let error = &error as &dyn std::error::Error;
-                        tracing::error!(error, "cannot read events of connections");
+                        tracing::error!(error, untold, "cannot read events of connections");
                     }
                     break;
                 }
@@ -333,9 +329,10 @@ impl RdmaGroup {
             work += 1;
             let id = ConnectionId(event.context as u32);
             match event.kind {
-                CmEventKind::Disconnected | CmEventKind::Failed | CmEventKind::Rejected => {
-                    self.close_with(core, id, CloseReason::Peer);
+                CmEventKind::Disconnected | CmEventKind::Rejected => {
+                    self.close_for(core, id, Why::Host);
                 }
+                CmEventKind::Failed => self.close_for(core, id, Why::Unreachable(event.status)),
                 CmEventKind::DeviceRemoval => {
                     if let Some(device) = self.slab.get(id).map(|connection| connection.device) {
                         self.device_failed(core, device);
@@ -365,7 +362,7 @@ impl RdmaGroup {
             AsyncEventKind::QpFatal { qp_num } => {
                 if let Some(id) = self.find(index, qp_num) {
                     count(&self.totals.transport_errors);
-                    self.close_with(core, id, CloseReason::Peer);
+                    self.close_for(core, id, Why::QpFatal);
                 }
             }
             AsyncEventKind::QpLastWqeReached { qp_num } => {
@@ -411,7 +408,7 @@ impl RdmaGroup {
         self.shared.forget(&device.shared);
         for id in self.slab.ids() {
             if self.slab.get(id).is_some_and(|c| c.device == index) {
-                self.close_with(core, id, CloseReason::Peer);
+                self.close_for(core, id, Why::Device);
                 self.finish(id);
             }
         }
@@ -434,7 +431,7 @@ impl RdmaGroup {
             if is_half_open(&self.slab, id) {
                 work += 1;
                 count(&self.totals.timed_out);
-                self.close_with(core, id, CloseReason::ProtocolError);
+                self.close_for(core, id, Why::TimedOut);
             }
         }
         while let Some(id) = self.draining.pop_due(now) {
@@ -447,12 +444,7 @@ impl RdmaGroup {
         work
     }
 
-    pub(crate) fn close_with<C: Commands>(
-        &mut self,
-        core: &mut C,
-        id: ConnectionId,
-        _reason: CloseReason,
-    ) {
+    pub(crate) fn close_for<C: Commands>(&mut self, core: &mut C, id: ConnectionId, why: Why) {
         let now = self.now();
         let Some(connection) = self.slab.get_mut(id) else {
             return;
@@ -463,6 +455,7 @@ impl RdmaGroup {
         if connection.is_ending() {
             return;
         }
+        self.closings.tell(connection, why, now);
         connection.begin_close(core, device);
         let slab = &self.slab;
         let drains = |id: ConnectionId| slab.get(id).is_some_and(Connection::is_ending);
@@ -537,11 +530,11 @@ impl RdmaGroup {
         connection.gather(device, &self.io);
         if !connection.post(device, &mut self.io) {
             count(&self.totals.transport_errors);
-            self.close_with(core, id, CloseReason::Peer);
+            self.close_for(core, id, Why::NotPosted);
         } else if let Some(reason) = connection.close_when_sent
             && !connection.has_responses()
         {
-            self.close_with(core, id, reason);
+            self.close_for(core, id, Why::Target(reason));
         }
         1
     }
@@ -580,12 +573,12 @@ impl TransportGroup for RdmaGroup {
     }
 
     fn close(&mut self, core: &mut Core, connection: ConnectionId, reason: CloseReason) {
-        self.close_with(core, connection, reason);
+        self.close_for(core, connection, Why::Target(reason));
     }
 
     fn close_all(&mut self, core: &mut Core, reason: CloseReason) {
         for id in self.slab.ids() {
-            self.close_with(core, id, reason);
+            self.close_for(core, id, Why::Target(reason));
         }
     }
 
@@ -601,7 +594,8 @@ impl TransportGroup for RdmaGroup {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        [self.half_open.next(), self.draining.next()]
+        let removal = self.next_removal_check;
+        [self.half_open.next(), self.draining.next(), removal]
             .into_iter()
             .flatten()
             .min()

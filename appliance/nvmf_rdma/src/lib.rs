@@ -38,6 +38,7 @@
 
 mod accepted;
 mod admit;
+mod closing;
 mod commands;
 mod connection;
 mod device_events;

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use fabric_wire::TransportAddress;
 use fabric_wire::rdma::{CmStatus, ConnectReject, ConnectRequest};
 use nvmf::transport::{Acceptor, NewConnection, Peer, TransportId};
-use verbs::{CmChannel, CmEvent, CmEventKind, CmId, ConnParam, Provider};
+use verbs::{CmChannel, CmEvent, CmEventKind, CmId, ConnParam};
 
 use crate::RdmaOptions;
 use crate::accepted::{Accepted, ConnectionTicket};
+use crate::memory::Devices;
 use crate::stats::{RdmaStats, count};
 use crate::timeouts::Rate;
 
@@ -64,6 +65,7 @@ pub(crate) struct RdmaAcceptor {
     listener: Option<Box<dyn CmId>>,
     retry: Option<Retry>,
     lost: Arc<LostListeners>,
+    devices: Arc<Devices>,
     channel: Box<dyn CmChannel>,
     options: Arc<RdmaOptions>,
     stats: Arc<RdmaStats>,
@@ -77,7 +79,7 @@ impl RdmaAcceptor {
     pub(crate) fn new(
         transport: TransportId,
         address: &Arc<TransportAddress>,
-        provider: &dyn Provider,
+        devices: &Arc<Devices>,
         options: &Arc<RdmaOptions>,
         stats: &Arc<RdmaStats>,
         lost: &Arc<LostListeners>,
@@ -85,7 +87,7 @@ impl RdmaAcceptor {
         let socket_address = address
             .socket_addr()
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let mut channel = provider.cm_channel()?;
+        let mut channel = devices.provider.cm_channel()?;
         let backlog = options.acceptor_backlog.into();
         let listener = channel.listen(0, socket_address, backlog)?;
         let socket_address = listener.local_addr().unwrap_or(socket_address);
@@ -96,6 +98,7 @@ impl RdmaAcceptor {
             listener: Some(listener),
             retry: None,
             lost: Arc::clone(lost),
+            devices: Arc::clone(devices),
             channel,
             rate: Rate::new(options.accept_rate_per_s),
             options: Arc::clone(options),
@@ -110,6 +113,7 @@ impl RdmaAcceptor {
     /// devices that are there.
     #[cold]
     fn lose(&mut self, now: Instant) {
+        self.devices.look_for_removed();
         if self.socket_address.ip().is_unspecified() || self.listener.take().is_none() {
             return;
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dma::{BackingPreference, IoBuf, IobufPool, Region, RegionOptions};
-use verbs::{Access, Device, Mr, Pd, Provider, Sge, VerbsError};
+use verbs::{Access, AsyncEventKind, Device, Mr, Pd, Provider, Sge, VerbsError};
 
 use crate::device_events::DeviceEvents;
 
@@ -56,6 +56,29 @@ impl Devices {
         shared.pool_keys(iobuf)?;
         known.insert(device.info().name.clone(), Arc::clone(&shared));
         Ok(shared)
+    }
+
+    /// Lets go of devices that were removed, and has the poll groups do so: not every driver tells who
+    /// has no connection there, and the removal may wait for them.
+    pub(crate) fn look_for_removed(&self) {
+        let mut gone = Vec::new();
+        lock(&self.known).retain(|_, shared| {
+            let is_removed = shared.device.is_removed();
+            if is_removed {
+                gone.push(Arc::clone(shared));
+            }
+            !is_removed
+        });
+        if gone.is_empty() {
+            return;
+        }
+        for shared in gone {
+            let device = &shared.device.info().name;
+            tracing::info!(device, "a device was removed");
+            shared.events.tell(AsyncEventKind::DeviceFatal);
+        }
+        // The provider lets go of them too. What it finds is not asked for.
+        let _ = self.provider.devices();
     }
 
     /// A device is gone: one of the same name is another one.

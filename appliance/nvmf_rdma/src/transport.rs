@@ -79,7 +79,7 @@ impl Transport for RdmaTransport {
         Ok(Box::new(RdmaAcceptor::new(
             id,
             address,
-            &*self.devices.provider,
+            &self.devices,
             &self.options,
             &self.stats,
             &self.lost,

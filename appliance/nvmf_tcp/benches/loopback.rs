@@ -58,6 +58,8 @@ fn cases() -> Vec<Case> {
                     has_digests: true,
                     ..base
                 });
+            }
+            if queue_depth > 1 {
                 cases.push(Case {
                     is_null: true,
                     ..base
@@ -102,7 +104,8 @@ fn main() {
         }
         let time = Duration::from_secs(seconds);
         if which != "iops" {
-            println!("{label:40} {:>8.0} ns CPU", run_in_turns(case, time));
+            let (ns, ios) = run_in_turns(case, time);
+            println!("{label:40} {ns:>8.0} ns CPU, {ios} I/Os in all");
         }
         if which != "cpu" {
             let (iops, latency_us) = run(case, time);
@@ -177,17 +180,17 @@ impl Pump for Timed {
 }
 
 /// Nanoseconds of the target's CPU time for an I/O.
-fn run_in_turns(case: Case, time: Duration) -> f64 {
+fn run_in_turns(case: Case, time: Duration) -> (f64, u64) {
     let mut timed = Timed {
         served: serve(case),
         cpu: Duration::ZERO,
     };
     let address = timed.served.address.clone();
     let (_admin, mut load) = connect(case, &address, &mut timed);
-    load.run(&mut timed, Duration::from_millis(300));
+    let (before, _) = load.run(&mut timed, Duration::from_millis(300));
     timed.cpu = Duration::ZERO;
     let (done, _) = load.run(&mut timed, time);
-    timed.cpu.as_nanos() as f64 / done as f64
+    (timed.cpu.as_nanos() as f64 / done as f64, before + done)
 }
 
 /// Keeps `depth` commands under way.

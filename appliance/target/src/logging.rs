@@ -190,6 +190,16 @@ impl Text {
 }
 
 impl Visit for Text {
+    /// With its causes: an error does not repeat them.
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        let _ = write!(
+            self.fields,
+            " {}={}",
+            field.name(),
+            crate::error::chain(value)
+        );
+    }
+
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let _ = match field.name() {
             "message" => write!(self.message, "{value:?}"),
@@ -334,6 +344,30 @@ mod tests {
         }
         assert_eq!(limit.admit(start + WINDOW), Some(7));
         assert_eq!(limit.admit(start + WINDOW), Some(0));
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the device cannot be used")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn an_error_is_told_with_its_causes() {
+        let (queue, lines) = sync_channel(1);
+        let layer = QueueLayer {
+            queue,
+            lost: Arc::default(),
+            limits: Mutex::default(),
+        };
+        tracing::subscriber::with_default(Registry::default().with(layer), || {
+            let error = Outer(std::io::Error::other("the peer is gone"));
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "it failed");
+        });
+        let Message::Line(line) = lines.try_recv().unwrap() else {
+            panic!()
+        };
+        let text = "it failed error=the device cannot be used: the peer is gone";
+        assert_eq!(line.text, text);
     }
 
     #[test]

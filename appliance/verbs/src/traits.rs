@@ -150,6 +150,10 @@ pub trait Device: Send + Sync + Debug {
     /// # Errors
     /// The system's reason: no such port, or the device is gone.
     fn active_mtu(&self, port: u8) -> Result<u32, VerbsError>;
+    /// Whether it was removed, as far as the system tells without being told: some drivers send no
+    /// event to who has no connection there. The removal may wait until all objects on the device
+    /// are dropped. Reads a file: not for each poll.
+    fn is_removed(&self) -> bool;
     /// The next event of the device, if there is one. Never blocks. Each event is given once,
     /// whoever asks.
     fn poll_async_event(&self) -> Option<AsyncEvent>;

@@ -121,6 +121,7 @@ impl Drop for WorldGuard<'_> {
         IS_INSIDE.set(false);
         if let Some(since) = self.since {
             self.world.time_inside += since.elapsed();
+            self.world.calls += 1;
         }
     }
 }
@@ -153,6 +154,13 @@ impl Fabric {
     #[must_use]
     pub fn time_inside(&self) -> Duration {
         self.0.lock().time_inside
+    }
+
+    /// Calls of the double since [`Fabric::time`]. Each costs its caller a little that
+    /// [`Fabric::time_inside`] does not have.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.0.lock().calls
     }
 
     /// Adds a node without devices.
@@ -190,7 +198,19 @@ impl Fabric {
 
     /// Removes a device, as if it were pulled out.
     pub fn remove_device(&self, device: &str) {
-        self.0.lock().remove_device(device);
+        self.0.lock().remove_device(device, true);
+    }
+
+    /// Removes a device as soft-RoCE does: there is no event of the device, only of identifiers
+    /// that have an address of it.
+    pub fn remove_device_silently(&self, device: &str) {
+        self.0.lock().remove_device(device, false);
+    }
+
+    /// Whether there are domains or completion queues of devices that were removed.
+    #[must_use]
+    pub fn holds_removed_devices(&self) -> bool {
+        self.0.lock().holds_removed_devices()
     }
 
     /// Brings a device back that was removed: as a new one of the same name and address.

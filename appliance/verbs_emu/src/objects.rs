@@ -87,6 +87,10 @@ impl Device for EmuDevice {
         }))))
     }
 
+    fn is_removed(&self) -> bool {
+        self.shared.lock().devices[self.index].is_removed
+    }
+
     fn active_mtu(&self, _port: u8) -> Result<u32, VerbsError> {
         self.shared.lock().check_device(self.index)?;
         Ok(4096)

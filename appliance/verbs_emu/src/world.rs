@@ -201,6 +201,7 @@ pub(crate) struct World {
     /// Whether the time that is spent in here is counted.
     pub(crate) is_timed: bool,
     pub(crate) time_inside: Duration,
+    pub(crate) calls: u64,
     nodes: usize,
     next_number: u32,
     next_port: u16,
@@ -229,6 +230,7 @@ impl World {
             is_eager: false,
             is_timed: false,
             time_inside: Duration::ZERO,
+            calls: 0,
             nodes: 0,
             next_number: 1,
             next_port: 20_000,
@@ -351,12 +353,20 @@ impl World {
         }
     }
 
-    pub(crate) fn remove_device(&mut self, name: &str) {
+    pub(crate) fn holds_removed_devices(&self) -> bool {
+        let is_removed = |device: usize| self.devices[device].is_removed;
+        self.pds.values().any(|device| is_removed(*device))
+            || self.cqs.values().any(|cq| is_removed(cq.device))
+    }
+
+    pub(crate) fn remove_device(&mut self, name: &str, has_event: bool) {
         let Some(index) = self.find_device(name) else {
             return;
         };
         self.devices[index].is_removed = true;
-        self.async_event(index, AsyncEventKind::DeviceFatal);
+        if has_event {
+            self.async_event(index, AsyncEventKind::DeviceFatal);
+        }
         let qps: Vec<u32> = self.qps.keys().copied().collect();
         for qp_num in qps {
             if self.qps[&qp_num].device == index {

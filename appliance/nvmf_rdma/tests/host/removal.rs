@@ -59,3 +59,35 @@ fn a_listener_that_was_removed_does_not_come_back() {
     let (_host, event) = served.ask(&request.to_bytes(), &PARAM);
     assert!(matches!(event.kind, CmEventKind::Rejected), "{event:?}");
 }
+
+/// Goal: a device whose driver tells nobody of its removal is let go of, so that the removal, which
+/// may wait for that, can end: with connections there, after them, and before any. Method: the double
+/// removes it without an event of the device; in the last round nobody listens there either, so that
+/// no identifier is told.
+#[test]
+fn a_device_that_goes_silently_is_let_go() {
+    let address = "rdma://10.0.0.1:4420".parse().unwrap();
+    for round in 0..4 {
+        let mut served = Served::new(round, round % 2 == 0);
+        let hosts = (round == 0).then(|| served.associate());
+        if round % 2 == 1 {
+            drop(served.associate());
+            served.drain();
+        }
+        if round == 3 {
+            drop(served.target.stop_listening(&address));
+            served.turn();
+        }
+        served.fabric.remove_device_silently("target0");
+        // A poll group has nothing there before its first connection.
+        assert_eq!(served.fabric.holds_removed_devices(), round != 2);
+        served.until(|served| !served.fabric.holds_removed_devices());
+        drop(hosts);
+        if round < 3 {
+            served.until(|served| served.transport.listener_lost(&address).is_some());
+            served.fabric.restore_device("target0");
+            served.until(|served| served.transport.listener_lost(&address).is_none());
+            served.associate();
+        }
+    }
+}

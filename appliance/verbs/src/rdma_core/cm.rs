@@ -140,11 +140,12 @@ impl RdmaCmChannel {
         }))
     }
 
-    /// Reads an event, and takes over what is in it.
+    /// Reads an event, and takes over what is in it. `own` is what the library failed at itself, if
+    /// the event says so.
     ///
     /// # Safety
     /// `event` was given by the library and has not been acknowledged.
-    unsafe fn take(&self, event: *mut sys::rdma_cm_event) -> CmEvent {
+    unsafe fn take(&self, event: *mut sys::rdma_cm_event, own: &io::Error) -> CmEvent {
         use sys::rdma_cm_event_type as t;
         // SAFETY: the event and what it names live until it is acknowledged. Of its parameters the
         // member for connections is set for the kinds that are read here; for others its memory is
@@ -178,6 +179,10 @@ impl RdmaCmChannel {
             retry_count: conn.retry_count,
             rnr_retry_count: conn.rnr_retry_count,
         };
+        if kind == t::RDMA_CM_EVENT_DEVICE_REMOVAL {
+            // SAFETY: as above.
+            self.devices.removed(unsafe { (*id).verbs });
+        }
         let is_request = kind == t::RDMA_CM_EVENT_CONNECT_REQUEST;
         let about = if is_request { listener } else { id };
         // SAFETY: an identifier with an event that is not acknowledged is alive.
@@ -202,6 +207,16 @@ impl RdmaCmChannel {
             t::RDMA_CM_EVENT_TIMEWAIT_EXIT => CmEventKind::TimewaitExit,
             other => CmEventKind::Other(other),
         };
+        // The library answers the peer's reply itself. A status of -1 says that this failed, and
+        // is no EPERM.
+        let status = match (&kind, status) {
+            (CmEventKind::Failed, -1) => match own.raw_os_error() {
+                Some(errno) if errno != 0 => -errno,
+                _ => -libc::ECONNABORTED,
+            },
+            (CmEventKind::Failed, status) => -status.saturating_abs(),
+            (_, status) => status,
+        };
         CmEvent {
             context,
             kind,
@@ -218,23 +233,24 @@ impl CmChannel for RdmaCmChannel {
 
     fn poll(&mut self) -> Result<Option<CmEvent>, VerbsError> {
         let mut event = ptr::null_mut();
+        nix::errno::Errno::clear();
         // SAFETY: the channel lives; `event` is written.
         let result = unsafe { sys::rdma_get_cm_event(self.inner.0, &raw mut event) };
+        let own = io::Error::last_os_error();
         if result != 0 {
-            let error = io::Error::last_os_error();
-            return match error.raw_os_error() {
+            return match own.raw_os_error() {
                 Some(libc::EAGAIN | libc::EINTR) => Ok(None),
                 _ => Err(VerbsError::call(
                     "rdma_get_cm_event",
                     "the connection manager",
-                    error,
+                    own,
                 )),
             };
         }
         // SAFETY: an event of the library, acknowledged once, after everything was copied. A new
         // identifier is ours from here on: acknowledging does not destroy it.
         let taken = unsafe {
-            let taken = self.take(event);
+            let taken = self.take(event, &own);
             sys::rdma_ack_cm_event(event);
             taken
         };

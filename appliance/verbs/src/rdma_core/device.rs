@@ -5,9 +5,11 @@ use std::ffi::CStr;
 use std::fmt;
 use std::io;
 use std::mem;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::PathBuf;
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dma::Region;
 use rdma_mummy_sys as sys;
@@ -33,12 +35,47 @@ pub(super) struct RdmaDevice(Arc<DeviceInner>);
 struct DeviceInner {
     context: *mut sys::ibv_context,
     info: DeviceInfo,
+    /// Where sysfs has the device's file of verbs, until the device is removed.
+    sysfs: PathBuf,
+    /// The connection manager has told that it is being removed.
+    is_removed: AtomicBool,
 }
 
 // SAFETY: a context may be used from any thread, and is never closed (see `Devices`).
 unsafe impl Send for DeviceInner {}
 // SAFETY: as above.
 unsafe impl Sync for DeviceInner {}
+
+impl DeviceInner {
+    fn is_removed(&self) -> bool {
+        self.is_removed.load(Ordering::Relaxed) || matches!(self.sysfs.try_exists(), Ok(false))
+    }
+}
+
+/// Drivers that cannot take a device from its users, soft-RoCE among them, let its removal wait until
+/// nobody has its file open. librdmacm closes it late or never: it looks for devices that are gone
+/// only when it is asked for the others, and not at all when there are none. So the kernel's side is
+/// closed here, when the last object of a removed device is gone. The library's structure stays
+/// valid; each call with it fails. Some kilobytes of it are lost for each removal.
+impl Drop for DeviceInner {
+    fn drop(&mut self) {
+        if !self.is_removed() {
+            return;
+        }
+        // Nothing may be written to it, lest a command that is written seem to be carried out.
+        let Ok(nothing) = std::fs::File::open("/dev/null") else {
+            return;
+        };
+        // SAFETY: the context is never freed (see `Devices`), and its descriptors are open. All
+        // objects that use them hold a clone of the device, so they are gone; identifiers of the
+        // connection manager have descriptors of their own. The numbers stay taken.
+        unsafe {
+            for fd in [(*self.context).cmd_fd, (*self.context).async_fd] {
+                libc::dup3(nothing.as_raw_fd(), fd, libc::O_CLOEXEC);
+            }
+        }
+    }
+}
 
 impl fmt::Debug for RdmaDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -52,14 +89,17 @@ impl RdmaDevice {
     /// # Safety
     /// `context` is open and stays so for as long as the program runs.
     pub(super) unsafe fn new(context: *mut sys::ibv_context) -> Result<Self, VerbsError> {
-        // SAFETY: an open context has a device with a name that lives as long.
-        let name = unsafe {
-            let name = sys::ibv_get_device_name((*context).device);
-            if name.is_null() {
+        // SAFETY: an open context has a device with a name and a path that live as long.
+        let (name, sysfs) = unsafe {
+            let device = (*context).device;
+            let name = sys::ibv_get_device_name(device);
+            let name = if name.is_null() {
                 "?".to_owned()
             } else {
                 CStr::from_ptr(name).to_string_lossy().into_owned()
-            }
+            };
+            let path = CStr::from_ptr((&raw const (*device).dev_path).cast());
+            (name, PathBuf::from(path.to_string_lossy().into_owned()))
         };
         // SAFETY: plain numbers: all zero is a value of it.
         let mut attr: sys::ibv_device_attr = unsafe { mem::zeroed() };
@@ -80,7 +120,17 @@ impl RdmaDevice {
             numa_node,
             name,
         };
-        Ok(Self(Arc::new(DeviceInner { context, info })))
+        Ok(Self(Arc::new(DeviceInner {
+            context,
+            info,
+            sysfs,
+            is_removed: AtomicBool::new(false),
+        })))
+    }
+
+    /// The connection manager tells that it is being removed.
+    pub(super) fn set_removed(&self) {
+        self.0.is_removed.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn is(&self, other: &Self) -> bool {
@@ -198,6 +248,10 @@ impl Device for RdmaDevice {
         check("ibv_query_port", || self.name(), result)?;
         // 1 is 256 bytes, 5 is 4096.
         Ok(128 << attr.active_mtu.clamp(1, 5))
+    }
+
+    fn is_removed(&self) -> bool {
+        self.0.is_removed()
     }
 
     fn poll_async_event(&self) -> Option<AsyncEvent> {

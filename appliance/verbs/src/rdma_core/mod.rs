@@ -71,10 +71,12 @@ fn missing(library: &str, error: &io::Error) -> VerbsError {
 
 impl Provider for RdmaCore {
     fn devices(&self) -> Result<Vec<Arc<dyn Device>>, VerbsError> {
+        self.devices.let_go();
         self.devices.refresh()?;
         let known = self.devices.lock();
         let mut all: Vec<Arc<dyn Device>> = known
             .values()
+            .flatten()
             .map(|device| Arc::new(device.clone()) as Arc<dyn Device>)
             .collect();
         all.sort_by(|a, b| a.info().name.cmp(&b.info().name));
@@ -88,15 +90,33 @@ impl Provider for RdmaCore {
 
 /// The devices of librdmacm, by the address of their context.
 ///
-/// The library counts who uses a context and closes it when it is removed and unused. The lists that
-/// it was asked for are never given back: what is in here stays open for as long as the program
-/// runs. There is one list for each time that a device had appeared.
+/// The library counts who uses a context and frees it when it is removed and unused. The lists that
+/// it was asked for are never given back: no context in here is freed for as long as the program
+/// runs. There is one list for each time that a device had appeared. `None` stands for a device that
+/// was removed: whoever still has objects on it holds it.
 #[derive(Debug, Default)]
-struct Devices(Mutex<HashMap<usize, RdmaDevice>>);
+struct Devices(Mutex<HashMap<usize, Option<RdmaDevice>>>);
 
 impl Devices {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<usize, RdmaDevice>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Option<RdmaDevice>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets go of devices that were removed.
+    fn let_go(&self) {
+        let is_gone = |device: &RdmaDevice| device.is_removed();
+        for device in self.lock().values_mut() {
+            *device = device.take().filter(|device| !is_gone(device));
+        }
+    }
+
+    /// The connection manager tells that a device is being removed.
+    fn removed(&self, context: *mut sys::ibv_context) {
+        if let Some(device) = self.lock().get_mut(&context.addr())
+            && let Some(device) = device.take()
+        {
+            device.set_removed();
+        }
     }
 
     /// Looks for devices that have appeared.
@@ -125,7 +145,7 @@ impl Devices {
             // SAFETY: an open context of librdmacm that is never closed.
             match unsafe { RdmaDevice::new(context) } {
                 Ok(device) => {
-                    known.insert(context.addr(), device);
+                    known.insert(context.addr(), Some(device));
                 }
                 // It has gone while it was looked at.
                 Err(_) => continue,
@@ -144,11 +164,11 @@ impl Devices {
             return None;
         }
         let known = self.lock().get(&context.addr()).cloned();
-        if known.is_some() {
+        if let Some(known) = known {
             return known;
         }
         self.refresh().ok()?;
-        self.lock().get(&context.addr()).cloned()
+        self.lock().get(&context.addr()).cloned().flatten()
     }
 }
 

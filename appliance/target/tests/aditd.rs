@@ -421,7 +421,12 @@ async fn create_file_bdev(channel: &Channel, path: &Path) {
     };
     let request = v1::CreateBdevRequest { bdev: Some(bdev) };
     let mut client = BdevServiceClient::new(channel.clone());
-    client.create_bdev(request).await.unwrap();
+    let mut made = client.create_bdev(request).await.unwrap().into_inner();
+    while made.status.unwrap_or_default().state() != v1::ObjectState::Ready {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let request = v1::GetBdevRequest { name: "f0".into() };
+        made = client.get_bdev(request).await.unwrap().into_inner();
+    }
 }
 
 async fn node(channel: &Channel) -> v1::Node {

@@ -345,9 +345,9 @@ async fn a_pool_that_comes_late_gets_what_the_node_has() {
     let node = power_on(&Drives::new()).await;
     node.apply(&subsystem()).await.unwrap();
     node.create_pool("tank", "b0", false).await;
-    node.reserve(2).await.unwrap();
     node.set_system("tank", true).await;
     assert_eq!(node.keeper().pool().as_deref(), Some("tank"));
+    node.reserve(2).await.unwrap();
     let (keys, drives) = (node.keys(), node.drives());
     node.end().await;
     let node = power_on(&drives).await;

@@ -9,6 +9,7 @@ use ::initramfs::{Tree, decompress};
 use program_tests::{KilledChild, POLL_INTERVAL, program, until};
 use tempfile::TempDir;
 
+use crate::qemu::CPU;
 use crate::{HarnessError, HttpServer, VolatileDisk, patience, qemu, tools};
 
 const CONSOLE_TAIL_LINES: usize = 80;
@@ -293,7 +294,7 @@ impl ApplianceBuilder {
         let path = |name: &str| folder.join(name).display().to_string();
         // One processor: see `qemu::arguments`.
         let mut text = format!(
-            "-nodefaults -no-user-config -display none -no-reboot -cpu max -smp 1 \
+            "-nodefaults -no-user-config -display none -no-reboot -cpu {CPU} -smp 1 \
              -machine q35,kernel-irqchip=split -accel {accel} -m {} -device virtio-rng-pci \
              -serial file:{} -qmp unix:{},server=on,wait=off \
              -fw_cfg name=opt/io.adit/config,file={} \

@@ -54,13 +54,13 @@ impl Split {
             Op::Unmap | Op::WriteZeroes { .. } => self.max_unmap_blocks,
             _ => self.max_transfer_blocks,
         };
-        let piece = blocks.min(u64::from(limit)).min(self.to_boundary(lba));
+        let piece = blocks.min(u64::from(limit)).min(self.before_boundary(lba));
         u32::try_from(piece).unwrap_or(u32::MAX)
     }
 
     /// Blocks from `lba` to the next boundary.
     #[inline]
-    fn to_boundary(&self, lba: u64) -> u64 {
+    fn before_boundary(&self, lba: u64) -> u64 {
         let before = match self.boundary_mask {
             Some(mask) => return (mask - (lba & mask)).saturating_add(1),
             None => lba % u64::from(self.boundary_blocks),

@@ -1,5 +1,7 @@
 //! What stands around the image: the example of a DHCP and TFTP server, and the developer's machine.
 
+#![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
+
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};

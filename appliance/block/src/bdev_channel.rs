@@ -180,8 +180,8 @@ impl BdevChannel {
 
     /// The short way: checked, neither limited nor split nor held back, straight to the device.
     ///
-    /// Not inlined and with one way out, so that the device writes its answer where the caller
-    /// wants it: copying what was just written in other widths stalls for 20 ns.
+    /// Not inlined and with one way out: the answer is copied less often, and copying what was just
+    /// written in other widths stalls.
     #[inline(never)]
     fn submit_plain(&mut self, mut io: Io, entered_gate: bool, now: Instant) -> Submit {
         let tag = io.tag;
@@ -194,6 +194,7 @@ impl BdevChannel {
                 }
                 completion.io.tag = tag;
                 let io = &completion.io;
+                // As `account` would, which looks at more.
                 if completion.result.is_ok() && io.op.has_range() {
                     let bytes = u64::from(io.blocks) << self.block_shift;
                     self.stats.record(io.op.kind(), bytes, 0, false);

@@ -61,11 +61,10 @@ impl Split {
     /// Blocks from `lba` to the next boundary.
     #[inline]
     fn before_boundary(&self, lba: u64) -> u64 {
-        let before = match self.boundary_mask {
-            Some(mask) => return (mask - (lba & mask)).saturating_add(1),
-            None => lba % u64::from(self.boundary_blocks),
-        };
-        u64::from(self.boundary_blocks) - before
+        match self.boundary_mask {
+            Some(mask) => (mask - (lba & mask)).saturating_add(1),
+            None => u64::from(self.boundary_blocks) - lba % u64::from(self.boundary_blocks),
+        }
     }
 
     #[inline]

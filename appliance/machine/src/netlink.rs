@@ -64,14 +64,24 @@ pub(crate) fn wrong(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
+/// The first message of what was received, as kind and body, and what comes after it.
+fn first_message(packet: &[u8]) -> Result<(u16, &[u8], &[u8]), &'static str> {
+    let (Some(len), Some(kind)) = (read_u32(packet, 0), read_u16(packet, 4)) else {
+        return Err("a message is cut short");
+    };
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    let body = packet
+        .get(HEADER_LEN..len)
+        .ok_or("a message has a wrong length")?;
+    let rest = packet.get(len.next_multiple_of(4)..).unwrap_or_default();
+    Ok((kind, body, rest))
+}
+
 /// The messages in what was received: kind and body. Damage ends them.
 pub fn messages(mut packet: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
-        let (len, kind) = (read_u32(packet, 0)?, read_u16(packet, 4)?);
-        let len = usize::try_from(len).ok()?;
-        let body = packet.get(HEADER_LEN..len)?;
-        let next = len.checked_next_multiple_of(4)?;
-        packet = packet.get(next..).unwrap_or_default();
+        let (kind, body, rest) = first_message(packet).ok()?;
+        packet = rest;
         Some((kind, body))
     })
 }
@@ -79,14 +89,7 @@ pub fn messages(mut packet: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 /// Shows the messages of a packet to `look`, and returns the end if that is in it.
 pub(crate) fn read_packet(mut packet: &[u8], look: Look<'_>) -> io::Result<Option<io::Result<()>>> {
     while !packet.is_empty() {
-        let (len, kind) = match (read_u32(packet, 0), read_u16(packet, 4)) {
-            (Some(len), Some(kind)) => (len as usize, kind),
-            _ => return Err(wrong("a message is cut short")),
-        };
-        if len < HEADER_LEN || len > packet.len() {
-            return Err(wrong("a message has a wrong length"));
-        }
-        let body = &packet[HEADER_LEN..len];
+        let (kind, body, rest) = first_message(packet).map_err(wrong)?;
         match kind {
             MSG_DONE => return Ok(Some(Ok(()))),
             MSG_ERROR => {
@@ -101,7 +104,7 @@ pub(crate) fn read_packet(mut packet: &[u8], look: Look<'_>) -> io::Result<Optio
             kind if look(kind, body) => return Ok(Some(Ok(()))),
             _ => {}
         }
-        packet = packet.get(len.next_multiple_of(4)..).unwrap_or_default();
+        packet = rest;
     }
     Ok(None)
 }

@@ -22,7 +22,9 @@ use crate::config::{Endpoint, Tls};
 #[non_exhaustive]
 pub enum ServeError {
     /// The socket cannot be made.
-    #[error("cannot serve gRPC at unix:{path}: {source}; check that its directory exists")]
+    #[error(
+        "cannot serve gRPC at unix:{path}: {source}; its directory is made where the one above is there"
+    )]
     Unix {
         /// Its path.
         path: String,
@@ -90,6 +92,7 @@ pub async fn bind(endpoint: &Endpoint, tls: Option<&Tls>) -> Result<Bound, Serve
                 path: path.display().to_string(),
                 source,
             };
+            make_directory(path).map_err(failed)?;
             remove_stale(path).await?;
             let listener = UnixListener::bind(path).map_err(failed)?;
             let file = SocketFile(path.clone());
@@ -112,6 +115,17 @@ pub async fn bind(endpoint: &Endpoint, tls: Option<&Tls>) -> Result<Bound, Serve
                 tls,
             })
         }
+    }
+}
+
+/// Makes the directory of a socket: `/run/adit` is gone after each boot. What that would be in must be there:
+/// a path that was mistyped stays an error.
+fn make_directory(path: &Path) -> std::io::Result<()> {
+    match path.parent() {
+        Some(directory) if directory != Path::new("") && !directory.exists() => {
+            std::fs::create_dir(directory)
+        }
+        _ => Ok(()),
     }
 }
 
@@ -243,4 +257,24 @@ fn permitted(listener: UnixListener) -> Connections {
             }
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_directory_of_a_socket_is_made_and_no_more_than_that() {
+        let above = tempfile::tempdir().unwrap();
+        let socket = above.path().join("adit/aditd.sock");
+        let bound = bind(&Endpoint::Unix(socket.clone()), None).await.unwrap();
+        UnixStream::connect(&socket).await.unwrap();
+        drop(bound);
+        assert!(!socket.exists(), "it is taken away with its server");
+
+        let mistyped = above.path().join("a/b/aditd.sock");
+        let error = bind(&Endpoint::Unix(mistyped), None).await.unwrap_err();
+        assert!(matches!(error, ServeError::Unix { .. }), "{error}");
+        assert!(!above.path().join("a").exists());
+    }
 }

@@ -59,7 +59,7 @@ impl VolumeChannel {
         full.or_else(|| cluster_in_part(granularity, chain, place))
     }
 
-    /// Not inlined and with one way out, so that the device writes its answer where the caller wants it.
+    /// Not inlined and with one way out: its answer is copied less often.
     #[inline(never)]
     pub(super) fn submit_in_place(&mut self, mut io: Io, found: InPlace, now: Instant) -> Submit {
         let (op, lba, blocks, number) = (io.op, io.lba, io.blocks, io.tag);

@@ -594,7 +594,9 @@ impl TransportGroup for RdmaGroup {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let removal = self.next_removal_check;
+        // Who makes a device known is a group that is awake, and looks at it from then on.
+        let is_any_known = self.shared.is_any_known();
+        let removal = self.next_removal_check.filter(|_| is_any_known);
         [self.half_open.next(), self.draining.next(), removal]
             .into_iter()
             .flatten()

@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use dma::{ChannelOptions, IobufChannel, IobufPool};
+use fabric_wire::rdma::KeyedSgl;
 use nvmf::transport::ConnectionId;
 use verbs::{CompChannel, Cq, RecvWr, Srq, VerbsError, WorkCompletion};
 
@@ -53,6 +54,8 @@ pub(crate) struct GroupDevice {
     pub(crate) connections: usize,
     pub(crate) is_dead: bool,
     is_armed: bool,
+    /// Of the command that is being begun.
+    pub(crate) sgl: KeyedSgl,
     /// Empty between posts.
     requests: Vec<RecvWr>,
 }
@@ -95,6 +98,7 @@ impl GroupDevice {
             connections: 0,
             is_dead: false,
             is_armed: false,
+            sgl: KeyedSgl::default(),
             requests: Vec::new(),
             shared,
         };

@@ -17,6 +17,7 @@
 //! - [`Adit`]: an `aditd` with its state directory, and `aditctl` to talk to it. It can be killed
 //!   and started again.
 //! - [`VolatileDisk`]: a disk of a guest that loses what was not flushed when the power is cut.
+//! - [`aditd_guest`]: what tests do with a guest in which `aditd` itself runs.
 //! - [`FlushLog`]: a guest writes records to a device, a flush after each, and the test knows which
 //!   must be there.
 //!
@@ -30,6 +31,7 @@
 //! kills its process. When the test is failing, logs are printed and kept. Should the test itself
 //! be killed, the kernel takes its children along (`setpriv --pdeathsig`).
 
+pub mod aditd_guest;
 mod appliance;
 mod flush_log;
 mod guest;

@@ -3,22 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
 
-use qemu_tests::{Controller, Guest, Job, patience, skip_without_qemu};
+use qemu_tests::aditd_guest::{RDMA_MODULES, connect_rdma, join, run, wait_for_state, wait_until};
+use qemu_tests::{Controller, Guest, skip_without_qemu};
 
 const NQN: &str = "nqn.2026-11.io.adit:rdma";
 /// Where the target listens, on a network device that leads nowhere else.
 const ADDRESS: &str = "10.9.0.1";
 const PORT: u16 = 4420;
-/// Modules in the order in which they are needed: rxe looks for its checksum without asking for it.
-const MODULES: &str = "crc32_generic rdma_rxe ib_uverbs rdma_ucm nvme-rdma dummy";
-/// Shell functions for all scripts in the guest.
-const TOOLS: &str = r#"
-ctl() { /programs/aditctl --server unix:/run/adit/aditd.sock "$@"; }
-start() { mkdir -p /run/adit
-    /programs/aditd --state-dir /run/adit --grpc unix:/run/adit/aditd.sock --reactors 1 \
-        >>/share/aditd.log 2>&1 & echo $! >/run/aditd.pid
-    until ctl node show >/dev/null 2>&1; do kill -0 $(cat /run/aditd.pid); sleep 0.1; done; }
-"#;
 /// Every block carries its own number and a checksum; the first that is wrong ends the run.
 const FIO: &str = "fio --ioengine=libaio --direct=1 --group_reporting --eta=never \
     --verify=crc32c --verify_fatal=1 --do_verify=1 --randrepeat=0";
@@ -31,7 +22,7 @@ fn boot(name: &str, options: &str) -> Guest {
     run(
         &mut guest,
         &format!(
-            "modprobe -a {MODULES}
+            "modprobe -a {RDMA_MODULES} dummy
              ip link add rdma0 type dummy
              ip link set rdma0 mtu 4200 up
              ip address add {ADDRESS}/24 dev rdma0
@@ -47,39 +38,9 @@ fn boot(name: &str, options: &str) -> Guest {
     guest
 }
 
-fn run(guest: &mut Guest, script: &str) -> String {
-    match guest.run(&format!("{TOOLS}{script}")) {
-        Ok(stdout) => stdout,
-        Err(error) => fail(guest, &format!("{error:?}")),
-    }
-}
-
-fn join(guest: &mut Guest, job: Job) -> String {
-    match guest.join(job, patience(600)) {
-        Ok(output) => output.stdout,
-        Err(error) => fail(guest, &format!("{error:?}")),
-    }
-}
-
-fn wait_for_state(guest: &mut Guest, controller: &Controller, state: &str) {
-    if let Err(error) = guest.wait_for_state(controller, state, patience(90)) {
-        fail(guest, &format!("{error:?}"));
-    }
-}
-
-/// Ends the test with what `aditd` has logged.
-fn fail(guest: &Guest, what: &str) -> ! {
-    let log = std::fs::read_to_string(guest.share().join("aditd.log")).unwrap_or_default();
-    panic!("{what}\n--- aditd ---\n{log}");
-}
-
 /// The guest's kernel connects over RDMA.
 fn connect(guest: &mut Guest) -> Controller {
-    let options = "--keep-alive-tmo 5";
-    match guest.nvme_connect_at("rdma", ADDRESS, PORT, NQN, options) {
-        Ok(controller) => controller,
-        Err(error) => fail(guest, &format!("{error:?}")),
-    }
+    connect_rdma(guest, ADDRESS, PORT, NQN, "--keep-alive-tmo 5")
 }
 
 /// Goal: the two programs understand each other through the libraries of rdma-core, with every way
@@ -185,9 +146,7 @@ fn a_linux_host_works_over_rdma_and_keeps_its_tcp_path() {
     ));
     let name = device.trim_start_matches("/dev/");
     let script = format!("set -- $(cat /sys/block/{name}/stat); echo $5; [ $5 -ge 500 ]");
-    guest
-        .wait_until("writes over both paths", &script, patience(120))
-        .unwrap();
+    wait_until(&mut guest, "writes over both paths", &script, 120);
     run(
         &mut guest,
         &format!("ctl listener remove {NQN} rdma://{ADDRESS}:{PORT}"),
@@ -227,9 +186,7 @@ fn nothing_is_lost_when_the_target_is_killed_or_the_controller_is_reset() {
         // Field 5: writes that ended.
         let what = format!("{writes} writes");
         let script = format!("set -- $(cat /sys/block/{name}/stat); echo $5; [ $5 -ge {writes} ]");
-        if let Err(error) = guest.wait_until(&what, &script, patience(300)) {
-            fail(guest, &format!("{error:?}"));
-        }
+        wait_until(guest, &what, &script, 300);
     };
 
     written(&mut guest, WRITES / 8);
@@ -280,10 +237,7 @@ fn a_device_that_is_removed_costs_its_path_alone() {
          ctl node show >/dev/null";
     let restored = "rdma link add rxe0 type rxe netdev rdma0";
     let until = |guest: &mut Guest, what: &str, script: &str| {
-        let script = format!("{TOOLS}{script}");
-        if let Err(error) = guest.wait_until(what, &script, patience(60)) {
-            fail(guest, &format!("{error:?}\n{}", guest.serial()));
-        }
+        wait_until(guest, what, script, 60);
     };
 
     let over_tcp = guest.nvme_connect_at("tcp", ADDRESS, tcp_port, NQN, "");

@@ -4,60 +4,24 @@
 
 use std::fs;
 
-use qemu_tests::{Guest, Job, patience, skip_without_qemu};
+use qemu_tests::aditd_guest::{RDMA_MODULES, join, run, spawn, wait_until};
+use qemu_tests::{Guest, skip_without_qemu};
 
 const NQN: &str = "nqn.2026-11.io.adit:rdma-hosts";
 const PORT: u16 = 4420;
-/// The order of modules matters: rxe looks for its checksum without asking for it.
-const MODULES: &str = "crc32_generic rdma_rxe ib_uverbs rdma_ucm nvme-rdma";
 const ADDRESS: &str = "10.0.2.15";
 /// The queues of the crowd.
 const CROWD: &str = "128 queues";
 /// Time to Connect: long enough for a crowd on an emulated machine.
 const CONNECT_TIMEOUT: &str = "10s";
-const TOOLS: &str = r#"
-ctl() { /programs/aditctl --server unix:/run/adit/aditd.sock "$@"; }
-start() { mkdir -p /run/adit $1
-    setsid /programs/aditd --state-dir $1 --grpc unix:/run/adit/aditd.sock --reactors 1 \
-        >>/share/aditd.log 2>&1 </dev/null & echo $! >/run/aditd.pid
-    until ctl node show >/dev/null 2>&1; do kill -0 $(cat /run/aditd.pid); sleep 0.1; done; }
-# What aditd has of a device. The kernel's host keeps completion queues of its own for the next time.
+/// Shell functions: memory of `aditd`, and what it has of a device. The kernel's host keeps completion
+/// queues of its own for the next time.
+const HELD: &str = r#"
 used() { for each in pd mr cq srq qp cm_id; do
     rdma resource show $each | grep -o 'pid [0-9]*' | while read _ pid; do
         [ ! -d /proc/$(cat /run/aditd.pid)/task/$pid ] || echo $each; done; done | sort | uniq -c; }
 resident() { grep VmRSS /proc/$(cat /run/aditd.pid)/status | tr -dc 0-9; }
-gone() { [ "$(ctl -o json controller list | grep -c cntlid)" = "$1" ]; }
 "#;
-
-fn run(guest: &mut Guest, script: &str) -> String {
-    match guest.run(&format!("{TOOLS}{script}")) {
-        Ok(stdout) => stdout,
-        Err(error) => fail(guest, &format!("{error:?}")),
-    }
-}
-
-fn wait_until(guest: &mut Guest, what: &str, script: &str, seconds: u64) -> String {
-    match guest.wait_until(what, &format!("{TOOLS}{script}"), patience(seconds)) {
-        Ok(stdout) => stdout,
-        Err(error) => fail(guest, &format!("{error:?}")),
-    }
-}
-
-/// Ends the test with what `aditd` has logged.
-fn fail(guest: &Guest, what: &str) -> ! {
-    let log = fs::read_to_string(guest.share().join("aditd.log")).unwrap_or_default();
-    panic!(
-        "{what}\n--- aditd ---\n{log}\n--- kernel ---\n{}",
-        guest.serial()
-    );
-}
-
-fn join(guest: &mut Guest, job: Job) -> String {
-    match guest.join(job, patience(240)) {
-        Ok(output) => output.stdout,
-        Err(error) => fail(guest, &format!("{error:?}")),
-    }
-}
 
 /// `rdma_hosts` in the guest.
 fn hosts(words: &str) -> String {
@@ -84,7 +48,7 @@ fn boot() -> Guest {
     let listed = run(
         &mut guest,
         &format!(
-            "modprobe -a {MODULES}
+            "modprobe -a {RDMA_MODULES}
              printf '[[nic]]\\nport = {{ interface = \"eth0\" }}\\nmode = \"verbs\"\\nsoft_roce = true\\n' \
                  >/run/verbs.toml
              ctl machine apply -f /run/verbs.toml --yes
@@ -118,18 +82,21 @@ fn hosts_of_any_kind_leave_nothing_behind() {
     let first = ["restless 10", "crowd 32"].map(hosts).join("\n");
     let first = run(&mut guest, &format!("{first}\n{}", kernel(1)));
     assert!(first.contains("32 queues"), "{first}");
-    wait_until(&mut guest, "the first hosts to be gone", "gone 0", 120);
-    let script = "used | tee /tmp/before; resident";
-    let before = run(&mut guest, script);
+    wait_until(
+        &mut guest,
+        "the first hosts to be gone",
+        "no_controllers",
+        120,
+    );
+    let script = format!("{HELD}used | tee /tmp/before; resident");
+    let before = run(&mut guest, &script);
     let kib = |printed: &str| -> u64 { printed.lines().last().unwrap().parse().unwrap() };
 
     let steady = format!("{} >/share/steady 2>&1", hosts("steady /run/stop"));
-    let steady = guest.spawn(&format!("{TOOLS}{steady}")).unwrap();
+    let steady = spawn(&mut guest, &steady);
     let script = "grep -q begins /share/steady || { cat /share/steady; exit 1; }";
     wait_until(&mut guest, "the steady host", script, 60);
-    let hostile = guest
-        .spawn(&format!("{TOOLS}{}", hosts("hostile")))
-        .unwrap();
+    let hostile = spawn(&mut guest, &hosts("hostile"));
     assert!(run(&mut guest, &hosts("restless 230")).contains("230 times"));
     let hostile = join(&mut guest, hostile);
     for part in ["7 rejected", "24 half-open ended", "200 asked"] {
@@ -142,8 +109,9 @@ fn hosts_of_any_kind_leave_nothing_behind() {
     join(&mut guest, steady);
     println!("{}", run(&mut guest, "cat /share/steady"));
 
-    let script = "gone 0; used >/tmp/now; diff /tmp/before /tmp/now; resident";
-    let after = wait_until(&mut guest, "nothing more than before", script, 120);
+    let script =
+        format!("{HELD}no_controllers; used >/tmp/now; diff /tmp/before /tmp/now; resident");
+    let after = wait_until(&mut guest, "nothing more than before", &script, 120);
     println!("{before}KiB resident, then {after}");
     assert!(kib(&after) < kib(&before) + (16 << 10), "{before}, {after}");
     let log = fs::read_to_string(guest.share().join("aditd.log")).unwrap();

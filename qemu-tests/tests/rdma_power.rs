@@ -2,8 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
 
-use std::fs;
-
+use qemu_tests::aditd_guest::{RDMA_MODULES, connect_rdma, fail, run, wait_for_state, wait_until};
 use qemu_tests::{
     Controller, FlushLog, Guest, GuestBuilder, Power, VolatileDisk, free_port, patience,
     skip_without_qemu,
@@ -12,44 +11,6 @@ use serde_json::json;
 
 const NQN: &str = "nqn.2026-11.io.adit:rdma-power";
 const PORT: u16 = 4420;
-/// The order of modules matters: rxe looks for its checksum without asking for it.
-const MODULES: &str = "crc32_generic rdma_rxe ib_uverbs rdma_ucm nvme-rdma ext4";
-const TOOLS: &str = r#"
-ctl() { /programs/aditctl --server unix:/run/adit/aditd.sock "$@"; }
-start() { mkdir -p /run/adit $1
-    setsid /programs/aditd --state-dir $1 --grpc unix:/run/adit/aditd.sock --reactors 1 \
-        >>/share/aditd.log 2>&1 </dev/null & echo $! >/run/aditd.pid
-    until ctl node show >/dev/null 2>&1; do kill -0 $(cat /run/aditd.pid); sleep 0.1; done; }
-"#;
-
-fn run(guest: &mut Guest, script: &str) -> String {
-    match guest.run(&format!("{TOOLS}{script}")) {
-        Ok(stdout) => stdout,
-        Err(error) => fail(guest, &format!("{error:?}")),
-    }
-}
-
-fn wait_until(guest: &mut Guest, what: &str, script: &str, seconds: u64) -> String {
-    match guest.wait_until(what, &format!("{TOOLS}{script}"), patience(seconds)) {
-        Ok(stdout) => stdout,
-        Err(error) => fail(guest, &format!("{error:?}")),
-    }
-}
-
-/// Ends the test with what `aditd` has logged.
-fn fail(guest: &Guest, what: &str) -> ! {
-    let log = fs::read_to_string(guest.share().join("aditd.log")).unwrap_or_default();
-    panic!(
-        "{what}\n--- aditd ---\n{log}\n--- kernel ---\n{}",
-        guest.serial()
-    );
-}
-
-fn wait_for_state(guest: &mut Guest, controller: &Controller, state: &str) {
-    if let Err(error) = guest.wait_for_state(controller, state, patience(120)) {
-        fail(guest, &format!("{error:?}"));
-    }
-}
 
 /// Two machines and the wire between them: datagrams, so that either may go and come back.
 struct Wire {
@@ -75,7 +36,7 @@ impl Wire {
 
 fn link(end: usize) -> String {
     format!(
-        "modprobe -a {MODULES}
+        "modprobe -a {RDMA_MODULES} ext4
          ip address add 10.9.1.{number}/24 dev eth1
          ip link set eth1 up
          rdma link add rxe0 type rxe netdev eth1\n",
@@ -106,10 +67,8 @@ impl Storage {
         let mut guest = self.wire.end(builder, 1).boot().unwrap();
         run(&mut guest, &link(1));
         let options = "--keep-alive-tmo 5 -i 1";
-        match guest.nvme_connect_at("rdma", "10.9.1.1", PORT, NQN, options) {
-            Ok(controller) => (guest, controller),
-            Err(error) => fail(&guest, &format!("{error:?}")),
-        }
+        let controller = connect_rdma(&mut guest, "10.9.1.1", PORT, NQN, options);
+        (guest, controller)
     }
 }
 
@@ -175,8 +134,7 @@ fn a_link_that_was_down_and_power_that_was_cut_lose_nothing() {
     let flushed = log.acknowledged(&host);
     assert!(!host.serial().contains("I/O error"), "{}", host.serial());
     host.cut();
-    let gone = "[ \"$(ctl -o json controller list | grep -c cntlid)\" = 0 ]";
-    wait_until(&mut target, "the host to be gone", gone, 120);
+    wait_until(&mut target, "the host to be gone", "no_controllers", 120);
     let (mut host, _) = storage.boot_host();
     let device = host.wait_for_namespace(NQN, 1).unwrap();
     let image = FlushLog::read(&mut host, &device, flushed).unwrap();

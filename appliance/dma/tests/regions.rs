@@ -320,6 +320,27 @@ fn ranges_outside_of_a_region_panic() {
     }
 }
 
+#[test]
+fn short_copies_are_exact_at_every_length_and_alignment() {
+    let region = plain(4096);
+    let data: Vec<u8> = (1..=255).collect();
+    for len in 0..=160 {
+        for offset in 0..17 {
+            region.write_at(0, &[0; 256]);
+            region.write_at(offset, &data[..len]);
+            let mut read = [0; 256];
+            region.read_at(0, &mut read);
+            let mut wanted = [0; 256];
+            wanted[offset..offset + len].copy_from_slice(&data[..len]);
+            assert_eq!(read, wanted, "{len} bytes at {offset}");
+            let mut part = vec![0xee; len + 2];
+            region.read_at(offset, &mut part[1..=len]);
+            assert_eq!(part[1..=len], data[..len]);
+            assert_eq!((part[0], part[len + 1]), (0xee, 0xee));
+        }
+    }
+}
+
 fn quiet() -> ProptestConfig {
     ProptestConfig {
         failure_persistence: None,

@@ -246,6 +246,11 @@ pub(crate) fn load_extra(
         list.push(wanted("rdma_rxe", false));
     }
     if ports.iter().any(|port| port.mode == NicMode::Verbs) {
+        // It brings rdma_cm and ib_uverbs. An adapter's driver has brought ib_uverbs before, if it is
+        // among the extra ones; else rdma_cm may come first. Nothing depends on which: the kernel shows
+        // each of them the devices that are there when it comes, and those that come later. Only the
+        // removal of a device is told to the one that came last first, and `aditd` lets go of it
+        // either way (`nvmf_rdma`).
         list.push(wanted("rdma_ucm", false));
     }
     load(system, index, words, config, &list)

@@ -286,7 +286,9 @@ impl Core {
     /// The response of a slot in [`Step::Respond`].
     pub fn take_response(&mut self, qpair: QpairId, slot: SlotId) -> Option<Response> {
         let entry = self.entry(qpair)?;
-        let (cqe, payload, data_len) = entry.queue.slot(slot).take_response();
+        let cell = entry.queue.slot(slot);
+        entry.queue.answered(&cell);
+        let (cqe, payload, data_len) = cell.take_response();
         Some(Response {
             cqe,
             payload,

@@ -212,11 +212,16 @@ impl Queue {
         slot.accept(sqe, in_capsule_len, !is_new);
     }
 
-    /// The slot's response has been sent: it may serve another command.
-    pub(crate) fn release(&self, slot: &Slot) {
+    /// The slot's response is with the transport. Once the host has it, it may use the command's
+    /// identifier again, and with RDMA that may come before the word that the response was sent.
+    pub(crate) fn answered(&self, slot: &Slot) {
         if !slot.is_duplicate() {
             self.cids.borrow_mut().remove(slot.sqe().cid());
         }
+    }
+
+    /// The slot's response has been sent: it may serve another command.
+    pub(crate) fn release(&self, slot: &Slot) {
         slot.response_sent();
         self.give_back(slot);
     }

@@ -1,9 +1,11 @@
-//! Two measurements on the double of verbs:
+//! Three measurements on the double of verbs:
 //!
 //! - CPU time of the target alone for an I/O, without what the double and its clock take. Target
 //!   and host take turns on one thread: also a busy machine gives figures that can be compared. The bench of
 //!   `nvmf_tcp` has the same figure, the kernel's part in it, with `MEASURE=cpu`.
 //! - Memory of a connection, with and without a shared receive queue, at 1,000 connections.
+//! - With `MEASURE=instructions`, under callgrind: what `instructions.sh` beside this file runs. A fixed
+//!   number of I/Os, of which callgrind counts the target's polls without the double's calls.
 //!
 //! `cargo bench -p nvmf_rdma [-- FILTER]`; `SECONDS=3` sets the time of each case.
 
@@ -25,11 +27,19 @@ use block::null::{Null, NullOptions};
 use dma::IobufOptions;
 use nix::time::{ClockId, clock_gettime};
 use nvme_spec::{Cid, Lba, Nsid, SglDescriptor, Sqe};
+use nvmf::PollGroup;
 use nvmf_rdma::RdmaOptions;
-use raw::{Host, Served, host_region};
+use raw::{Host, Polled, Served, host_region};
 use verbs_emu::{Fabric, is_inside};
 
 const BLOCKS: u64 = 1 << 20;
+/// Of a disk under callgrind, where everything takes fifty times as long.
+const BLOCKS_COUNTED: u64 = 1 << 14;
+/// I/Os that callgrind counts, and those before them.
+const IOS_COUNTED: u64 = 20_000;
+const IOS_BEFORE: u64 = 5_000;
+/// What the target's clock goes on by from poll to poll: the order of what a poll takes.
+const TURN: Duration = Duration::from_micros(10);
 const CONNECTIONS: u16 = 1000;
 /// A turn that takes so much longer than it has the core was interrupted.
 const INTERRUPTED: Duration = Duration::from_micros(5);
@@ -129,12 +139,18 @@ fn main() {
     let wanted = |label: &str| filter.as_ref().is_none_or(|filter| label.contains(filter));
     let seconds = std::env::var("SECONDS").ok();
     let seconds = seconds.and_then(|text| text.parse().ok()).unwrap_or(2);
+    let is_counted = std::env::var("MEASURE").is_ok_and(|which| which == "instructions");
     for case in cases() {
         let label = case.label();
-        if wanted(&label) {
+        if wanted(&label) && is_counted {
+            println!("{label}: {} I/Os", counted(case));
+        } else if wanted(&label) {
             let (ns, ios) = cpu_ns(case, Duration::from_secs(seconds));
             println!("{label:40} {ns:>8.0} ns CPU, {ios} I/Os in all");
         }
+    }
+    if is_counted {
+        return;
     }
     for no_srq in [false, true] {
         let label = format!("memory of a connection, no_srq {no_srq}");
@@ -150,30 +166,29 @@ fn cpu_time() -> Duration {
         .into()
 }
 
-/// Nanoseconds of the target's CPU time for an I/O, and how many I/Os ended with those before it
-/// was measured.
-fn cpu_ns(case: Case, time: Duration) -> (f64, u64) {
-    let fabric = Fabric::eager();
+/// A target that serves a disk of so many blocks, its admin connection, and the load on an I/O queue.
+fn start(case: Case, fabric: Fabric, blocks: u64) -> (Served, Host, Load) {
     let disk: Arc<dyn BlockDevice> = if case.is_null {
         Null::new(NullOptions {
             block_size: 512,
-            block_count: BLOCKS,
+            block_count: blocks,
         })
         .unwrap()
     } else {
-        Malloc::new(MallocOptions::new(512, BLOCKS)).unwrap()
+        Malloc::new(MallocOptions::new(512, blocks)).unwrap()
     };
     let iobuf = IobufOptions {
         small_pool_count: 16_384,
         large_pool_count: 256,
         ..IobufOptions::default()
     };
-    let mut served = Served::on(fabric.clone(), RdmaOptions::default(), iobuf, disk);
-    let (_admin, cntlid) = served.admin();
+    let mut served = Served::on(fabric, RdmaOptions::default(), iobuf, disk);
+    let (admin, cntlid) = served.admin();
     let io = served.io_queue(1, case.queue_depth + 1, cntlid);
     let mut load = Load {
         case,
         io,
+        blocks,
         free: (0..case.queue_depth).collect(),
         random: 88_172_645_463_325_252,
         data: vec![0x5a; case.len],
@@ -181,6 +196,29 @@ fn cpu_ns(case: Case, time: Duration) -> (f64, u64) {
     if !case.is_null {
         load.write_all(&mut served);
     }
+    (served, admin, load)
+}
+
+/// The target's turn, for callgrind, which begins to count where this begins and ends where it ends.
+#[inline(never)]
+fn counted_poll(group: &mut PollGroup, now: Instant) {
+    std::hint::black_box(group.poll(now));
+}
+
+/// Runs as many I/Os as callgrind is to count, after others; how many they were.
+fn counted(case: Case) -> u64 {
+    let (mut served, _admin, mut load) = start(case, Fabric::eager(), BLOCKS_COUNTED);
+    load.run_ios(&mut served, IOS_BEFORE, |group, now| {
+        group.poll(now);
+    });
+    load.run_ios(&mut served, IOS_COUNTED, counted_poll)
+}
+
+/// Nanoseconds of the target's CPU time for an I/O, and how many I/Os ended with those before it
+/// was measured.
+fn cpu_ns(case: Case, time: Duration) -> (f64, u64) {
+    let fabric = Fabric::eager();
+    let (mut served, _admin, mut load) = start(case, fabric.clone(), BLOCKS);
     fabric.time();
     let call = cost_of_a_call(&fabric);
     let before = load.run(&mut served, Duration::from_millis(300));
@@ -218,6 +256,7 @@ fn cost_of_a_call(fabric: &Fabric) -> f64 {
 struct Load {
     case: Case,
     io: Host,
+    blocks: u64,
     free: Vec<u16>,
     random: u64,
     data: Vec<u8>,
@@ -226,7 +265,7 @@ struct Load {
 impl Load {
     /// A RAM disk takes its memory when it is written first.
     fn write_all(&mut self, served: &mut Served) {
-        for lba in (0..BLOCKS).step_by(256) {
+        for lba in (0..self.blocks).step_by(256) {
             let keyed = self.io.keyed(0, 131_072);
             let sqe = Sqe::write(Cid(500), Nsid(1), Lba(lba), 256).with_sgl(keyed);
             self.io.send(&sqe, &[]);
@@ -240,7 +279,7 @@ impl Load {
             self.random ^= self.random >> 7;
             self.random ^= self.random << 17;
             let blocks = (self.case.len / 512) as u64;
-            let lba = Lba(self.random % (BLOCKS / blocks) * blocks);
+            let lba = Lba(self.random % (self.blocks / blocks) * blocks);
             let len = self.case.len as u32;
             let keyed = self.io.keyed(usize::from(cid) * self.case.len, len);
             let write = Sqe::write(Cid(cid), Nsid(1), lba, blocks as u32);
@@ -258,6 +297,39 @@ impl Load {
         }
     }
 
+    /// How many I/Os have ended.
+    fn take_responses(&mut self) -> u64 {
+        let mut done = 0;
+        loop {
+            match self.io.poll_one() {
+                Polled::Nothing => return done,
+                Polled::Other => {}
+                Polled::Response(cqe) => {
+                    assert!(cqe.status().is_success(), "{}", cqe.status());
+                    self.free.push(cqe.cid().0);
+                    done += 1;
+                }
+            }
+        }
+    }
+
+    /// Takes turns until so many I/Os have ended; how many did.
+    fn run_ios(
+        &mut self,
+        served: &mut Served,
+        ios: u64,
+        poll: impl Fn(&mut PollGroup, Instant),
+    ) -> u64 {
+        let mut done = 0;
+        while done < ios {
+            self.submit();
+            served.now += TURN;
+            poll(&mut served.group, served.now);
+            done += self.take_responses();
+        }
+        done
+    }
+
     /// How many I/Os ended, how many of them are measured, and the target's CPU time for those, less
     /// what the double took of it. The double's clock runs on while another program has the core:
     /// turns in which that happened are not measured.
@@ -267,20 +339,17 @@ impl Load {
         while Instant::now() < end {
             self.submit();
             let (inside, calls) = (served.fabric.time_inside(), served.fabric.calls());
+            served.now += TURN;
             let (begun, start) = (Instant::now(), cpu_time());
-            served.turn();
+            served.group.poll(served.now);
             let (took, elapsed) = (cpu_time() - start, begun.elapsed());
             // Not the two that ask.
             let calls = served.fabric.calls() - calls - 1;
             let inside = served.fabric.time_inside() - inside;
-            let before = sum.done;
-            while let Some(cqe) = self.io.poll() {
-                assert!(cqe.status().is_success(), "{}", cqe.status());
-                self.free.push(cqe.cid().0);
-                sum.done += 1;
-            }
+            let done = self.take_responses();
+            sum.done += done;
             if elapsed < took + INTERRUPTED {
-                sum.measured += sum.done - before;
+                sum.measured += done;
                 sum.cpu += took.saturating_sub(inside);
                 sum.calls += calls;
             }

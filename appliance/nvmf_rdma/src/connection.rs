@@ -252,10 +252,10 @@ impl Connection {
                 None => return Ok(()),
             },
         };
-        let sqe = set.sqe(index, &device.memory);
+        let mut sqe = set.sqe(index, &device.memory);
         let data_len = set.data_len(index);
         let parsed = set.with_descriptors(index, &sqe, &device.memory, |capsule| {
-            KeyedSgl::parse(&sqe, capsule)
+            device.sgl.read(&sqe, capsule)
         });
         let qpair = match self.qpair {
             Some(qpair) => qpair,
@@ -267,12 +267,12 @@ impl Connection {
                 }
             },
         };
-        let (sqe, sgl) = match parsed {
-            Ok(sgl) => (told(&sqe, &sgl), sgl),
-            Err(error) => (refusable(&sqe, error.status()), KeyedSgl::default()),
-        };
+        match parsed {
+            Ok(()) => tell_one(&mut sqe, &device.sgl),
+            Err(error) => sqe = refusable(&sqe, error.status()),
+        }
         // Descriptors in the capsule are not data.
-        let in_capsule_len = match sgl.place() {
+        let in_capsule_len = match device.sgl.place() {
             DataPlace::InCapsule { .. } => data_len,
             DataPlace::None | DataPlace::Keyed => 0,
         };
@@ -286,7 +286,7 @@ impl Connection {
         let request = self.request(slot);
         request.set_state(RequestState::Executing, &io.stats);
         request.is_io = is_io;
-        request.sgl = sgl;
+        request.sgl.copy_from(&device.sgl);
         request.posted_len = 0;
         let is_data_in_capsule = in_capsule_len > 0;
         request.receive = is_data_in_capsule.then_some(index);
@@ -734,13 +734,10 @@ impl Connection {
     }
 }
 
-/// The command as the target library shall see it: one descriptor with the length of all.
-fn told(sqe: &Sqe, sgl: &KeyedSgl) -> Sqe {
-    match sgl.place() {
-        DataPlace::Keyed if sqe.sgl().type_() == SglDescriptor::TYPE_LAST_SEGMENT => {
-            sqe.with_sgl(SglDescriptor::keyed(0, sgl.len(), 0, false))
-        }
-        _ => *sqe,
+/// Has the target library see one descriptor with the length of all.
+fn tell_one(sqe: &mut Sqe, sgl: &KeyedSgl) {
+    if sgl.place() == DataPlace::Keyed && sqe.sgl().type_() == SglDescriptor::TYPE_LAST_SEGMENT {
+        *sqe = sqe.with_sgl(SglDescriptor::keyed(0, sgl.len(), 0, false));
     }
 }
 

@@ -245,6 +245,10 @@ impl RdmaGroup {
         {
             receives.posted = receives.posted.saturating_sub(1);
         }
+        if !connection.is_dirty {
+            connection.is_dirty = true;
+            self.dirty.push(id);
+        }
         let is_receive = matches!(wr_id.kind, Kind::Receive | Kind::SharedReceive);
         let slot = SlotId(wr_id.index as u16);
         let result = if wc.status != WcStatus::Success {
@@ -265,7 +269,6 @@ impl RdmaGroup {
         } else {
             connection.on_completed(core, device, &self.io, wr_id.kind, slot)
         };
-        self.dirty_one(id);
         if let Err(end) = result {
             self.end(core, id, end);
         }
@@ -594,7 +597,9 @@ impl TransportGroup for RdmaGroup {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let removal = self.next_removal_check;
+        // Who makes a device known is a group that is awake, and looks at it from then on.
+        let is_any_known = self.shared.is_any_known();
+        let removal = self.next_removal_check.filter(|_| is_any_known);
         [self.half_open.next(), self.draining.next(), removal]
             .into_iter()
             .flatten()

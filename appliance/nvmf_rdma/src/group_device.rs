@@ -1,10 +1,12 @@
 //! A device within one poll group: its completion queue, and what its connections share.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use dma::{ChannelOptions, IobufChannel, IobufPool};
+use fabric_wire::rdma::KeyedSgl;
 use nvmf::transport::ConnectionId;
 use verbs::{CompChannel, Cq, RecvWr, Srq, VerbsError, WorkCompletion};
 
@@ -37,7 +39,29 @@ pub(crate) struct SharedReceives {
     pub(crate) srq: Arc<dyn Srq>,
     pub(crate) set: ReceiveSet,
     /// Whose a receive is, by the number of the queue pair.
-    pub(crate) owners: HashMap<u32, ConnectionId>,
+    pub(crate) owners: HashMap<u32, ConnectionId, BuildHasherDefault<QpNumHasher>>,
+}
+
+/// Hashes numbers of queue pairs. The device gives them, so nobody can choose some that collide.
+#[derive(Default)]
+pub(crate) struct QpNumHasher(u64);
+
+impl Hasher for QpNumHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32((self.0 as u32).rotate_left(8) ^ u32::from(*byte));
+        }
+    }
+
+    #[inline]
+    fn write_u32(&mut self, number: u32) {
+        // 2^64 by the golden ratio: neighbours come to lie far apart, in the upper bits too.
+        self.0 = u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
 }
 
 pub(crate) struct GroupDevice {
@@ -53,6 +77,8 @@ pub(crate) struct GroupDevice {
     pub(crate) connections: usize,
     pub(crate) is_dead: bool,
     is_armed: bool,
+    /// Of the command that is being begun.
+    pub(crate) sgl: KeyedSgl,
     /// Empty between posts.
     requests: Vec<RecvWr>,
 }
@@ -95,6 +121,7 @@ impl GroupDevice {
             connections: 0,
             is_dead: false,
             is_armed: false,
+            sgl: KeyedSgl::default(),
             requests: Vec::new(),
             shared,
         };
@@ -114,7 +141,7 @@ impl GroupDevice {
         self.receives = Some(SharedReceives {
             srq,
             set,
-            owners: HashMap::new(),
+            owners: HashMap::default(),
         });
         self.post_shared_receives(None);
         Ok(())

@@ -1,6 +1,7 @@
 //! Registered memory: the pool's regions once per device, and small slots beside them.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dma::{BackingPreference, IoBuf, IobufPool, Region, RegionOptions};
@@ -13,6 +14,8 @@ use crate::device_events::DeviceEvents;
 pub(crate) struct Devices {
     pub(crate) provider: Arc<dyn Provider>,
     known: Mutex<HashMap<String, Arc<SharedDevice>>>,
+    /// How many are known, for who asks without the lock.
+    count: AtomicUsize,
 }
 
 /// What the poll groups share of a device.
@@ -34,6 +37,7 @@ impl Devices {
         Arc::new(Self {
             provider,
             known: Mutex::default(),
+            count: AtomicUsize::new(0),
         })
     }
 
@@ -55,14 +59,20 @@ impl Devices {
         });
         shared.pool_keys(iobuf)?;
         known.insert(device.info().name.clone(), Arc::clone(&shared));
+        self.count.store(known.len(), Ordering::Relaxed);
         Ok(shared)
+    }
+
+    /// Whether there is a device that may be removed.
+    pub(crate) fn is_any_known(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > 0
     }
 
     /// Lets go of devices that were removed, and has the poll groups do so: not every driver tells who
     /// has no connection there, and the removal may wait for them.
     pub(crate) fn look_for_removed(&self) {
         let mut gone = Vec::new();
-        lock(&self.known).retain(|_, shared| {
+        self.retain(|shared| {
             let is_removed = shared.device.is_removed();
             if is_removed {
                 gone.push(Arc::clone(shared));
@@ -84,7 +94,13 @@ impl Devices {
     /// A device is gone: one of the same name is another one.
     pub(crate) fn forget(&self, gone: &Arc<SharedDevice>) {
         // Another group may have met the other one already.
-        lock(&self.known).retain(|_, shared| !Arc::ptr_eq(shared, gone));
+        self.retain(|shared| !Arc::ptr_eq(shared, gone));
+    }
+
+    fn retain(&self, mut stays: impl FnMut(&Arc<SharedDevice>) -> bool) {
+        let mut known = lock(&self.known);
+        known.retain(|_, shared| stays(shared));
+        self.count.store(known.len(), Ordering::Relaxed);
     }
 }
 

@@ -1,9 +1,11 @@
-//! Two measurements of each case over loopback:
+//! Three measurements over loopback, the first two of each case:
 //!
 //! - IOPS with one target thread and one client thread, both polling. Two quiet cores are needed
 //!   for figures that mean something.
 //! - CPU time of the target alone for an I/O, with target and client taking turns on one thread:
 //!   also a busy machine gives figures that can be compared.
+//! - With `MEASURE=instructions`, under callgrind: what `nvmf_rdma/benches/instructions.sh` runs. A
+//!   fixed number of I/Os, of which callgrind counts the target's polls, without the kernel.
 //!
 //! `cargo bench -p nvmf_tcp [-- FILTER]`; `SECONDS=3` sets the time of each measurement,
 //! `MEASURE=cpu` or `MEASURE=iops` takes one of the two only.
@@ -25,10 +27,19 @@ use client::{Client, Elsewhere, Pump};
 use fabric_wire::tcp::Pdu;
 use nix::time::{ClockId, clock_gettime};
 use nvme_spec::{Cid, Lba, Nsid, SglDescriptor, Sqe};
+use nvmf::PollGroup;
 use nvmf_tcp::TcpOptions;
 use served::{Served, enable, iobuf_options, null_disk, ram_disk};
 
 const BLOCKS: u64 = 1 << 20;
+/// Of a disk under callgrind, where everything takes fifty times as long.
+const BLOCKS_COUNTED: u64 = 1 << 14;
+/// I/Os that callgrind counts, and those before them.
+const IOS_COUNTED: u64 = 20_000;
+const IOS_BEFORE: u64 = 5_000;
+/// What the target's clock goes on by from poll to poll while callgrind counts: the order of what a
+/// poll takes without it.
+const TURN: Duration = Duration::from_micros(10);
 
 #[derive(Clone, Copy)]
 struct Case {
@@ -59,12 +70,10 @@ fn cases() -> Vec<Case> {
                     ..base
                 });
             }
-            if queue_depth > 1 {
-                cases.push(Case {
-                    is_null: true,
-                    ..base
-                });
-            }
+            cases.push(Case {
+                is_null: true,
+                ..base
+            });
         }
         cases.push(Case {
             name,
@@ -102,6 +111,10 @@ fn main() {
         {
             continue;
         }
+        if which == "instructions" {
+            println!("{label}: {} I/Os", counted(case));
+            continue;
+        }
         let time = Duration::from_secs(seconds);
         if which != "iops" {
             let (ns, ios) = run_in_turns(case, time);
@@ -114,17 +127,17 @@ fn main() {
     }
 }
 
-fn serve(case: Case) -> Served {
+fn serve(case: Case, blocks: u64) -> Served {
     let device: Arc<dyn BlockDevice> = if case.is_null {
-        null_disk(BLOCKS)
+        null_disk(blocks)
     } else {
-        ram_disk(BLOCKS)
+        ram_disk(blocks)
     };
     Served::new(TcpOptions::default(), iobuf_options(), device)
 }
 
-/// An admin and an I/O connection.
-fn connect(case: Case, address: &str, pump: &mut dyn Pump) -> (Client, Load) {
+/// An admin and an I/O connection to a disk of so many blocks.
+fn connect(case: Case, blocks: u64, address: &str, pump: &mut dyn Pump) -> (Client, Load) {
     let digests = (case.has_digests, case.has_digests);
     let mut admin = Client::connect(address);
     admin.initialize(pump, 0, digests);
@@ -132,7 +145,7 @@ fn connect(case: Case, address: &str, pump: &mut dyn Pump) -> (Client, Load) {
     let mut io = Client::connect(address);
     io.initialize(pump, 0, digests);
     io.connect_queue(pump, 1, 127, cntlid);
-    let mut load = Load::new(case, io);
+    let mut load = Load::new(case, blocks, io);
     load.write_all(pump);
     (admin, load)
 }
@@ -144,7 +157,7 @@ fn run(case: Case, time: Duration) -> (f64, f64) {
     let target = std::thread::spawn({
         let stop = Arc::clone(&stop);
         move || {
-            let mut served = serve(case);
+            let mut served = serve(case, BLOCKS);
             tell.send(served.address.clone()).unwrap();
             while !stop.load(Ordering::Relaxed) {
                 served.poll();
@@ -152,7 +165,7 @@ fn run(case: Case, time: Duration) -> (f64, f64) {
         }
     });
     let address = told.recv().unwrap();
-    let (_admin, mut load) = connect(case, &address, &mut Elsewhere);
+    let (_admin, mut load) = connect(case, BLOCKS, &address, &mut Elsewhere);
     load.run(&mut Elsewhere, Duration::from_millis(300));
     let (done, took) = load.run(&mut Elsewhere, time);
     stop.store(true, Ordering::Relaxed);
@@ -182,20 +195,59 @@ impl Pump for Timed {
 /// Nanoseconds of the target's CPU time for an I/O.
 fn run_in_turns(case: Case, time: Duration) -> (f64, u64) {
     let mut timed = Timed {
-        served: serve(case),
+        served: serve(case, BLOCKS),
         cpu: Duration::ZERO,
     };
     let address = timed.served.address.clone();
-    let (_admin, mut load) = connect(case, &address, &mut timed);
+    let (_admin, mut load) = connect(case, BLOCKS, &address, &mut timed);
     let (before, _) = load.run(&mut timed, Duration::from_millis(300));
     timed.cpu = Duration::ZERO;
     let (done, _) = load.run(&mut timed, time);
     (timed.cpu.as_nanos() as f64 / done as f64, before + done)
 }
 
+/// The target with a clock of its own, and whether callgrind counts its polls.
+struct Counted {
+    served: Served,
+    now: Instant,
+    is_counted: bool,
+}
+
+impl Pump for Counted {
+    fn pump(&mut self) {
+        self.now += TURN;
+        if self.is_counted {
+            counted_poll(&mut self.served.group, self.now);
+        } else {
+            self.served.group.poll(self.now);
+        }
+    }
+}
+
+/// The target's turn, for callgrind, which begins to count where this begins and ends where it ends.
+#[inline(never)]
+fn counted_poll(group: &mut PollGroup, now: Instant) {
+    std::hint::black_box(group.poll(now));
+}
+
+/// Runs as many I/Os as callgrind is to count, after others; how many they were.
+fn counted(case: Case) -> u64 {
+    let mut counted = Counted {
+        served: serve(case, BLOCKS_COUNTED),
+        now: Instant::now(),
+        is_counted: false,
+    };
+    let address = counted.served.address.clone();
+    let (_admin, mut load) = connect(case, BLOCKS_COUNTED, &address, &mut counted);
+    load.run_ios(&mut counted, IOS_BEFORE);
+    counted.is_counted = true;
+    load.run_ios(&mut counted, IOS_COUNTED)
+}
+
 /// Keeps `depth` commands under way.
 struct Load {
     case: Case,
+    blocks: u64,
     io: Client,
     depth: u16,
     free: Vec<u16>,
@@ -205,11 +257,12 @@ struct Load {
 }
 
 impl Load {
-    fn new(case: Case, io: Client) -> Self {
+    fn new(case: Case, blocks: u64, io: Client) -> Self {
         // A queue of 128 entries holds 127 commands.
         let depth = case.queue_depth.min(127);
         Self {
             case,
+            blocks,
             io,
             depth,
             free: (0..depth).collect(),
@@ -224,7 +277,7 @@ impl Load {
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         let blocks = (self.case.len / 512) as u64;
-        self.random % (BLOCKS / blocks) * blocks
+        self.random % (self.blocks / blocks) * blocks
     }
 
     /// Writes every block: a RAM disk takes its memory when it is written first.
@@ -233,7 +286,7 @@ impl Load {
             return;
         }
         let data = vec![0xa5; 131_072];
-        for lba in (0..BLOCKS).step_by(256) {
+        for lba in (0..self.blocks).step_by(256) {
             let sqe = Sqe::write(Cid(500), Nsid(1), Lba(lba), 256);
             let done = self.io.run_with_r2t(pump, sqe, &data);
             assert!(done.status.is_success(), "{}", done.status);
@@ -269,33 +322,7 @@ impl Load {
         let start = Instant::now();
         let mut done = 0;
         loop {
-            self.submit(pump);
-            pump.pump();
-            self.io.fill();
-            let mut asked = Vec::new();
-            while let Some((_, pdu, _)) = self.io.buffered_pdu() {
-                match pdu {
-                    Pdu::C2HData {
-                        cccid,
-                        success: true,
-                        ..
-                    } => self.free.push(cccid.0),
-                    Pdu::CapsuleResp { cqe } => {
-                        assert!(cqe.status().is_success(), "{}", cqe.status());
-                        self.free.push(cqe.cid().0);
-                    }
-                    Pdu::R2T { cccid, ttag, .. } => {
-                        asked.push((cccid, ttag));
-                        continue;
-                    }
-                    other => panic!("{other:?}"),
-                }
-                done += 1;
-            }
-            for (cid, ttag) in asked {
-                let pdu = self.io.h2c(cid, ttag, 0, &self.data, true);
-                self.io.write(pump, &pdu);
-            }
+            done += self.turn(pump);
             if start.elapsed() >= time {
                 // What is under way ends, so that the next run begins anew.
                 while self.free.len() < usize::from(self.depth) {
@@ -305,6 +332,48 @@ impl Load {
                 return (done, start.elapsed());
             }
         }
+    }
+
+    /// Takes turns until so many I/Os have ended; how many did.
+    fn run_ios(&mut self, pump: &mut dyn Pump, ios: u64) -> u64 {
+        let mut done = 0;
+        while done < ios {
+            done += self.turn(pump);
+        }
+        done
+    }
+
+    /// The host's turn, and in it one of the target's; how many I/Os ended.
+    fn turn(&mut self, pump: &mut dyn Pump) -> u64 {
+        let mut done = 0;
+        self.submit(pump);
+        pump.pump();
+        self.io.fill();
+        let mut asked = Vec::new();
+        while let Some((_, pdu, _)) = self.io.buffered_pdu() {
+            match pdu {
+                Pdu::C2HData {
+                    cccid,
+                    success: true,
+                    ..
+                } => self.free.push(cccid.0),
+                Pdu::CapsuleResp { cqe } => {
+                    assert!(cqe.status().is_success(), "{}", cqe.status());
+                    self.free.push(cqe.cid().0);
+                }
+                Pdu::R2T { cccid, ttag, .. } => {
+                    asked.push((cccid, ttag));
+                    continue;
+                }
+                other => panic!("{other:?}"),
+            }
+            done += 1;
+        }
+        for (cid, ttag) in asked {
+            let pdu = self.io.h2c(cid, ttag, 0, &self.data, true);
+            self.io.write(pump, &pdu);
+        }
+        done
     }
 
     fn drain(&mut self, pump: &mut dyn Pump) {

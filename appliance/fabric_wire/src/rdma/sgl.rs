@@ -86,11 +86,16 @@ impl SglError {
 }
 
 /// Where a command's data lies in the host's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// Made once and used for one command after another: most have one block, and the room for the
+/// others is neither cleared nor copied, see [`KeyedSgl::read`] and [`KeyedSgl::copy_from`].
+#[derive(Clone, Debug)]
 pub struct KeyedSgl {
+    /// Those from `count` on are of commands before.
     blocks: [KeyedBlock; DESCRIPTORS_MAX],
     count: u8,
     place: DataPlace,
+    len: u32,
     invalidate: Option<u32>,
 }
 
@@ -100,31 +105,67 @@ impl Default for KeyedSgl {
             blocks: [KeyedBlock::default(); DESCRIPTORS_MAX],
             count: 0,
             place: DataPlace::None,
+            len: 0,
             invalidate: None,
         }
     }
 }
 
 impl KeyedSgl {
-    /// Reads the SGL of `sqe`; `capsule` is what came behind it.
+    /// The SGL of `sqe`; `capsule` is what came behind it.
     ///
     /// Nothing is said of how long the data may be. A keyed data block of no bytes is no data.
     ///
     /// # Errors
     /// What is wrong, and with it the status of the command.
     pub fn parse(sqe: &Sqe, capsule: &[u8]) -> Result<Self, SglError> {
-        let sgl = sqe.sgl();
         let mut parsed = Self::default();
+        parsed.read(sqe, capsule)?;
+        Ok(parsed)
+    }
+
+    /// As [`KeyedSgl::parse`], in the place of another command's. After an error there is no data.
+    ///
+    /// # Errors
+    /// What is wrong, and with it the status of the command.
+    pub fn read(&mut self, sqe: &Sqe, capsule: &[u8]) -> Result<(), SglError> {
+        self.clear();
+        let result = self.read_into_cleared(&sqe.sgl(), capsule);
+        if result.is_err() {
+            self.clear();
+        }
+        result
+    }
+
+    /// Becomes as the other one.
+    pub fn copy_from(&mut self, other: &Self) {
+        let count = usize::from(other.count);
+        self.blocks[..count].copy_from_slice(&other.blocks[..count]);
+        self.count = other.count;
+        self.place = other.place;
+        self.len = other.len;
+        self.invalidate = other.invalidate;
+    }
+
+    fn clear(&mut self) {
+        self.count = 0;
+        self.place = DataPlace::None;
+        self.len = 0;
+        self.invalidate = None;
+    }
+
+    fn read_into_cleared(&mut self, sgl: &SglDescriptor, capsule: &[u8]) -> Result<(), SglError> {
         match (sgl.type_(), sgl.subtype()) {
             (SglDescriptor::TYPE_DATA_BLOCK, SglDescriptor::SUBTYPE_OFFSET) => {
-                let (offset, len) = inside(&sgl, capsule)?;
-                parsed.place = DataPlace::InCapsule { offset, len };
+                let (offset, len) = inside(sgl, capsule)?;
+                self.place = DataPlace::InCapsule { offset, len };
+                self.len = len;
             }
             // A command without data may leave its SGL all zero.
             (SglDescriptor::TYPE_DATA_BLOCK, SglDescriptor::SUBTYPE_ADDRESS) if sgl.is_empty() => {}
-            (SglDescriptor::TYPE_KEYED_DATA_BLOCK, _) => parsed.push(&sgl)?,
+            (SglDescriptor::TYPE_KEYED_DATA_BLOCK, _) => self.push(sgl)?,
             (SglDescriptor::TYPE_LAST_SEGMENT, SglDescriptor::SUBTYPE_OFFSET) => {
-                let (offset, len) = inside(&sgl, capsule)?;
+                let (offset, len) = inside(sgl, capsule)?;
                 let segment = &capsule[offset as usize..offset as usize + len as usize];
                 let is_whole = segment.len().is_multiple_of(DESCRIPTOR_LEN);
                 let count = segment.len() / DESCRIPTOR_LEN;
@@ -135,17 +176,17 @@ impl KeyedSgl {
                     let bytes = bytes
                         .try_into()
                         .expect("a chunk is as long as a descriptor");
-                    parsed.push(&SglDescriptor(bytes))?;
+                    self.push(&SglDescriptor(bytes))?;
                 }
             }
             (type_, subtype) => return Err(SglError::Type { type_, subtype }),
         }
-        let len = parsed.blocks().iter().map(|block| u64::from(block.len));
-        let len = len.sum::<u64>();
-        if len > u64::from(SglDescriptor::KEYED_LEN_MAX) {
+        // Sixteen blocks of 24-bit lengths fit a u32.
+        if self.len > SglDescriptor::KEYED_LEN_MAX && self.place == DataPlace::Keyed {
+            let len = self.len.into();
             return Err(SglError::Length { len });
         }
-        Ok(parsed)
+        Ok(())
     }
 
     fn push(&mut self, sgl: &SglDescriptor) -> Result<(), SglError> {
@@ -169,6 +210,7 @@ impl KeyedSgl {
                 len: sgl.len(),
             };
             self.count += 1;
+            self.len += sgl.len();
         }
         Ok(())
     }
@@ -188,11 +230,7 @@ impl KeyedSgl {
     /// Length of the data in bytes.
     #[must_use]
     pub fn len(&self) -> u32 {
-        match self.place {
-            DataPlace::None => 0,
-            DataPlace::InCapsule { len, .. } => len,
-            DataPlace::Keyed => self.blocks().iter().map(|block| block.len).sum(),
-        }
+        self.len
     }
 
     /// Whether there is no data.

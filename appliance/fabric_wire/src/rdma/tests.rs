@@ -116,6 +116,39 @@ fn a_last_segment_names_several_blocks() {
 }
 
 #[test]
+fn what_is_read_in_place_has_nothing_of_the_command_before() {
+    let blocks: Vec<_> = (0..16)
+        .map(|index| SglDescriptor::keyed(u64::from(index) << 20, 512, index, index == 3))
+        .collect();
+    let capsule = segment(&blocks);
+    let many = command(last_segment(0, 256));
+    let one = command(SglDescriptor::keyed(0x1000, 4096, 7, false));
+    let in_capsule = command(SglDescriptor::in_capsule(16, 48));
+    let wrong = command(SglDescriptor::transport_data(512));
+    // What can be seen of it.
+    let seen = |sgl: &KeyedSgl| {
+        let blocks = sgl.blocks().to_vec();
+        (blocks, sgl.place(), sgl.len(), sgl.invalidate())
+    };
+    let (mut sgl, mut copy) = (KeyedSgl::default(), KeyedSgl::default());
+    for sqe in [many, one, in_capsule, Sqe::default(), many, in_capsule, one] {
+        sgl.read(&sqe, &capsule).unwrap();
+        assert_eq!(seen(&sgl), seen(&KeyedSgl::parse(&sqe, &capsule).unwrap()));
+        copy.copy_from(&sgl);
+        assert_eq!(seen(&copy), seen(&sgl));
+    }
+    sgl.read(&many, &capsule).unwrap();
+    assert!(sgl.read(&wrong, &capsule).is_err());
+    assert_eq!(seen(&sgl), seen(&KeyedSgl::default()));
+    // Broken behind its first block.
+    assert!(
+        sgl.read(&many, &[segment(&blocks[..1]), vec![0; 240]].concat())
+            .is_err()
+    );
+    assert_eq!(seen(&sgl), seen(&KeyedSgl::default()));
+}
+
+#[test]
 fn a_segment_with_too_many_or_broken_descriptors_is_refused() {
     let capsule = vec![0; 512];
     for (len, status) in [

@@ -5,7 +5,7 @@ use fabric_wire::rdma::{CmStatus, ConnectReject, ConnectRequest};
 use nvme_spec::{Cid, Cntlid, Lba, Nsid, Qid, SglDescriptor, Sqe, Status};
 use verbs::{CmEventKind, ConnParam};
 
-use crate::raw::{PARAM, Served};
+use crate::raw::{PARAM, Polled, Served};
 
 fn last_segment(count: usize) -> SglDescriptor {
     let mut sgl = SglDescriptor::last_segment(0, 16 * count as u32);
@@ -51,6 +51,29 @@ fn data_in_several_pieces_of_memory_is_moved_in_order() {
         assert!(io.read(131_072, 192) == data[8000..]);
         let copied: u64 = served.transport.stats().groups()[0].copied_bytes();
         assert_eq!(copied, 0);
+    }
+}
+
+/// Goal: a host may use a command's identifier again as soon as it has the response, which may be
+/// before the target knows that that was sent.
+#[test]
+fn an_identifier_may_be_used_again_once_its_response_has_come() {
+    for seed in 0..20 {
+        let mut served = Served::new(seed, seed % 2 == 0);
+        let (_admin, mut io) = served.associate();
+        let read = Sqe::read(Cid(4), Nsid(1), Lba(0), 1).with_sgl(io.keyed(0, 512));
+        for _ in 0..50 {
+            io.send(&read, &[]);
+            // Everything that has come is looked at before the target has another turn.
+            let cqe = loop {
+                match io.poll_one() {
+                    Polled::Response(cqe) => break cqe,
+                    Polled::Other => assert!(!io.is_broken),
+                    Polled::Nothing => served.turn(),
+                }
+            };
+            assert!(cqe.status().is_success(), "seed {seed}: {}", cqe.status());
+        }
     }
 }
 

@@ -281,6 +281,14 @@ impl Served {
     }
 }
 
+/// What a host has found in its completion queue.
+pub(crate) enum Polled {
+    Nothing,
+    /// A send has ended, or the queue pair.
+    Other,
+    Response(Cqe),
+}
+
 /// A host's connection.
 pub(crate) struct Host {
     pub(crate) qp: Box<dyn Qp>,
@@ -374,28 +382,36 @@ impl Host {
         self.qp.post_send(&[wr]).unwrap();
     }
 
-    /// The next response, if there is one.
+    /// The next response, if it is what completes next.
     pub(crate) fn poll(&mut self) -> Option<Cqe> {
+        match self.poll_one() {
+            Polled::Response(cqe) => Some(cqe),
+            Polled::Nothing | Polled::Other => None,
+        }
+    }
+
+    /// The next completion.
+    pub(crate) fn poll_one(&mut self) -> Polled {
         while let Some(event) = self.channel.poll().unwrap() {
             self.is_broken |= matches!(event.kind, CmEventKind::Disconnected);
         }
         let mut one = [WorkCompletion::default()];
         if self.cq.poll(&mut one).unwrap() == 0 {
-            return None;
+            return Polled::Nothing;
         }
         let wc = one[0];
         if wc.status != WcStatus::Success {
             self.is_broken = true;
-            return None;
+            return Polled::Other;
         }
         if wc.opcode != WcOpcode::Recv {
-            return None;
+            return Polled::Other;
         }
         let mut bytes = [0; RESPONSE_LEN];
         let offset = RESPONSES + wc.wr_id as usize * RESPONSE_LEN;
         self.region.read_at(offset, &mut bytes);
         self.receive(wc.wr_id);
-        Some(Cqe::read_from_bytes(&bytes).unwrap())
+        Polled::Response(Cqe::read_from_bytes(&bytes).unwrap())
     }
 
     pub(crate) fn read(&self, offset: usize, len: usize) -> Vec<u8> {

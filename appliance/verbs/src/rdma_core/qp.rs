@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::mem;
+use std::mem::{self, MaybeUninit};
 use std::ptr;
 use std::sync::Arc;
 
@@ -144,16 +144,15 @@ pub(super) fn post_receives(
 ) -> Result<(), PostError> {
     let mut posted = 0;
     for chunk in requests.chunks(CHAIN) {
-        // SAFETY: plain numbers and pointers: all zero is a value of them.
-        let mut chain: [sys::ibv_recv_wr; CHAIN] = unsafe { mem::zeroed() };
-        // SAFETY: as above.
-        let mut sges: [[sys::ibv_sge; SGE_MAX]; CHAIN] = unsafe { mem::zeroed() };
-        let first = chain.as_mut_ptr();
+        let mut chain = [const { MaybeUninit::<sys::ibv_recv_wr>::uninit() }; CHAIN];
+        let mut sges = [const { MaybeUninit::<[sys::ibv_sge; SGE_MAX]>::uninit() }; CHAIN];
+        let first = chain.as_mut_ptr().cast::<sys::ibv_recv_wr>();
         for (index, request) in chunk.iter().enumerate() {
-            sges[index] = raw_sges(&request.sges);
-            let wr = &mut chain[index];
+            let sges = sges[index].write(raw_sges(&request.sges));
+            // SAFETY: plain numbers and pointers: all zero is a value of it.
+            let wr = chain[index].write(unsafe { mem::zeroed() });
             wr.wr_id = request.wr_id;
-            wr.sg_list = sges[index].as_mut_ptr();
+            wr.sg_list = sges.as_mut_ptr();
             wr.num_sge = request.sges.len() as i32;
             wr.next = if index + 1 < chunk.len() {
                 // Inside the array: `index + 1` is below its length.
@@ -173,12 +172,13 @@ pub(super) fn post_receives(
     Ok(())
 }
 
-fn fill(
-    wr: &mut sys::ibv_send_wr,
-    sges: &mut [sys::ibv_sge; SGE_MAX],
-    inline: &mut [u8; INLINE_LEN],
-    request: &SendWr,
-) {
+/// What a send work request points to.
+struct Places {
+    sges: [sys::ibv_sge; SGE_MAX],
+    inline: [u8; INLINE_LEN],
+}
+
+fn fill(wr: &mut sys::ibv_send_wr, places: &mut MaybeUninit<Places>, request: &SendWr) {
     use sys::ibv_send_flags as f;
     use sys::ibv_wr_opcode as o;
     wr.wr_id = request.wr_id;
@@ -212,19 +212,20 @@ fn fill(
             wr.imm_data_invalidated_rkey_union = key(rkey);
         }
     }
-    if let Some(bytes) = request.inline {
-        *inline = bytes;
-        sges[0] = sys::ibv_sge {
-            addr: inline.as_mut_ptr().expose_provenance() as u64,
+    let places = places.write(Places {
+        sges: raw_sges(&request.sges),
+        inline: request.inline.unwrap_or_default(),
+    });
+    wr.num_sge = request.sges.len() as i32;
+    if request.inline.is_some() {
+        places.sges[0] = sys::ibv_sge {
+            addr: places.inline.as_mut_ptr().expose_provenance() as u64,
             length: INLINE_LEN as u32,
             lkey: 0,
         };
         wr.num_sge = 1;
-    } else {
-        *sges = raw_sges(&request.sges);
-        wr.num_sge = request.sges.len() as i32;
     }
-    wr.sg_list = sges.as_mut_ptr();
+    wr.sg_list = places.sges.as_mut_ptr();
 }
 
 impl Qp for RdmaQp {
@@ -239,18 +240,16 @@ impl Qp for RdmaQp {
     fn post_send(&mut self, requests: &[SendWr]) -> Result<(), PostError> {
         let mut posted = 0;
         for chunk in requests.chunks(CHAIN) {
-            // SAFETY: plain numbers and pointers: all zero is a value of them.
-            let mut chain: [sys::ibv_send_wr; CHAIN] = unsafe { mem::zeroed() };
-            // SAFETY: as above.
-            let mut sges: [[sys::ibv_sge; SGE_MAX]; CHAIN] = unsafe { mem::zeroed() };
-            let mut inline = [[0; INLINE_LEN]; CHAIN];
-            let first = chain.as_mut_ptr();
+            let mut chain = [const { MaybeUninit::<sys::ibv_send_wr>::uninit() }; CHAIN];
+            let mut places = [const { MaybeUninit::<Places>::uninit() }; CHAIN];
+            let first = chain.as_mut_ptr().cast::<sys::ibv_send_wr>();
             for (index, request) in chunk.iter().enumerate() {
                 if request.inline.is_some() && self.max_inline < INLINE_LEN as u32 {
                     return Err(post_error(posted, libc::EINVAL));
                 }
-                let wr = &mut chain[index];
-                fill(wr, &mut sges[index], &mut inline[index], request);
+                // SAFETY: plain numbers and pointers: all zero is a value of it.
+                let wr = chain[index].write(unsafe { mem::zeroed() });
+                fill(wr, &mut places[index], request);
                 wr.next = if index + 1 < chunk.len() {
                     // Inside the array: `index + 1` is below its length.
                     first.wrapping_add(index + 1)

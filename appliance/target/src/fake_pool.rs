@@ -70,6 +70,10 @@ impl FakePool {
         self.name.lock().unwrap().clone()
     }
 
+    pub(crate) fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
     pub(crate) fn rename(&self, name: &str) {
         *self.name.lock().unwrap() = name.to_owned();
         for (rest, volume) in &mut self.inner().volumes {

@@ -79,7 +79,7 @@ async fn power_on(drives: &Drives) -> Node {
             let state = inner.is_system.then(|| inner.node_state.clone());
             let look = lvol::NodeLook {
                 name: pool.name(),
-                uuid: [1; 16],
+                uuid: pool.uuid().into_bytes(),
                 state,
             };
             Looked {
@@ -171,6 +171,24 @@ impl Node {
             .change_with(attach, |edit| edit.attach_pool(spec.clone()).map(drop))
             .await
             .unwrap();
+        self.settle().await;
+    }
+
+    /// Waits until the node knows which pool its system pool is, which it keeps by itself.
+    async fn settle(&self) {
+        let is_known = |name: &str| {
+            let spec = self
+                .control
+                .read(|view| view.model.pools()[name].spec.clone());
+            spec.uuid.is_some()
+        };
+        if let Some(name) = self.keeper().pool() {
+            while !is_known(&name) {
+                tokio::task::yield_now().await;
+            }
+        }
+        // Returns when what was changed before is stored.
+        self.control.change(|_| Ok(())).await.unwrap();
     }
 
     async fn import_pool(&self, name: &str, device: &str) {
@@ -194,6 +212,7 @@ impl Node {
             .change(|edit| edit.set_system_pool(name, system))
             .await
             .unwrap();
+        self.settle().await;
     }
 
     async fn reserve(&self, registrants: u8) -> Result<(), String> {
@@ -207,6 +226,11 @@ impl Node {
     /// Has the keeper look at the pool, and lets it: what it waits for are fakes.
     async fn look(&self) {
         self.keeper().look();
+        self.let_work().await;
+    }
+
+    /// Lets tasks work until they wait for something that is no fake.
+    async fn let_work(&self) {
         for _ in 0..200 {
             tokio::task::yield_now().await;
         }
@@ -355,8 +379,10 @@ async fn a_pool_that_comes_late_gets_what_the_node_has() {
     assert_eq!(node.reservations.of(NQN, 1, key().uuid), record(2));
     // No more: the mark goes with the change.
     node.set_system("tank", false).await;
-    node.look().await;
+    node.let_work().await;
     assert!(!drives["b0"].inner().is_system);
+    // And so does the state: the pool may go to another machine.
+    assert_eq!(drives["b0"].inner().node_state, Default::default());
     node.end().await;
     assert_eq!(power_on(&drives).await.keys(), []);
 }
@@ -422,6 +448,69 @@ async fn while_the_pool_is_lost_changes_work_and_nothing_is_promised() {
     let node = power_on(&drives).await;
     assert_eq!(node.keys(), keys);
     assert_eq!(node.reservations.of(NQN, 1, key().uuid), record(2));
+}
+
+/// A pool that is marked holds a state: a start takes it for that.
+#[tokio::test]
+async fn a_pool_that_does_not_take_the_state_is_not_marked() {
+    let node = power_on(&Drives::new()).await;
+    node.create_pool("tank", "b0", false).await;
+    let tank = Arc::clone(&node.drives()["b0"]);
+    tank.inner().broken = Some("its drive has gone".to_owned());
+    node.set_system("tank", true).await;
+    node.look().await;
+    assert_eq!(node.control.state(), NodeState::Degraded);
+    assert!(!tank.inner().is_system);
+    tank.inner().broken = None;
+    node.look().await;
+    assert!(tank.inner().is_system);
+    assert_ne!(tank.inner().node_state, Default::default());
+}
+
+/// Goal: a pool that was given up while its drive was away is no second system pool when that is back. Method:
+/// the drive comes back to the running node, or while its power is off; or another node has had it.
+#[tokio::test]
+async fn a_pool_that_was_given_up_while_it_was_away_is_let_go_of_later() {
+    for case in ["back", "back after a power cut", "another node's"] {
+        let node = power_on(&Drives::new()).await;
+        node.create_pool("tank", "b0", true).await;
+        let tank = Arc::clone(&node.drives()["b0"]);
+        let spec = node
+            .control
+            .read(|view| view.model.pools()["tank"].spec.clone());
+        assert_eq!(spec.uuid, Some(tank.uuid().to_string()));
+        tank.inner().broken = Some("its drive has gone".to_owned());
+        node.look().await;
+        node.set_system("tank", false).await;
+        node.create_pool("next", "b1", true).await;
+        let drives = node.drives();
+        assert!(tank.inner().is_system);
+        let keys = node.keys();
+        let node = match case {
+            "back after a power cut" => {
+                node.end().await;
+                tank.inner().broken = None;
+                power_on(&drives).await
+            }
+            "another node's" => {
+                tank.inner().node_state = Mirror::default().state(OTHER_ID);
+                node
+            }
+            _ => node,
+        };
+        assert_eq!(node.keys(), keys, "{case}");
+        tank.inner().broken = None;
+        tokio::time::pause();
+        tokio::time::advance(CALL_PAUSE).await;
+        tokio::time::resume();
+        node.look().await;
+        assert_eq!(node.keeper().pool().as_deref(), Some("next"), "{case}");
+        let is_ours = case != "another node's";
+        assert_eq!(tank.inner().is_system, !is_ours, "{case}");
+        let is_empty = tank.inner().node_state.records.is_empty();
+        assert_eq!(is_empty, is_ours, "{case}");
+        node.end().await;
+    }
 }
 
 /// The pool fails between the look at it and the batch.

@@ -200,7 +200,8 @@ async fn serve(
     let (shutdown, mut asked) = mpsc::channel(1);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", ServingStatus::Serving).await;
-    let routes = Services::new(control.clone(), shutdown)
+    let services = Services::new(control.clone(), shutdown);
+    let routes = services
         .routes()
         .map_err(|error| ServeError::Tls(error.to_string()))?
         .add_service(health_service);
@@ -208,7 +209,12 @@ async fn serve(
     let mut servers = JoinSet::new();
     for socket in sockets {
         tracing::info!(at = socket.uri(), "serving the management API");
-        servers.spawn(Bound::serve(socket, routes.clone(), stopped.clone()));
+        let own = services.agent_state().filter(|_| socket.is_private());
+        let routes = match own {
+            Some(own) => routes.clone().add_service(own),
+            None => routes.clone(),
+        };
+        servers.spawn(Bound::serve(socket, routes, stopped.clone()));
     }
     let retrying = control.clone();
     others.spawn(async move { retrying.run().await });

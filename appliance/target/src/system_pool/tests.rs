@@ -6,15 +6,16 @@ use api::v1::{
 };
 use nvmf::{ReservationKey, ReservationRecord, ReservationStore as _, SaveDone};
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::boot::{Beginning, Looked, decide};
 use super::*;
 use crate::control::About;
-use crate::fake_pool::FakePool;
+use crate::fake_pool::{FakePool, Gate};
 use crate::fake_runtime::FakeRuntime;
-use crate::model::{self, Limits, Model};
+use crate::model::{self, AgentState, Limits, Model};
 use crate::pool::Attach;
 use crate::reservations::{self, Reservations};
 
@@ -385,6 +386,71 @@ async fn a_pool_that_comes_late_gets_what_the_node_has() {
     assert_eq!(drives["b0"].inner().node_state, Default::default());
     node.end().await;
     assert_eq!(power_on(&drives).await.keys(), []);
+}
+
+/// Goal: no change is answered that a power cut would take away. Method: the pool has not answered yet.
+#[tokio::test]
+async fn a_change_is_answered_after_the_pool_has_it() {
+    let node = power_on(&Drives::new()).await;
+    node.create_pool("tank", "b0", true).await;
+    let (open, held) = watch::channel(false);
+    let reached = Arc::new(Notify::new());
+    node.drives()["b0"].inner().gate = Some(Gate {
+        reached: Arc::clone(&reached),
+        open: held,
+    });
+    let control = node.control.clone();
+    let adding = tokio::spawn(async move {
+        let state = AgentState(vec![1]);
+        control.keep_agent_state(state).await
+    });
+    reached.notified().await;
+    // Whatever was answered before the pool was asked is with its caller then.
+    node.let_work().await;
+    assert!(!adding.is_finished());
+    open.send(true).unwrap();
+    adding.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_the_agent_keeps_comes_back_after_a_power_cut() {
+    let node = power_on(&Drives::new()).await;
+    let state = |text: &str| AgentState(text.as_bytes().to_vec());
+    // Before there is a pool, and with it.
+    node.control.keep_agent_state(state("first")).await.unwrap();
+    node.create_pool("tank", "b0", true).await;
+    let drives = node.drives();
+    node.end().await;
+    let node = power_on(&drives).await;
+    assert_eq!(node.control.agent_state(), state("first"));
+    node.control.keep_agent_state(state("next")).await.unwrap();
+    let revision = || node.control.read(|view| view.model.revision());
+    let before = revision();
+    node.control.keep_agent_state(state("next")).await.unwrap();
+    assert_eq!(revision(), before, "it was so already");
+    // It is no object that a document speaks of.
+    let document = Document {
+        bdevs: vec![malloc("b0")],
+        ..Document::default()
+    };
+    let all = node
+        .control
+        .change_with_bdevs(|edit| edit.apply(&document, true));
+    all.await.unwrap();
+    node.end().await;
+    let node = power_on(&drives).await;
+    assert_eq!(node.control.agent_state(), state("next"));
+    node.control.keep_agent_state(state("")).await.unwrap();
+    node.end().await;
+    let node = power_on(&drives).await;
+    assert_eq!(node.control.agent_state(), state(""));
+    let kept = &drives["b0"].inner().node_state;
+    assert!(
+        !kept
+            .records
+            .iter()
+            .any(|(key, _)| key.starts_with(b"agent"))
+    );
 }
 
 /// A node that came up without its drives has nothing: that must not replace what it had.

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "adit/v1/agent.proto",
     "adit/v1/bdev.proto",
     "adit/v1/config.proto",
     "adit/v1/controller.proto",
+    "adit/v1/kept.proto",
     "adit/v1/node.proto",
     "adit/v1/operation.proto",
     "adit/v1/pool.proto",

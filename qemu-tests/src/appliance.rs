@@ -147,6 +147,8 @@ pub struct ApplianceBuilder {
     qemu: Vec<String>,
     /// More files for a boot from kernel and initrd: a cpio archive.
     overlay: Vec<u8>,
+    /// The authority of who manages it; by default one of this boot alone.
+    site: Option<PathBuf>,
 }
 
 impl ApplianceBuilder {
@@ -155,6 +157,14 @@ impl ApplianceBuilder {
     #[must_use]
     pub fn overlay(mut self, archive: Vec<u8>) -> Self {
         self.overlay = archive;
+        self
+    }
+
+    /// Gives it the authority in a folder, as `aditctl pki init` makes it: who manages it is the same over
+    /// several boots.
+    #[must_use]
+    pub fn site(mut self, folder: &Path) -> Self {
+        self.site = Some(folder.to_owned());
         self
     }
 
@@ -250,7 +260,14 @@ impl ApplianceBuilder {
         let folder = tempfile::Builder::new().prefix(&prefix).tempdir();
         let folder =
             folder.map_err(HarnessError::file("make a folder in", std::env::temp_dir()))?;
-        run(ctl(folder.path()).args(["pki", "init", "site", "--name", "site"]))?;
+        if let Some(site) = &self.site {
+            run(Command::new("cp")
+                .arg("-r")
+                .arg(site)
+                .arg(folder.path().join("site")))?;
+        } else {
+            make_site(&folder.path().join("site"))?;
+        }
         let authority = folder.path().join("site/ca.pem");
         let authority =
             fs::read_to_string(&authority).map_err(HarnessError::file("read", &authority))?;
@@ -453,6 +470,7 @@ impl Appliance {
             network: true,
             qemu: Vec::new(),
             overlay: Vec::new(),
+            site: None,
         }
     }
 
@@ -522,6 +540,11 @@ impl Appliance {
     pub fn forward(&self, host_port: u16, port: u16) -> Result<(), HarnessError> {
         let line = format!("hostfwd_add net tcp:127.0.0.1:{host_port}-:{port}");
         qemu::monitor_line(&self.folder().join("qmp"), &line)
+    }
+
+    /// The fingerprint of its certificate, from the newest screen on the console.
+    pub fn fingerprint(&self) -> Option<String> {
+        fingerprint(&self.console())
     }
 
     /// What was written to the console.
@@ -606,6 +629,17 @@ impl Drop for Appliance {
             }
         }
     }
+}
+
+/// Makes an authority and an administrator's certificate: see [`ApplianceBuilder::site`].
+///
+/// # Errors
+///
+/// When `aditctl` cannot make them.
+pub fn make_site(folder: &Path) -> Result<(), HarnessError> {
+    let beside = folder.parent().unwrap_or(Path::new("/"));
+    let words = ["pki", "init", "--name", "site"];
+    run(ctl(beside).args(words).arg(folder)).map(drop)
 }
 
 /// `aditctl` with what is known of nodes in a folder.

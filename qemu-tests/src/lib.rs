@@ -43,7 +43,7 @@ mod qemu;
 mod tools;
 mod volatile_disk;
 
-pub use appliance::{Appliance, ApplianceBuilder, Boot, Image};
+pub use appliance::{Appliance, ApplianceBuilder, Boot, Image, make_site};
 pub use flush_log::FlushLog;
 pub use guest::{Guest, GuestBuilder, Job, Output};
 pub use http::HttpServer;

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use initramfs::{Profile, Sources, Stamp, Tree, assemble, compress, decompress};
 use program_tests::{Dice, program, until};
 use qemu_tests::{
-    Appliance, Boot, FlushLog, Guest, Image, Job, Power, VolatileDisk, free_port, patience,
-    skip_without_qemu, tools_root,
+    Appliance, Boot, FlushLog, Guest, Image, Job, Power, VolatileDisk, free_port, make_site,
+    patience, skip_without_qemu, tools_root,
 };
 
 const NQN: &str = "nqn.2026-11.io.adit:image";
@@ -293,13 +293,18 @@ struct Storage {
     power: std::sync::Arc<Power>,
     disks: [VolatileDisk; 4],
     port: u16,
+    /// Holds `site`, the authority of who manages it.
+    folder: tempfile::TempDir,
 }
 
 impl Storage {
     fn new(image: Image) -> Self {
         let power = Power::new();
         let disk = |name| VolatileDisk::new(name, 256 * MIB, &power).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        make_site(&folder.path().join("site")).unwrap();
         Self {
+            folder,
             node: None,
             image,
             disks: ["drive-1", "drive-2", "drive-3", "drive-4"].map(disk),
@@ -320,6 +325,7 @@ impl Storage {
     /// Boots it.
     fn power_on(&mut self, by: Boot) {
         let builder = Appliance::builder("storage", &self.image).by(by);
+        let builder = builder.site(&self.folder.path().join("site"));
         let builder = builder
             .drive(&self.disks[0])
             .drive_with_fua(&self.disks[1])
@@ -482,9 +488,10 @@ fn a_node_that_boots_from_the_network_loses_nothing_that_was_flushed() {
 const HOST_NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:6f1d53f4-7a53-4a55-9f0c-5f5f1d6a0001";
 
 /// Goal: a node's own state outlives its power. Method: a node that booted the image gets a system pool, a
-/// volume, a subsystem for one host, and a second pool; the host writes and registers a reservation that
-/// persists. The power is cut and the node boots again, with nothing said to it by anybody: the host goes
-/// on by itself, what it flushed is there, and so are its registration and the node's identity.
+/// volume, a subsystem for one host, and a second pool, and a person gives it a document; the host writes and
+/// registers a reservation that persists. The power is cut and the node boots again, with nothing said to it
+/// by anybody: the host goes on by itself, what it flushed is there, and so are its registration, the node's
+/// identity, its certificate and the document.
 #[test]
 fn a_node_with_a_system_pool_comes_back_by_itself_after_a_power_cut() {
     if skip_without_qemu() {
@@ -510,6 +517,13 @@ fn a_node_with_a_system_pool_comes_back_by_itself_after_a_power_cut() {
         let line = shown.lines().find(|line| line.starts_with("node:"));
         line.unwrap().to_owned()
     };
+    let document = storage.folder.path().join("node.toml");
+    let authority = fs::read_to_string(storage.folder.path().join("site/ca.pem")).unwrap();
+    let by_a_person = "hostname = 'storage'\nagent.time.servers = ['10.0.2.2']";
+    let text = format!("{by_a_person}\nagent.api.ca = \"\"\"\n{authority}\"\"\"\n");
+    fs::write(&document, text).unwrap();
+    storage.ctl(&format!("node config apply -f {}", document.display()));
+    let fingerprint = storage.node().fingerprint().unwrap();
     let (before, shown) = (identity(&storage), storage.ctl("node show"));
     assert!(shown.contains("tank") && !shown.contains(notice), "{shown}");
     until("the port", || {
@@ -548,7 +562,13 @@ fn a_node_with_a_system_pool_comes_back_by_itself_after_a_power_cut() {
         });
         log.progress(&host, 2, patience(240)).unwrap();
         println!("{:.1?}: serves again by itself", start.elapsed());
+        let node = storage.node.as_mut().unwrap();
+        until("the certificate that the node had", || {
+            (node.fingerprint().as_ref() == Some(&fingerprint)).then_some(())
+        });
+        node.manage().unwrap();
         assert_eq!(identity(&storage), before);
+        assert!(storage.ctl("node config get").contains(by_a_person));
     }
     let report = host
         .run(&format!(

@@ -42,6 +42,8 @@ pub struct AgentConfig {
     pub time: TimeConfig,
     /// Where the configuration is fetched from.
     pub fetch: FetchConfig,
+    /// What outlives the power.
+    pub state: StateConfig,
 }
 
 /// Who may call, and who the node says that it is.
@@ -110,6 +112,23 @@ pub struct NetworkConfig {
 pub struct TimeConfig {
     /// NTP servers: `ADDRESS`, `NAME` or either with `:PORT`. By default those that DHCP brings.
     pub servers: Vec<String>,
+}
+
+/// What of the agent's state outlives the power on a node without a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StateConfig {
+    /// Document, certificate and keys are kept in the system pool. Who takes its drive away has them
+    /// then, beside all data. If not, the node comes back without them.
+    pub in_system_pool: bool,
+}
+
+impl Default for StateConfig {
+    fn default() -> StateConfig {
+        StateConfig {
+            in_system_pool: true,
+        }
+    }
 }
 
 /// How the configuration is fetched from init's `config_url`.
@@ -251,9 +270,14 @@ pub fn read(document: &toml::Table) -> (AgentConfig, Vec<Violation>) {
                     keep(&mut config.fetch, fetch, before == violations.len());
                 }
             }
+            "state" => {
+                if let Some(state) = section::<StateConfig>(&field, value, &mut violations) {
+                    config.state = state;
+                }
+            }
             _ => violations.push(Violation::new(
                 &field,
-                "there is no such section; there are api, network, time and fetch",
+                "there is no such section; there are api, network, time, fetch and state",
             )),
         }
     }

@@ -45,6 +45,9 @@ pub enum AgentError {
     /// Init refused.
     #[error("init refuses: {0}")]
     Refused(String),
+    /// What outlived the power.
+    #[error("what was kept is of no use: {0}")]
+    Kept(String),
     /// The runtime cannot start.
     #[error("cannot start")]
     Start(#[source] std::io::Error),

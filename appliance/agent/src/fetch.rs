@@ -18,6 +18,8 @@ use crate::node::{Alert, ConfigureError, Node, Wanted};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 const REDIRECTS_MAX: u32 = 3;
+/// How long what outlived the power is waited for.
+const RESTORED_WITHIN: Duration = Duration::from_secs(60);
 const PAUSE_MIN: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
@@ -127,6 +129,10 @@ fn escaped(value: &str) -> String {
 
 /// Fetches and applies, until a configuration holds.
 pub async fn keep(node: Arc<Node>) {
+    // With what outlived the power the node has its key again, and may have been configured by a person.
+    let mut keeping = node.keeping.subscribe();
+    let asked = keeping.wait_for(|_| node.has_asked());
+    let _ = tokio::time::timeout(RESTORED_WITHIN, asked).await;
     if node.current().config_url.is_none() {
         return;
     }

@@ -3,7 +3,7 @@
 //! What it is: [`listener`] takes connections and does TLS ([`tls`]); [`endpoint`] asks who calls and
 //! whether they may ([`access`], [`maintenance`]), and has [`services`] answer or [`forward`] carry
 //! the call to `aditd`; [`node`] holds which configuration is in force ([`config`], [`store`],
-//! [`fetch`]); [`network`], [`time`], [`health`] and [`console`] care for the
+//! [`fetch`]) and what of it outlives the power ([`keep`]); [`network`], [`time`], [`health`] and [`console`] care for the
 //! machine.
 //!
 //! What it is not: it binds no devices and starts no programs. That is PID 1's ([`init_client`]).
@@ -23,6 +23,7 @@ pub mod fetch;
 pub mod forward;
 pub mod health;
 pub mod init_client;
+pub mod keep;
 pub mod kernel_log;
 pub mod listener;
 pub mod maintenance;

@@ -1,5 +1,7 @@
 //! The node as this program knows it: which configuration holds, who it is, who may come.
 
+mod names;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,12 +10,14 @@ use init::config::Source;
 use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 
+use self::names::{names, names_in, own_names, server_name, server_name_of};
 use crate::clock::Clock;
 use crate::config::{self, AgentConfig, Violation};
 use crate::error::{AgentError, chain};
 use crate::forward::Forward;
 use crate::health::Boot;
 use crate::init_client::InitClient;
+use crate::keep::{Keeping, Kept};
 use crate::maintenance::Gate;
 use crate::network::NetworkStatus;
 use crate::store::{Generation, Store};
@@ -141,6 +145,8 @@ pub struct Node {
     pub time: watch::Sender<TimeStatus>,
     /// Whether this boot is good.
     pub boot: watch::Sender<Boot>,
+    /// Where this program's state is kept.
+    pub keeping: watch::Sender<Keeping>,
     store: Store,
     current: watch::Sender<Arc<Current>>,
     /// One change at a time.
@@ -187,6 +193,7 @@ impl Node {
             network: watch::Sender::new(NetworkStatus::default()),
             time: watch::Sender::new(TimeStatus::default()),
             boot: watch::Sender::new(Boot::default()),
+            keeping: watch::Sender::new(Keeping::default()),
             store,
             current: watch::Sender::new(Arc::new(first)),
             change: tokio::sync::Mutex::new(()),
@@ -216,6 +223,69 @@ impl Node {
             return Ok(generation.map(|each| each.document).unwrap_or_default());
         }
         Ok(self.current().document.clone())
+    }
+
+    /// Whether `aditd` was asked for what outlived the power.
+    pub(crate) fn has_asked(&self) -> bool {
+        self.store.has_asked()
+    }
+
+    pub(crate) fn set_asked(&self) -> Result<(), AgentError> {
+        self.store.set_asked()
+    }
+
+    /// What is to outlive the power; nothing (no bytes) where the configuration says so, `None` for a node that
+    /// nobody has configured: what was kept of it before may be needed yet.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn to_keep(&self) -> Result<Option<Vec<u8>>, AgentError> {
+        let current = self.current();
+        if !current.config.state.in_system_pool {
+            return Ok(Some(Vec::new()));
+        }
+        if !current.is_configured {
+            return Ok(None);
+        }
+        Ok(Some(self.store.to_keep()?.encode()))
+    }
+
+    /// Takes what outlived the power, unless a configuration was applied meanwhile. Whether it did.
+    ///
+    /// # Errors
+    /// When it is of no use; then nothing has changed.
+    pub async fn restore(&self, bytes: &[u8]) -> Result<bool, AgentError> {
+        let _one = self.change.lock().await;
+        let before = self.current();
+        if self.store.current()?.is_some() || !before.config.state.in_system_pool {
+            return Ok(false);
+        }
+        let kept = Kept::decode(bytes)?;
+        // A key that signs is one.
+        pki::signing_request(
+            &kept.node_key_pem,
+            std::slice::from_ref(&before.server_name),
+        )?;
+        if let Some(generation) = &kept.generation {
+            let (certificate, key) = (&generation.certificate_pem, &generation.key_pem);
+            let identity = Identity::new(certificate.clone(), key.clone())?;
+            tls::server_config(&identity, Some(&generation.ca_pem), self.clock.clone())?;
+        }
+        self.store.restore(&kept)?;
+        let mut alerts = Vec::new();
+        let document = kept.generation.as_ref().map_or("", |each| &each.document);
+        let effective = effective(&self.init, document, &mut alerts).await;
+        let name = server_name(&self.init).await;
+        let stored = kept.generation.clone();
+        let mut next = first(&self.store, stored, effective, &name, &self.clock, alerts)?;
+        next.epoch = before.epoch + 1;
+        match (before.is_configured, next.is_configured) {
+            (_, true) => self.gate.close(),
+            (true, false) => self.gate.open(),
+            (false, false) => {}
+        }
+        self.current.send_replace(Arc::new(next));
+        Ok(true)
     }
 
     /// Something that an operator should read. The newest are kept.
@@ -684,57 +754,6 @@ fn own_certificate(
     let pem = pki::self_signed(&key, &own_names(name, config), validity)?;
     store.keep_own_certificate(&pem)?;
     Ok(pem)
-}
-
-/// Names and addresses for a certificate: a name that cannot stand in one is left out.
-fn names(name: &str, config: &AgentConfig) -> Vec<String> {
-    let mut names = vec![name.to_owned()];
-    names.extend(config.api.names.iter().cloned());
-    names.extend(
-        config
-            .network
-            .addresses
-            .iter()
-            .map(|cidr| cidr.address.to_string()),
-    );
-    names.retain(|name| name.is_ascii());
-    names.dedup();
-    names
-}
-
-/// The same for a certificate that no other node's clients trust: it is for this machine's loopback
-/// too.
-fn own_names(name: &str, config: &AgentConfig) -> Vec<String> {
-    let mut names = names(name, config);
-    names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
-    names
-}
-
-/// The names that the node's own certificate has for a document that gives it one.
-fn names_in(document: &str) -> Option<Vec<String>> {
-    let table = config::parse(document).ok()?;
-    let name = server_name_of(&table)?;
-    Some(own_names(&name, &config::read(&table).0))
-}
-
-fn server_name_of(document: &toml::Table) -> Option<String> {
-    document.get("hostname")?.as_str().map(str::to_owned)
-}
-
-async fn server_name(init: &InitClient) -> String {
-    let said = if init.is_there() {
-        init.identity().await.map(|identity| identity.hostname)
-    } else {
-        Ok(String::new())
-    };
-    match said {
-        Ok(name) if !name.is_empty() => name,
-        _ => nix::unistd::gethostname()
-            .ok()
-            .and_then(|name| name.into_string().ok())
-            .filter(|name| !name.is_empty() && name.len() <= 64)
-            .unwrap_or_else(|| "adit-node".to_owned()),
-    }
 }
 
 /// Whether an address is worth showing to a person.

@@ -104,6 +104,7 @@ async fn serve(flags: Flags) -> Result<(), AgentError> {
         tokio::spawn(crate::health::keep(node.clone()));
         tokio::spawn(crate::time::keep(node.clone()));
         tokio::spawn(crate::network::keep(node.clone()));
+        tokio::spawn(crate::keep::keep(node.clone()));
         tokio::spawn(crate::fetch::keep(node.clone()));
     }
     tokio::spawn(crate::network::watch_addresses(node.clone()));

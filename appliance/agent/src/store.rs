@@ -3,19 +3,23 @@
 //! `STATE/config/GENERATION/{document.toml,ca.pem,ca-key.pem,certificate.pem,key.pem,fetched-from}`;
 //! the symbolic link `STATE/config/current` names the one in force and `previous` the one before. Replacing the
 //! link is the one step in which a new configuration holds: a crash leaves the old or the new one.
+//! `STATE/asked` is there once `aditd` was asked for what outlived the power (`keep.rs`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::AgentError;
+use crate::keep::Kept;
 
 /// Longest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// One generation of the configuration.
-#[derive(Clone, Default, PartialEq, Eq)]
+/// One generation of the configuration. Names of fields never change: it is kept over power cuts.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Generation {
     /// The document, without a key.
     pub document: String,
@@ -100,6 +104,48 @@ impl Store {
     /// When it cannot be written.
     pub fn keep_own_certificate(&self, pem: &str) -> Result<(), AgentError> {
         write(&self.folder.join("node-certificate.pem"), pem)
+    }
+
+    /// Whether `aditd` was asked for what outlived the power.
+    #[must_use]
+    pub fn has_asked(&self) -> bool {
+        self.folder.join("asked").exists()
+    }
+
+    /// It was.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn set_asked(&self) -> Result<(), AgentError> {
+        write(&self.folder.join("asked"), "")
+    }
+
+    /// What is to outlive the power.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn to_keep(&self) -> Result<Kept, AgentError> {
+        Ok(Kept::new(
+            self.node_key()?,
+            self.own_certificate(),
+            self.current()?,
+        ))
+    }
+
+    /// Makes what outlived the power the node's own. The key comes last of all but the generation: a
+    /// certificate that is not the key's is made anew.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn restore(&self, kept: &Kept) -> Result<(), AgentError> {
+        if let Some(pem) = &kept.node_certificate_pem {
+            self.keep_own_certificate(pem)?;
+        }
+        write(&self.folder.join("node-key.pem"), &kept.node_key_pem)?;
+        match &kept.generation {
+            Some(generation) => self.commit(generation),
+            None => Ok(()),
+        }
     }
 
     /// The generation in force.

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::error::ControlError;
 use crate::events::Events;
-use crate::model::{Change, Edit, Key, Model, Object, Transaction, batch};
+use crate::model::{self, AgentState, Change, Edit, Key, Model, Object, Transaction, batch};
 use crate::pool::Attach;
 use crate::runtime::{Prepared, Preparing, Runtime, RuntimeError, Settled};
 use crate::system_pool::{Commit, Keeper, KeeperTask};
@@ -72,6 +72,8 @@ pub struct Control {
     store: Arc<StateStore>,
     /// The way to the store by the system pool, on a node that has one or may have one.
     keeper: Option<Arc<Keeper>>,
+    /// What the agent has kept; only where there is a keeper.
+    agent_state: Arc<Mutex<AgentState>>,
     /// Revision up to which everything is durable.
     durable: Arc<watch::Sender<u64>>,
     retry: Arc<Notify>,
@@ -144,6 +146,7 @@ impl Control {
             runtime,
             store: Arc::new(store),
             keeper: None,
+            agent_state: Arc::default(),
             durable: Arc::new(watch::Sender::new(revision)),
             retry: Arc::new(Notify::new()),
             about: Arc::new(about),
@@ -160,12 +163,46 @@ impl Control {
     ) -> (Control, KeeperTask) {
         let (keeper, task) = Keeper::new(Arc::clone(&self.store), contents, problem);
         self.keeper = Some(keeper);
+        self.agent_state = Arc::new(Mutex::new(model::agent_state(contents)));
         (self, task)
     }
 
     /// The way of the state to the system pool; `None` where the state directory is all there is.
     pub(crate) fn keeper(&self) -> Option<&Arc<Keeper>> {
         self.keeper.as_ref()
+    }
+
+    /// What the agent has kept.
+    pub(crate) fn agent_state(&self) -> AgentState {
+        self.lock_agent_state().clone()
+    }
+
+    /// Keeps what the agent gives, in place of what it gave before.
+    ///
+    /// # Errors
+    /// As [`Control::change`]; what was kept before is kept still.
+    pub(crate) async fn keep_agent_state(&self, state: AgentState) -> Result<(), ControlError> {
+        let mut before = None;
+        let result = self
+            .change(|edit| {
+                let mut kept = self.lock_agent_state();
+                if *kept != state {
+                    edit.put_agent_state(state.clone());
+                    before = Some(std::mem::replace(&mut *kept, state));
+                }
+                Ok(())
+            })
+            .await;
+        if let (Err(_), Some(before)) = (&result, before) {
+            *self.lock_agent_state() = before;
+        }
+        result
+    }
+
+    fn lock_agent_state(&self) -> MutexGuard<'_, AgentState> {
+        // A panic while it was held left plain data behind.
+        let state = self.agent_state.lock();
+        state.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The data plane.

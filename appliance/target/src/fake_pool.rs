@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use api::v1::{self, OperationKind, OperationState, PoolSpec};
 use block::Bdev;
 use block::malloc::{Malloc, MallocOptions};
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 use crate::error::ControlError;
@@ -38,8 +39,19 @@ pub(crate) struct Inner {
     pub(crate) node_state: lvol::NodeState,
     /// Why it has stopped.
     pub(crate) broken: Option<String>,
+    /// Holds the answers of changes of the node's state.
+    pub(crate) gate: Option<Gate>,
     /// What was asked of the pool, in order.
     pub(crate) calls: Vec<String>,
+}
+
+/// Where answers wait.
+#[derive(Debug, Clone)]
+pub(crate) struct Gate {
+    /// Told when one waits.
+    pub(crate) reached: Arc<Notify>,
+    /// They wait until this is true.
+    pub(crate) open: watch::Receiver<bool>,
 }
 
 fn broken(why: &str) -> ControlError {
@@ -68,6 +80,10 @@ impl FakePool {
 
     pub(crate) fn name(&self) -> String {
         self.name.lock().unwrap().clone()
+    }
+
+    pub(crate) fn uuid(&self) -> Uuid {
+        self.uuid
     }
 
     pub(crate) fn rename(&self, name: &str) {
@@ -372,7 +388,15 @@ impl Pool for FakePool {
             generation: change.generation,
             records: records.into_iter().collect(),
         };
-        ready(Ok(()))
+        let Some(Gate { reached, mut open }) = inner.gate.clone() else {
+            return ready(Ok(()));
+        };
+        Box::pin(async move {
+            reached.notify_one();
+            // Who held it may have gone.
+            let _ = open.wait_for(|open| *open).await;
+            Ok(())
+        })
     }
 
     fn replace_node_state(&self, state: lvol::NodeState) -> Work<()> {

@@ -200,7 +200,8 @@ async fn serve(
     let (shutdown, mut asked) = mpsc::channel(1);
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status("", ServingStatus::Serving).await;
-    let routes = Services::new(control.clone(), shutdown)
+    let services = Services::new(control.clone(), shutdown);
+    let routes = services
         .routes()
         .map_err(|error| ServeError::Tls(error.to_string()))?
         .add_service(health_service);
@@ -208,7 +209,12 @@ async fn serve(
     let mut servers = JoinSet::new();
     for socket in sockets {
         tracing::info!(at = socket.uri(), "serving the management API");
-        servers.spawn(Bound::serve(socket, routes.clone(), stopped.clone()));
+        let own = services.agent_state().filter(|_| socket.is_private());
+        let routes = match own {
+            Some(own) => routes.clone().add_service(own),
+            None => routes.clone(),
+        };
+        servers.spawn(Bound::serve(socket, routes, stopped.clone()));
     }
     let retrying = control.clone();
     others.spawn(async move { retrying.run().await });
@@ -537,5 +543,58 @@ mod tests {
             node_id(directory.path()),
             Err(ProgramError::NodeId { .. })
         ));
+    }
+
+    const ID: &str = "00000000-0000-4000-8000-000000000001";
+
+    /// A drive with a system pool that holds an identity and nothing else.
+    fn looked() -> Looked {
+        let identity = (b"node\0id".to_vec(), [&[0; 8], ID.as_bytes()].concat());
+        let state = lvol::NodeState {
+            generation: 7,
+            records: vec![identity],
+        };
+        let look = lvol::NodeLook {
+            name: "tank".to_owned(),
+            uuid: [1; 16],
+            state: Some(state),
+        };
+        Looked {
+            at: "0000:01:00.0n1".to_owned(),
+            found: Ok(Some(look)),
+        }
+    }
+
+    fn config(directory: &Path) -> Config {
+        let words = ["aditd", "--system-pool", "--state-dir"].map(Into::into);
+        let words = words.into_iter().chain([directory.as_os_str().to_owned()]);
+        Config::load(&<Flags as clap::Parser>::parse_from(words)).unwrap()
+    }
+
+    #[test]
+    fn identity_and_state_come_back_from_the_system_pool() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path());
+        let opened = find_state(&config, &[looked()]).unwrap();
+        assert_eq!((opened.contents.generation, opened.problem), (7, None));
+        drop(opened.store);
+        assert_eq!(node_id(directory.path()).unwrap(), ID);
+        // Neither is looked for at the next start of the program.
+        let (_, contents) = StateStore::open(&directory.path().join(STORE)).unwrap();
+        assert_eq!(contents.generation, 7);
+    }
+
+    /// With the state's file nobody looks at drives any more: what was found must be there whole by then.
+    #[test]
+    fn the_file_of_the_state_appears_after_the_identity() {
+        let directory = tempfile::tempdir().unwrap();
+        let identity = directory.path().join(NODE_ID).with_extension("new");
+        std::fs::create_dir(&identity).unwrap();
+        let config = config(directory.path());
+        assert!(find_state(&config, &[looked()]).is_err());
+        assert!(!directory.path().join(STORE).exists());
+        std::fs::remove_dir(identity).unwrap();
+        let opened = find_state(&config, &[looked()]).unwrap();
+        assert_eq!(opened.contents.generation, 7);
     }
 }

@@ -177,6 +177,12 @@ impl Bound {
         }
     }
 
+    /// Whether only root and this program's user reach it.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        matches!(self.kind, BoundKind::Unix(..))
+    }
+
     /// Serves until `stop` becomes true, then lets calls in progress end.
     ///
     /// # Errors

@@ -14,11 +14,12 @@
 pub(crate) mod boot;
 mod records;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::v1::EventType;
-use lvol::NodeChange;
+use lvol::{NodeChange, NodeState};
 use metastore::{Batch, CommitError, Contents, QUEUE_MAX, StateStore};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -102,6 +103,8 @@ impl Keeper {
             bound: None,
             left: None,
             not_before: None,
+            unmarked: BTreeSet::new(),
+            unmark_not_before: None,
         };
         (keeper, task)
     }
@@ -202,6 +205,10 @@ pub(crate) struct KeeperTask {
     left: Option<Arc<dyn Pool>>,
     /// A pool that hung is not asked again before.
     not_before: Option<Instant>,
+    /// Pools that were given up and have no mark any more.
+    unmarked: BTreeSet<String>,
+    /// The others are not looked at again before.
+    unmark_not_before: Option<Instant>,
 }
 
 impl KeeperTask {
@@ -270,6 +277,7 @@ impl KeeperTask {
         }
         let name = control.read(|view| view.model.system_pool());
         self.follow(control, name.as_deref()).await;
+        self.unmark_given_up(control).await;
         let Some(Bound { name, pool }) = &self.bound else {
             return;
         };
@@ -283,6 +291,36 @@ impl KeeperTask {
         };
         if let Some(why) = why {
             self.lose(control, &name, why);
+        }
+    }
+
+    /// A pool that was given up while its drive was away has its mark still: with it the next start would
+    /// find two system pools.
+    async fn unmark_given_up(&mut self, control: &Control) {
+        let given_up: BTreeSet<String> = control.read(|view| {
+            let pools = view.model.pools().values();
+            let given_up = pools.filter(|pool| pool.spec.system == Some(false));
+            given_up.map(|pool| pool.spec.name.clone()).collect()
+        });
+        self.unmarked.retain(|name| given_up.contains(name));
+        let now = Instant::now();
+        if self.unmark_not_before.is_some_and(|at| now < at) {
+            return;
+        }
+        for name in given_up {
+            if self.unmarked.contains(&name) || why_not(control, &name).is_some() {
+                continue;
+            }
+            let Some(pool) = control.runtime().pool(&name) else {
+                continue;
+            };
+            match unmark_own(pool.as_ref(), &control.about.node_id).await {
+                Ok(()) => drop(self.unmarked.insert(name)),
+                Err(why) => {
+                    tracing::warn!(pool = name, why, "a pool that was given up is as it was");
+                    self.unmark_not_before = Some(Instant::now() + CALL_PAUSE);
+                }
+            }
         }
     }
 
@@ -318,6 +356,7 @@ impl KeeperTask {
         match bound {
             Ok(pool) => {
                 let name = name.to_owned();
+                tokio::spawn(identify(control.clone(), name.clone(), Arc::clone(&pool)));
                 self.bound = Some(Bound {
                     name: name.clone(),
                     pool,
@@ -401,14 +440,10 @@ impl KeeperTask {
             rest.for_each(|commit| out_of_order(commit, stored));
         }
         self.store_all(control, group).await;
-        if let Some(left) = self.left.take() {
-            let change = PoolChange {
-                system: Some(false),
-                ..PoolChange::default()
-            };
-            if let Err(why) = within(left.change(change)).await {
-                tracing::warn!(why, "the mark of a system pool stays on it");
-            }
+        if let Some(left) = self.left.take()
+            && let Err(why) = unmark(left.as_ref()).await
+        {
+            tracing::warn!(why, "a pool that was given up is as it was");
         }
     }
 
@@ -519,6 +554,49 @@ impl KeeperTask {
                 control.tell(EventType::Fault, "node", node_id, text);
             }
         }
+    }
+}
+
+/// Remembers which pool it is: should it be given up while its drive is away, the node knows it again.
+async fn identify(control: Control, name: String, pool: Arc<dyn Pool>) {
+    let is_known = control.read(|view| {
+        let there = view.model.pools().get(&name);
+        there.is_none_or(|there| there.spec.uuid.is_some())
+    });
+    if is_known {
+        return;
+    }
+    let identified = async {
+        let uuid = within(pool.reading()).await?.uuid;
+        let change = control.change(|edit| edit.identify_pool(&name, &uuid));
+        change.await.map_err(|error| chain(&error))
+    };
+    if let Err(why) = identified.await {
+        tracing::warn!(pool = name, why, "which pool it is was not kept");
+    }
+}
+
+/// Takes the mark off a pool, then this node's state out of it: it may go to another machine, and there may be
+/// keys in it.
+async fn unmark(pool: &dyn Pool) -> Result<(), String> {
+    let change = PoolChange {
+        system: Some(false),
+        ..PoolChange::default()
+    };
+    within(pool.change(change)).await?;
+    within(pool.replace_node_state(NodeState::default())).await
+}
+
+/// As [`unmark`], of a pool that may have become another node's meanwhile, or may have no mark.
+async fn unmark_own(pool: &dyn Pool, node_id: &str) -> Result<(), String> {
+    let is_marked = within(pool.is_system()).await?;
+    match node_id_of(&within(pool.node_state()).await?) {
+        Some(other) if other != node_id => match is_marked {
+            true => Err(format!("it holds the state of node {other}")),
+            false => Ok(()),
+        },
+        None if !is_marked => Ok(()),
+        _ => unmark(pool).await,
     }
 }
 

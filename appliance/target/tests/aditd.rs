@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use api::v1;
+use api::v1::agent_state_service_client::AgentStateServiceClient;
 use api::v1::bdev_service_client::BdevServiceClient;
 use api::v1::config_service_client::ConfigServiceClient;
 use api::v1::listener_service_client::ListenerServiceClient;
@@ -17,6 +18,7 @@ use api::v1::subsystem_service_client::SubsystemServiceClient;
 use api::v1::transport_service_client::TransportServiceClient;
 use api::v1::volume_service_client::VolumeServiceClient;
 use api::v1::watch_service_client::WatchServiceClient;
+use tonic::Code;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
@@ -462,6 +464,19 @@ async fn a_system_pool_keeps_the_state_of_its_node_until_somebody_says_otherwise
     let mut pools = PoolServiceClient::new(channel.clone());
     pools.create_pool(request).await.unwrap();
     create_all(&channel, 20, 4).await;
+    let agent = |channel: &Channel| AgentStateServiceClient::new(channel.clone());
+    let state = b"keys".to_vec();
+    let request = v1::PutAgentStateRequest {
+        state: state.clone(),
+    };
+    let kept = agent(&channel).put_agent_state(request).await.unwrap();
+    let kept = kept.into_inner();
+    assert_eq!((kept.system_pool.as_str(), kept.notice.as_str()), ("p", ""));
+    let request = v1::PutAgentStateRequest {
+        state: vec![0; (768 << 10) + 1],
+    };
+    let refused = agent(&channel).put_agent_state(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     let before = node(&channel).await;
     assert_eq!(before.system_pool, "p");
     assert!(!is_told(&before.notices, "memory only"), "{before:?}");
@@ -475,6 +490,9 @@ async fn a_system_pool_keeps_the_state_of_its_node_until_somebody_says_otherwise
         (&before.node_id, before.revision)
     );
     assert_eq!(after.objects, before.objects);
+    let get = v1::GetAgentStateRequest {};
+    let kept = agent(&channel).get_agent_state(get).await.unwrap();
+    assert_eq!(kept.into_inner().state, state);
     aditd.kill();
 
     let other = tempfile::tempdir().unwrap();
@@ -528,6 +546,8 @@ async fn a_system_pool_keeps_the_state_of_its_node_until_somebody_says_otherwise
     pools.import_pool(request).await.unwrap();
     let refused = pools.update_pool(system(true)).await.unwrap_err();
     assert!(refused.message().contains("--system-pool"), "{refused}");
+    let nobody = agent(&channel).get_agent_state(get).await.unwrap_err();
+    assert_eq!(nobody.code(), Code::Unimplemented, "{nobody}");
 }
 
 #[test]
@@ -656,6 +676,7 @@ async fn over_tcp_only_clients_with_a_certificate_are_served() {
     }
     let port = free_port();
     let arguments = [
+        "--system-pool".to_owned(),
         "--grpc".to_owned(),
         format!("tcp:127.0.0.1:{port}"),
         "--ca".to_owned(),
@@ -667,9 +688,9 @@ async fn over_tcp_only_clients_with_a_certificate_are_served() {
     ];
     let mut aditd = Aditd::start_with(directory.path(), &arguments);
     // Both sockets are bound before either is served.
-    let _ = aditd.channel().await;
+    let own = aditd.channel().await;
     let read = |name: &str| std::fs::read(path(name)).unwrap();
-    let get = |identity: Option<&'static str>| {
+    let connect = |identity: Option<&'static str>| {
         let ca = Certificate::from_pem(read("ca.pem"));
         let mut tls = ClientTlsConfig::new().ca_certificate(ca);
         if let Some(name) = identity {
@@ -679,11 +700,14 @@ async fn over_tcp_only_clients_with_a_certificate_are_served() {
         let uri = format!("https://127.0.0.1:{port}");
         let endpoint = Endpoint::from_shared(uri).unwrap().tls_config(tls).unwrap();
         async move {
-            let channel = endpoint
-                .connect()
-                .await
-                .map_err(|error| error.to_string())?;
-            let node = NodeServiceClient::new(channel)
+            let channel = endpoint.connect().await;
+            channel.map_err(|error| error.to_string())
+        }
+    };
+    let get = |identity: Option<&'static str>| {
+        let connecting = connect(identity);
+        async move {
+            let node = NodeServiceClient::new(connecting.await?)
                 .get_node(v1::GetNodeRequest {})
                 .await;
             node.map_err(|status| status.to_string())
@@ -692,5 +716,13 @@ async fn over_tcp_only_clients_with_a_certificate_are_served() {
     get(Some("client")).await.unwrap();
     assert!(get(None).await.is_err());
     assert!(get(Some("stranger")).await.is_err());
+    // What the agent keeps holds keys: its own socket gives it, and no certificate does.
+    let keys = |channel| async move {
+        let mut client = AgentStateServiceClient::new(channel);
+        client.get_agent_state(v1::GetAgentStateRequest {}).await
+    };
+    keys(own).await.unwrap();
+    let refused = keys(connect(Some("client")).await.unwrap()).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unimplemented);
     assert!(aditd.terminate().success());
 }

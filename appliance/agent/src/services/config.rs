@@ -8,6 +8,7 @@ use api::v1::{
 use tonic::{Request, Response};
 
 use super::{Answer, Services};
+use crate::keep;
 use crate::node::Wanted;
 
 #[tonic::async_trait]
@@ -48,9 +49,13 @@ impl NodeConfigService for Services {
         let outcome = applying
             .await
             .map_err(|error| tonic::Status::internal(format!("the change broke off: {error}")))??;
+        let mut notes = outcome.notes;
+        if !request.dry_run {
+            notes.extend(keep::applied(&self.node).await);
+        }
         Ok(Response::new(ApplyNodeConfigResponse {
             digest: outcome.digest,
-            notes: outcome.notes,
+            notes,
             ca_pem: outcome.ca_pem,
             admin_certificate_pem: outcome.admin_certificate_pem.unwrap_or_default(),
             fingerprint: outcome.fingerprint,

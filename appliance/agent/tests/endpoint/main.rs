@@ -3,5 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
 
 mod access;
+mod keep;
 mod rig;
 mod streams;

@@ -23,8 +23,8 @@ use api::v1::{
 
 pub(crate) use self::bdevs::{KINDS, base_of, normal_limits};
 pub(crate) use self::pools::{check_volume_name, split_volume};
-pub use self::record::{RecordError, batch, reservations};
-pub use self::transaction::{Change, SavedReservation, Transaction};
+pub use self::record::{RecordError, agent_state, batch, reservations};
+pub use self::transaction::{AgentState, Change, SavedReservation, Transaction};
 pub(crate) use self::transports::BUILT_IN;
 
 /// Names one object. The order is that in which things are put in place.

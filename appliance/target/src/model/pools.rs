@@ -141,8 +141,9 @@ impl Transaction<'_> {
                 spec.uuid = there.spec.uuid.clone();
             }
             spec.system = match spec.system {
-                None => there.spec.system,
-                Some(system) => system.then_some(true),
+                Some(true) => Some(true),
+                Some(false) if there.spec.system() => None,
+                _ => there.spec.system,
             };
             let differences = api::fields::differences(&there.spec, &spec);
             if differences.is_empty() {
@@ -210,7 +211,8 @@ impl Transaction<'_> {
             self.check_no_system_pool(name)?;
         }
         let spec = PoolSpec {
-            system: system.then_some(true),
+            // One that was given up is remembered: its drive may be away, and its mark is on it still.
+            system: Some(system),
             ..there.spec.clone()
         };
         let generation = self.generation();

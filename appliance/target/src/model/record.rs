@@ -6,7 +6,7 @@ use api::v1;
 use metastore::{Batch, Contents, Record};
 use prost::Message as _;
 
-use super::{Change, Key, Limits, Model, Object, SavedReservation, Stored};
+use super::{AgentState, Change, Key, Limits, Model, Object, SavedReservation, Stored};
 
 /// Why a stored record is no object.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +40,9 @@ pub enum RecordError {
 
 /// Kind of the records of [`SavedReservation`]s.
 const RESERVATION: &str = "reservation";
+/// Kind of the one record of [`AgentState`], and its name.
+const AGENT: &str = "agent";
+const AGENT_STATE: &str = "state";
 
 /// The name of a record. A newline cannot be part of any name, so no two keys share one.
 fn record_name(key: &Key) -> String {
@@ -73,6 +76,11 @@ pub fn batch(change: &Change) -> Batch {
             Some(record) => batch.put(RESERVATION, &name, record.clone()),
             None => batch.delete(RESERVATION, &name),
         }
+    }
+    match &change.agent_state {
+        Some(AgentState(state)) if state.is_empty() => batch.delete(AGENT, AGENT_STATE),
+        Some(AgentState(state)) => batch.put(AGENT, AGENT_STATE, state.clone()),
+        None => {}
     }
     batch
 }
@@ -126,8 +134,8 @@ impl Model {
         let mut model = Model::new(limits);
         let mut objects = Vec::with_capacity(contents.records.len());
         for record in &contents.records {
-            if record.kind == RESERVATION {
-                // Not an object: see `reservations`.
+            if record.kind == RESERVATION || record.kind == AGENT {
+                // Not an object: see `reservations` and `agent_state`.
                 continue;
             }
             objects.push((decode(record)?, record));
@@ -145,6 +153,16 @@ impl Model {
         model.revision = contents.generation;
         Ok(model)
     }
+}
+
+/// What a store holds for the agent.
+#[must_use]
+pub fn agent_state(contents: &Contents) -> AgentState {
+    let mut records = contents.records.iter();
+    let record = records.find(|record| record.kind == AGENT && record.name == AGENT_STATE);
+    record.map_or_else(AgentState::default, |record| {
+        AgentState(record.value.clone())
+    })
 }
 
 /// The reservations that a store holds.

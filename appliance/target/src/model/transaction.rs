@@ -9,6 +9,7 @@ pub struct Transaction<'a> {
     pub(super) model: &'a mut Model,
     edits: Vec<Edit>,
     reservations: Vec<SavedReservation>,
+    agent_state: Option<AgentState>,
 }
 
 /// What a transaction did.
@@ -20,6 +21,8 @@ pub struct Change {
     pub edits: Vec<Edit>,
     /// Reservations to keep beside the objects, or to forget.
     pub reservations: Vec<SavedReservation>,
+    /// What the agent has kept from now on.
+    pub agent_state: Option<AgentState>,
 }
 
 /// What is kept of a namespace's reservations: no object of the model, as hosts change it.
@@ -33,12 +36,24 @@ pub struct SavedReservation {
     pub record: Option<Vec<u8>>,
 }
 
+/// What the agent keeps with the node's state: no object of the model, and nobody's but the agent's. It
+/// holds keys. Empty when nothing is kept.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct AgentState(pub Vec<u8>);
+
+impl std::fmt::Debug for AgentState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AgentState({} bytes)", self.0.len())
+    }
+}
+
 impl<'a> Transaction<'a> {
     pub(super) fn new(model: &'a mut Model) -> Transaction<'a> {
         Transaction {
             model,
             edits: Vec::new(),
             reservations: Vec::new(),
+            agent_state: None,
         }
     }
 
@@ -64,7 +79,8 @@ impl<'a> Transaction<'a> {
     pub fn finish(mut self) -> Option<Change> {
         let edits = std::mem::take(&mut self.edits);
         let reservations = std::mem::take(&mut self.reservations);
-        if edits.is_empty() && reservations.is_empty() {
+        let agent_state = self.agent_state.take();
+        if edits.is_empty() && reservations.is_empty() && agent_state.is_none() {
             return None;
         }
         self.model.revision += 1;
@@ -72,6 +88,7 @@ impl<'a> Transaction<'a> {
             revision: self.model.revision,
             edits,
             reservations,
+            agent_state,
         })
     }
 
@@ -86,6 +103,11 @@ impl<'a> Transaction<'a> {
         }
         self.reservations.push(saved);
         Ok(())
+    }
+
+    /// Keeps what the agent gives.
+    pub fn put_agent_state(&mut self, state: AgentState) {
+        self.agent_state = Some(state);
     }
 
     pub(super) fn put(&mut self, key: Key, new: Option<Object>) {

@@ -1,5 +1,6 @@
 //! The management API over the control plane: one type for every service.
 
+mod agent_state;
 mod bdev;
 mod config;
 mod controller;

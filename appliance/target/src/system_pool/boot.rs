@@ -1,10 +1,12 @@
 //! The first start since the power came: whose state is on the drives.
 
+use api::v1::PoolSpec;
 use lvol::{NodeLook, NodeState};
 use metastore::Contents;
+use prost::Message as _;
 use uuid::Uuid;
 
-use super::records::contents_of;
+use super::records::{contents_of, node_id_of};
 
 /// What a look at one device has shown.
 #[derive(Debug, Clone)]
@@ -34,10 +36,42 @@ pub(crate) enum Beginning {
     },
 }
 
-/// Decides with what the node begins. Of two system pools nobody knows which one is meant: neither is used.
+/// A pool that is marked.
+struct Marked<'a> {
+    /// Which one and where, for people.
+    text: String,
+    uuid: Uuid,
+    state: &'a NodeState,
+}
+
+impl Marked<'_> {
+    /// Whether the same node gave `other` up after `other` was written last. The mark stays on a pool whose
+    /// drive was away then.
+    fn has_given_up(&self, other: &Marked<'_>) -> bool {
+        let own = node_id_of(self.state);
+        let is_same_node = own.is_some() && own == node_id_of(other.state);
+        if !is_same_node || self.state.generation <= other.state.generation {
+            return false;
+        }
+        let contents = contents_of(self.state).map(|(_, contents)| contents);
+        let records = contents.unwrap_or_default().records;
+        let mut specs = records
+            .iter()
+            .filter(|record| record.kind == "pool")
+            .filter_map(|record| PoolSpec::decode(record.value.as_slice()).ok());
+        specs.any(|spec| {
+            let uuid = spec.uuid.as_deref();
+            let uuid = uuid.and_then(|text| Uuid::parse_str(text).ok());
+            spec.system == Some(false) && uuid == Some(other.uuid)
+        })
+    }
+}
+
+/// Decides with what the node begins. Of two system pools nobody knows which one is meant: neither is used,
+/// unless one says that it came after the other.
 #[must_use]
 pub(crate) fn decide(looked: &[Looked]) -> Beginning {
-    let mut pools: Vec<(String, &NodeState)> = Vec::new();
+    let mut marked: Vec<Marked<'_>> = Vec::new();
     let mut problems = Vec::new();
     for Looked { at, found } in looked {
         match found {
@@ -47,7 +81,8 @@ pub(crate) fn decide(looked: &[Looked]) -> Beginning {
                 state: Some(state),
             })) => {
                 let uuid = Uuid::from_bytes(*uuid);
-                pools.push((format!("{name:?} ({uuid}) on {at}"), state));
+                let text = format!("{name:?} ({uuid}) on {at}");
+                marked.push(Marked { text, uuid, state });
             }
             Ok(_) => {}
             Err(why) => problems.push(format!("{at}: {why}")),
@@ -59,6 +94,15 @@ pub(crate) fn decide(looked: &[Looked]) -> Beginning {
     let empty = |problem| Beginning::Empty {
         problem: Some(problem),
     };
+    let mut pools: Vec<(&str, &NodeState)> = Vec::new();
+    for pool in &marked {
+        let text = pool.text.as_str();
+        if marked.iter().any(|other| other.has_given_up(pool)) {
+            tracing::warn!(text, "it was given up as the system pool, and is not used");
+        } else {
+            pools.push((text, pool.state));
+        }
+    }
     match pools.as_slice() {
         [] if problems.is_empty() => Beginning::Empty { problem: None },
         [] => empty(format!(
@@ -70,7 +114,7 @@ pub(crate) fn decide(looked: &[Looked]) -> Beginning {
         }
         [(from, state)] => match contents_of(state) {
             Ok((node_id, contents)) => Beginning::Kept {
-                from: from.clone(),
+                from: (*from).to_owned(),
                 node_id,
                 contents,
             },
@@ -79,7 +123,7 @@ pub(crate) fn decide(looked: &[Looked]) -> Beginning {
             )),
         },
         several => {
-            let several: Vec<&str> = several.iter().map(|(from, _)| from.as_str()).collect();
+            let several: Vec<&str> = several.iter().map(|(from, _)| *from).collect();
             empty(format!(
                 "there are {} system pools, and none of them is used: {}; import the one that is not \
                  meant, take the mark off it with pool set NAME --no-system, and restart the node",
@@ -168,6 +212,66 @@ mod tests {
             "none of them is used",
         ] {
             assert!(problem.contains(part), "{problem}");
+        }
+    }
+
+    const OTHER_ID: &str = "00000000-0000-4000-8000-000000000002";
+
+    /// What a node has kept at a generation: a pool, which it may have given up.
+    fn state(generation: u64, pool: [u8; 16], system: Option<bool>, node_id: &str) -> NodeState {
+        let spec = PoolSpec {
+            name: "before".to_owned(),
+            uuid: Some(Uuid::from_bytes(pool).to_string()),
+            system,
+            ..PoolSpec::default()
+        };
+        let record = metastore::Record {
+            kind: "pool".to_owned(),
+            name: "before".to_owned(),
+            generation,
+            value: spec.encode_to_vec(),
+        };
+        let contents = Contents {
+            generation,
+            records: vec![record],
+        };
+        Mirror::of(&contents).state(node_id)
+    }
+
+    /// Goal: a node that has another system pool finds its state, though the drive of the one before has come
+    /// back with its mark. Method: the newer state says that the other was given up, or does not.
+    #[test]
+    fn a_pool_that_was_given_up_is_not_the_second_one() {
+        let marked = |at: &str, uuid: u8, state: NodeState| {
+            let mut looked = looked(at, at, Some(state));
+            if let Ok(Some(look)) = &mut looked.found {
+                look.uuid = [uuid; 16];
+            }
+            looked
+        };
+        let given_up = Some(false);
+        let old = marked("old", 1, state(5, [0; 16], None, ID));
+        for (newer, is_used) in [
+            (state(9, [1; 16], given_up, ID), true),
+            // Not given up, another pool, by an older state, by another node.
+            (state(9, [1; 16], None, ID), false),
+            (state(9, [2; 16], given_up, ID), false),
+            (state(5, [1; 16], given_up, ID), false),
+            (state(9, [1; 16], given_up, OTHER_ID), false),
+        ] {
+            let new = marked("new", 3, newer);
+            for drives in [[old.clone(), new.clone()], [new.clone(), old.clone()]] {
+                match decide(&drives) {
+                    Beginning::Kept { from, contents, .. } => {
+                        assert!(is_used && from.contains("\"new\""), "{from}");
+                        assert_eq!(contents.generation, 9);
+                    }
+                    Beginning::Empty { problem } => {
+                        assert!(!is_used, "{problem:?}");
+                        assert!(problem.unwrap().contains("2 system pools"));
+                    }
+                }
+            }
         }
     }
 

@@ -6,15 +6,16 @@ use api::v1::{
 };
 use nvmf::{ReservationKey, ReservationRecord, ReservationStore as _, SaveDone};
 use tempfile::TempDir;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::boot::{Beginning, Looked, decide};
 use super::*;
 use crate::control::About;
-use crate::fake_pool::FakePool;
+use crate::fake_pool::{FakePool, Gate};
 use crate::fake_runtime::FakeRuntime;
-use crate::model::{self, Limits, Model};
+use crate::model::{self, AgentState, Limits, Model};
 use crate::pool::Attach;
 use crate::reservations::{self, Reservations};
 
@@ -79,7 +80,7 @@ async fn power_on(drives: &Drives) -> Node {
             let state = inner.is_system.then(|| inner.node_state.clone());
             let look = lvol::NodeLook {
                 name: pool.name(),
-                uuid: [1; 16],
+                uuid: pool.uuid().into_bytes(),
                 state,
             };
             Looked {
@@ -171,6 +172,24 @@ impl Node {
             .change_with(attach, |edit| edit.attach_pool(spec.clone()).map(drop))
             .await
             .unwrap();
+        self.settle().await;
+    }
+
+    /// Waits until the node knows which pool its system pool is, which it keeps by itself.
+    async fn settle(&self) {
+        let is_known = |name: &str| {
+            let spec = self
+                .control
+                .read(|view| view.model.pools()[name].spec.clone());
+            spec.uuid.is_some()
+        };
+        if let Some(name) = self.keeper().pool() {
+            while !is_known(&name) {
+                tokio::task::yield_now().await;
+            }
+        }
+        // Returns when what was changed before is stored.
+        self.control.change(|_| Ok(())).await.unwrap();
     }
 
     async fn import_pool(&self, name: &str, device: &str) {
@@ -194,6 +213,7 @@ impl Node {
             .change(|edit| edit.set_system_pool(name, system))
             .await
             .unwrap();
+        self.settle().await;
     }
 
     async fn reserve(&self, registrants: u8) -> Result<(), String> {
@@ -207,6 +227,11 @@ impl Node {
     /// Has the keeper look at the pool, and lets it: what it waits for are fakes.
     async fn look(&self) {
         self.keeper().look();
+        self.let_work().await;
+    }
+
+    /// Lets tasks work until they wait for something that is no fake.
+    async fn let_work(&self) {
         for _ in 0..200 {
             tokio::task::yield_now().await;
         }
@@ -355,10 +380,77 @@ async fn a_pool_that_comes_late_gets_what_the_node_has() {
     assert_eq!(node.reservations.of(NQN, 1, key().uuid), record(2));
     // No more: the mark goes with the change.
     node.set_system("tank", false).await;
-    node.look().await;
+    node.let_work().await;
     assert!(!drives["b0"].inner().is_system);
+    // And so does the state: the pool may go to another machine.
+    assert_eq!(drives["b0"].inner().node_state, Default::default());
     node.end().await;
     assert_eq!(power_on(&drives).await.keys(), []);
+}
+
+/// Goal: no change is answered that a power cut would take away. Method: the pool has not answered yet.
+#[tokio::test]
+async fn a_change_is_answered_after_the_pool_has_it() {
+    let node = power_on(&Drives::new()).await;
+    node.create_pool("tank", "b0", true).await;
+    let (open, held) = watch::channel(false);
+    let reached = Arc::new(Notify::new());
+    node.drives()["b0"].inner().gate = Some(Gate {
+        reached: Arc::clone(&reached),
+        open: held,
+    });
+    let control = node.control.clone();
+    let adding = tokio::spawn(async move {
+        let state = AgentState(vec![1]);
+        control.keep_agent_state(state).await
+    });
+    reached.notified().await;
+    // Whatever was answered before the pool was asked is with its caller then.
+    node.let_work().await;
+    assert!(!adding.is_finished());
+    open.send(true).unwrap();
+    adding.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_the_agent_keeps_comes_back_after_a_power_cut() {
+    let node = power_on(&Drives::new()).await;
+    let state = |text: &str| AgentState(text.as_bytes().to_vec());
+    // Before there is a pool, and with it.
+    node.control.keep_agent_state(state("first")).await.unwrap();
+    node.create_pool("tank", "b0", true).await;
+    let drives = node.drives();
+    node.end().await;
+    let node = power_on(&drives).await;
+    assert_eq!(node.control.agent_state(), state("first"));
+    node.control.keep_agent_state(state("next")).await.unwrap();
+    let revision = || node.control.read(|view| view.model.revision());
+    let before = revision();
+    node.control.keep_agent_state(state("next")).await.unwrap();
+    assert_eq!(revision(), before, "it was so already");
+    // It is no object that a document speaks of.
+    let document = Document {
+        bdevs: vec![malloc("b0")],
+        ..Document::default()
+    };
+    let all = node
+        .control
+        .change_with_bdevs(|edit| edit.apply(&document, true));
+    all.await.unwrap();
+    node.end().await;
+    let node = power_on(&drives).await;
+    assert_eq!(node.control.agent_state(), state("next"));
+    node.control.keep_agent_state(state("")).await.unwrap();
+    node.end().await;
+    let node = power_on(&drives).await;
+    assert_eq!(node.control.agent_state(), state(""));
+    let kept = &drives["b0"].inner().node_state;
+    assert!(
+        !kept
+            .records
+            .iter()
+            .any(|(key, _)| key.starts_with(b"agent"))
+    );
 }
 
 /// A node that came up without its drives has nothing: that must not replace what it had.
@@ -422,6 +514,69 @@ async fn while_the_pool_is_lost_changes_work_and_nothing_is_promised() {
     let node = power_on(&drives).await;
     assert_eq!(node.keys(), keys);
     assert_eq!(node.reservations.of(NQN, 1, key().uuid), record(2));
+}
+
+/// A pool that is marked holds a state: a start takes it for that.
+#[tokio::test]
+async fn a_pool_that_does_not_take_the_state_is_not_marked() {
+    let node = power_on(&Drives::new()).await;
+    node.create_pool("tank", "b0", false).await;
+    let tank = Arc::clone(&node.drives()["b0"]);
+    tank.inner().broken = Some("its drive has gone".to_owned());
+    node.set_system("tank", true).await;
+    node.look().await;
+    assert_eq!(node.control.state(), NodeState::Degraded);
+    assert!(!tank.inner().is_system);
+    tank.inner().broken = None;
+    node.look().await;
+    assert!(tank.inner().is_system);
+    assert_ne!(tank.inner().node_state, Default::default());
+}
+
+/// Goal: a pool that was given up while its drive was away is no second system pool when that is back. Method:
+/// the drive comes back to the running node, or while its power is off; or another node has had it.
+#[tokio::test]
+async fn a_pool_that_was_given_up_while_it_was_away_is_let_go_of_later() {
+    for case in ["back", "back after a power cut", "another node's"] {
+        let node = power_on(&Drives::new()).await;
+        node.create_pool("tank", "b0", true).await;
+        let tank = Arc::clone(&node.drives()["b0"]);
+        let spec = node
+            .control
+            .read(|view| view.model.pools()["tank"].spec.clone());
+        assert_eq!(spec.uuid, Some(tank.uuid().to_string()));
+        tank.inner().broken = Some("its drive has gone".to_owned());
+        node.look().await;
+        node.set_system("tank", false).await;
+        node.create_pool("next", "b1", true).await;
+        let drives = node.drives();
+        assert!(tank.inner().is_system);
+        let keys = node.keys();
+        let node = match case {
+            "back after a power cut" => {
+                node.end().await;
+                tank.inner().broken = None;
+                power_on(&drives).await
+            }
+            "another node's" => {
+                tank.inner().node_state = Mirror::default().state(OTHER_ID);
+                node
+            }
+            _ => node,
+        };
+        assert_eq!(node.keys(), keys, "{case}");
+        tank.inner().broken = None;
+        tokio::time::pause();
+        tokio::time::advance(CALL_PAUSE).await;
+        tokio::time::resume();
+        node.look().await;
+        assert_eq!(node.keeper().pool().as_deref(), Some("next"), "{case}");
+        let is_ours = case != "another node's";
+        assert_eq!(tank.inner().is_system, !is_ours, "{case}");
+        let is_empty = tank.inner().node_state.records.is_empty();
+        assert_eq!(is_empty, is_ours, "{case}");
+        node.end().await;
+    }
 }
 
 /// The pool fails between the look at it and the batch.

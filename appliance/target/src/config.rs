@@ -8,6 +8,7 @@ use std::time::Duration;
 use api::quantity::{parse_bytes, parse_duration_ns};
 use clap::Parser;
 use serde::{Deserialize, Deserializer};
+use uuid::Uuid;
 
 use crate::lvol_driver::MAP_CACHE_PIECES_DEFAULT;
 use crate::model;
@@ -53,6 +54,9 @@ pub struct Flags {
     /// has none; for a node without a disk of its own
     #[arg(long)]
     pub system_pool: bool,
+    /// The system pool is the one with this UUID: no other is looked for, whatever its mark says
+    #[arg(long, value_name = "UUID")]
+    pub system_pool_uuid: Option<Uuid>,
     /// TOML file; flags overrule it
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -149,6 +153,8 @@ impl FromStr for Reactors {
 struct File {
     state_dir: Option<PathBuf>,
     system_pool: bool,
+    #[serde(deserialize_with = "system_pool_uuid")]
+    system_pool_uuid: Option<Uuid>,
     #[serde(deserialize_with = "endpoints")]
     grpc: Vec<Endpoint>,
     #[serde(deserialize_with = "reactors")]
@@ -307,6 +313,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Keep the state in the system pool too.
     pub system_pool: bool,
+    /// Which pool may be found as the system pool; `None`: whichever is marked.
+    pub system_pool_uuid: Option<Uuid>,
     /// Where gRPC is served.
     pub grpc: Vec<Endpoint>,
     /// Certificates for TCP.
@@ -411,13 +419,15 @@ fn merge(flags: &Flags, file: File) -> Result<Config, ConfigError> {
         bdevs_max: table.bdevs_max.unwrap_or(defaults.bdevs_max),
         pools_max: table.pools_max.unwrap_or(defaults.pools_max),
     };
+    let system_pool_uuid = flags.system_pool_uuid.or(file.system_pool_uuid);
     Ok(Config {
         state_dir: flags
             .state_dir
             .clone()
             .or(file.state_dir)
             .unwrap_or_else(|| PathBuf::from("/var/lib/adit")),
-        system_pool: flags.system_pool || file.system_pool,
+        system_pool: flags.system_pool || file.system_pool || system_pool_uuid.is_some(),
+        system_pool_uuid,
         grpc,
         tls,
         reactors: flags.reactors.clone().or(file.reactors),
@@ -472,6 +482,11 @@ fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Endpoint>
         .collect()
 }
 
+fn system_pool_uuid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Uuid>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
 fn reactors<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Reactors>, D::Error> {
     let text = match NumberOrText::deserialize(deserializer)? {
         NumberOrText::Number(number) => number.to_string(),
@@ -508,6 +523,7 @@ mod tests {
 
     const FULL: &str = r#"
         state_dir = "/srv/state"
+        system_pool_uuid = "00000000-0000-4000-8000-000000000007"
         grpc = ["unix:/run/a.sock", "tcp:127.0.0.1:4421"]
         reactors = "0x6"
         metrics = "127.0.0.1:9420"
@@ -533,6 +549,8 @@ mod tests {
     fn a_full_file_is_read() {
         let config = merge(&Flags::default(), parse(FULL).unwrap()).unwrap();
         assert_eq!(config.state_dir, Path::new("/srv/state"));
+        let named = config.system_pool_uuid.map(|uuid| uuid.as_u128() & 0xff);
+        assert!(config.system_pool && named == Some(7), "{named:?}");
         assert_eq!(config.grpc.len(), 2);
         assert!(matches!(config.reactors, Some(Reactors::Mask(_))));
         assert_eq!(config.drain_timeout, Duration::from_secs(3));

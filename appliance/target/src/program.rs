@@ -452,7 +452,7 @@ fn open_state(directory: &Path) -> Result<Opened, ProgramError> {
 /// used is told, and the node begins with nothing.
 fn find_state(config: &Config, looked: &[Looked]) -> Result<Opened, ProgramError> {
     let directory = &config.state_dir;
-    let problem = match boot::decide(looked) {
+    let problem = match boot::decide(looked, config.system_pool_uuid) {
         Beginning::Kept {
             from,
             node_id,

@@ -68,9 +68,10 @@ impl Marked<'_> {
 }
 
 /// Decides with what the node begins. Of two system pools nobody knows which one is meant: neither is used,
-/// unless one says that it came after the other.
+/// unless one says that it came after the other. A pool that is `named` is the only one that counts: the mark
+/// of another may be what a host has written to a drive that it was given whole.
 #[must_use]
-pub(crate) fn decide(looked: &[Looked]) -> Beginning {
+pub(crate) fn decide(looked: &[Looked], named: Option<Uuid>) -> Beginning {
     let mut marked: Vec<Marked<'_>> = Vec::new();
     let mut problems = Vec::new();
     for Looked { at, found } in looked {
@@ -82,6 +83,13 @@ pub(crate) fn decide(looked: &[Looked]) -> Beginning {
             })) => {
                 let uuid = Uuid::from_bytes(*uuid);
                 let text = format!("{name:?} ({uuid}) on {at}");
+                if named.is_some_and(|named| named != uuid) {
+                    tracing::warn!(
+                        text,
+                        "it is marked as the system pool, and another one is named"
+                    );
+                    continue;
+                }
                 marked.push(Marked { text, uuid, state });
             }
             Ok(_) => {}
@@ -104,7 +112,10 @@ pub(crate) fn decide(looked: &[Looked]) -> Beginning {
         }
     }
     match pools.as_slice() {
-        [] if problems.is_empty() => Beginning::Empty { problem: None },
+        [] if problems.is_empty() => match named {
+            None => Beginning::Empty { problem: None },
+            Some(uuid) => empty(format!("the system pool {uuid} was not found")),
+        },
         [] => empty(format!(
             "no system pool was found, and not every drive could be looked at ({})",
             problems.join("; ")
@@ -165,7 +176,7 @@ mod tests {
     }
 
     fn problem(looked: &[Looked]) -> String {
-        match decide(looked) {
+        match decide(looked, None) {
             Beginning::Empty {
                 problem: Some(problem),
             } => problem,
@@ -180,7 +191,7 @@ mod tests {
             looked("b", "data", None),
             looked("c", "tank", Some(kept())),
         ];
-        let Beginning::Kept { from, node_id, .. } = decide(&drives) else {
+        let Beginning::Kept { from, node_id, .. } = decide(&drives, None) else {
             panic!("it is not taken");
         };
         assert!(
@@ -193,8 +204,11 @@ mod tests {
     #[test]
     fn without_a_system_pool_a_node_begins_with_nothing() {
         let empty = Beginning::Empty { problem: None };
-        assert_eq!(decide(&[]), empty);
-        assert_eq!(decide(&[nothing("a"), looked("b", "data", None)]), empty);
+        assert_eq!(decide(&[], None), empty);
+        assert_eq!(
+            decide(&[nothing("a"), looked("b", "data", None)], None),
+            empty
+        );
     }
 
     #[test]
@@ -213,6 +227,33 @@ mod tests {
         ] {
             assert!(problem.contains(part), "{problem}");
         }
+    }
+
+    /// A host that was given a whole drive can write there what it wants, a system pool too.
+    #[test]
+    fn no_pool_but_the_named_one_counts() {
+        let with_uuid = |mut looked: Looked, uuid| {
+            if let Ok(Some(look)) = &mut looked.found {
+                look.uuid = [uuid; 16];
+            }
+            looked
+        };
+        let named = Some(Uuid::from_bytes([1; 16]));
+        let forged = with_uuid(looked("a", "forged", Some(kept())), 2);
+        let own = with_uuid(looked("b", "tank", Some(kept())), 1);
+        for drives in [[forged.clone(), own.clone()], [own, forged.clone()]] {
+            assert!(matches!(
+                decide(&drives, named),
+                Beginning::Kept { from, .. } if from.contains("\"tank\"")
+            ));
+        }
+        let Beginning::Empty {
+            problem: Some(problem),
+        } = decide(&[forged], named)
+        else {
+            panic!("another pool is taken, or nobody is told");
+        };
+        assert!(problem.contains("01010101-"), "{problem}");
     }
 
     const OTHER_ID: &str = "00000000-0000-4000-8000-000000000002";
@@ -261,7 +302,7 @@ mod tests {
         ] {
             let new = marked("new", 3, newer);
             for drives in [[old.clone(), new.clone()], [new.clone(), old.clone()]] {
-                match decide(&drives) {
+                match decide(&drives, None) {
                     Beginning::Kept { from, contents, .. } => {
                         assert!(is_used && from.contains("\"new\""), "{from}");
                         assert_eq!(contents.generation, 9);
@@ -284,7 +325,7 @@ mod tests {
         assert!(problem(std::slice::from_ref(&silent)).contains("a: did not answer"));
         // What is found elsewhere is used all the same.
         let drives = [silent, looked("b", "tank", Some(kept()))];
-        assert!(matches!(decide(&drives), Beginning::Kept { .. }));
+        assert!(matches!(decide(&drives, None), Beginning::Kept { .. }));
     }
 
     #[test]

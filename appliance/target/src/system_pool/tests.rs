@@ -91,7 +91,7 @@ async fn power_on(drives: &Drives) -> Node {
         .collect();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.redb");
-    match decide(&looked) {
+    match decide(&looked, None) {
         Beginning::Kept {
             node_id, contents, ..
         } => {

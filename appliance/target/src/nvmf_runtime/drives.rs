@@ -184,11 +184,10 @@ impl Drives {
             let address = &bound.address;
             let is_last = index + 1 == asked.len();
             let within = if is_last { READY_WITHIN } else { ASKED_WITHIN };
-            let entry = |known| (bound.instance, known);
             let prepared = match self.bring_up(address, spec.io_queues, within) {
                 Ok(prepared) => prepared,
                 Err(Down::Silent) => {
-                    let entry = entry(Known::Silent);
+                    let entry = (bound.instance, Known::Silent);
                     self.bus().known.insert(address.clone(), entry);
                     problems.push(Down::Silent.told(address));
                     continue;
@@ -198,11 +197,7 @@ impl Drives {
                     continue;
                 }
             };
-            let serial = prepared.0.as_ref().map(|handle| handle.report().serial);
-            let serial = serial.unwrap_or_default();
-            let entry = entry(Known::Serial(serial.clone()));
-            self.bus().known.insert(address.clone(), entry);
-            if serial == *wanted {
+            if self.remember(bound, &prepared) == *wanted {
                 return Ok(prepared);
             }
         }
@@ -215,6 +210,15 @@ impl Drives {
             reason.push_str(&format!(" ({problem})"));
         }
         Err(pending(reason))
+    }
+
+    /// Notes whose drive is in a place; its serial number.
+    fn remember(&self, bound: &Bound, prepared: &PreparedDrive) -> String {
+        let serial = prepared.0.as_ref().map(|handle| handle.report().serial);
+        let serial = serial.unwrap_or_default();
+        let entry = (bound.instance, Known::Serial(serial.clone()));
+        self.bus().known.insert(bound.address.clone(), entry);
+        serial
     }
 
     /// Opens a function and waits until its controller runs.

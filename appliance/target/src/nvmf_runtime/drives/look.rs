@@ -30,18 +30,18 @@ impl Drives {
                 return Vec::new();
             }
         };
-        let mut addresses: Vec<String> = bound
+        let mut bound: Vec<Bound> = bound
             .into_iter()
-            .filter(|bound: &Bound| bound.class == CLASS_NVME)
-            .map(|bound| bound.address)
+            .filter(|bound| bound.class == CLASS_NVME)
             .collect();
-        addresses.sort_unstable();
-        tracing::info!(drives = addresses.len(), "looking for the system pool");
+        bound.sort_unstable_by(|one, other| one.address.cmp(&other.address));
+        tracing::info!(drives = bound.len(), "looking for the system pool");
         let until = Instant::now() + LOOK_WITHIN;
         let (tell, told) = channel();
         let mut failed = Vec::new();
-        for address in &addresses {
-            let (drives, own, tell) = (Arc::clone(self), address.clone(), tell.clone());
+        for bound in &bound {
+            let address = &bound.address;
+            let (drives, own, tell) = (Arc::clone(self), bound.clone(), tell.clone());
             let started = std::thread::Builder::new()
                 .name(format!("look_{address}"))
                 .spawn(move || drives.look_at(&own, &tell));
@@ -51,7 +51,7 @@ impl Drives {
         }
         drop(tell);
         let mut seen = failed;
-        while seen.len() < addresses.len()
+        while seen.len() < bound.len()
             && let Ok(one) = told.recv_timeout(until.saturating_duration_since(Instant::now()))
         {
             seen.push(one);
@@ -62,7 +62,8 @@ impl Drives {
             .recv_timeout(until.saturating_duration_since(Instant::now()))
             .is_ok()
         {}
-        let all = addresses.iter().flat_map(|address| {
+        let addresses = bound.iter().map(|bound| &bound.address);
+        let all = addresses.flat_map(|address| {
             let found = seen.iter().find(|(seen, _)| seen == address);
             found.map_or_else(
                 || {
@@ -78,10 +79,15 @@ impl Drives {
         all.collect()
     }
 
-    fn look_at(&self, address: &str, tell: &Sender<(String, Vec<Looked>)>) {
+    fn look_at(&self, bound: &Bound, tell: &Sender<(String, Vec<Looked>)>) {
+        let address = bound.address.as_str();
         let brought = self.bring_up(address, Some(1), LOOK_WITHIN);
         let (looked, prepared) = match brought {
-            Ok(prepared) => (self.look_at_namespaces(address, &prepared), Some(prepared)),
+            Ok(prepared) => {
+                // Whoever looks for it by its serial number soon need not ask the others.
+                self.remember(bound, &prepared);
+                (self.look_at_namespaces(address, &prepared), Some(prepared))
+            }
             Err(down) => (vec![not_seen(address, down.told(address))], None),
         };
         // Nobody waits any more for what comes late.

@@ -7,8 +7,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::v1::node_service_client::NodeServiceClient;
 use api::v1::pool_service_client::PoolServiceClient;
-use api::v1::{ListPoolsRequest, Pool};
+use api::v1::{GetNodeRequest, ListPoolsRequest, PendingObject, Pool};
 use init::control::Request;
 use init::supervisor::{ServiceReport, ServiceState};
 
@@ -133,7 +134,18 @@ pub async fn pools(node: &Node) -> Vec<Pool> {
     }
 }
 
-/// What is wrong with the node: the agent's alerts, what init could not do, and pools that have stopped.
+/// What `aditd` was told to have and has not, its first hundred; none when it does not answer.
+async fn pending(node: &Node) -> Vec<PendingObject> {
+    let mut client = NodeServiceClient::new(node.forward.channel());
+    let asked = client.get_node(GetNodeRequest::default());
+    match tokio::time::timeout(Duration::from_secs(1), asked).await {
+        Ok(Ok(answer)) => answer.into_inner().pending_objects,
+        _ => Vec::new(),
+    }
+}
+
+/// What is wrong with the node: the agent's alerts, what init could not do, pools that have stopped, and what
+/// is wanted and not there, such as a drive that was pulled out.
 pub async fn alerts(node: &Node) -> Vec<String> {
     let mut all = node.alerts();
     if node.init.is_there() {
@@ -147,6 +159,13 @@ pub async fn alerts(node: &Node) -> Vec<String> {
     all.extend(stopped.filter(|pool| !pool.fault.is_empty()).map(|pool| {
         let name = pool.spec.unwrap_or_default().name;
         format!("pool {name} has stopped: {}", pool.fault)
+    }));
+    let pending = pending(node).await.into_iter();
+    all.extend(pending.map(|object| {
+        let PendingObject {
+            kind, name, reason, ..
+        } = object;
+        format!("{kind} {name} is not there: {reason}")
     }));
     let more = all.len().saturating_sub(ALERTS_MAX);
     if more > 0 {

@@ -40,7 +40,7 @@ image_parts = --tools "$$(qemu-tests/guest/make-root)" --programs $(CARGO_TARGET
 
 image-deps:
 	@.ci/deps image
-	cargo build --release --bin adit-init --bin adit-agent --bin aditd --bin aditctl --bin initramfs
+	cargo build --release --bin adit-init --bin adit-agent --bin aditd --bin aditctl --bin initramfs --bin qemu-machine
 
 initramfs: image-deps
 	@for profile in release dev; do \

@@ -7,18 +7,15 @@ use std::time::{Duration, Instant};
 
 use ::initramfs::{Tree, decompress};
 use program_tests::{KilledChild, POLL_INTERVAL, program, until};
+use qemu_machines::Machine;
+use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::qemu::CPU;
 use crate::{HarnessError, HttpServer, VolatileDisk, patience, qemu, tools};
 
 const CONSOLE_TAIL_LINES: usize = 80;
 /// Port of the agent in the node.
 const AGENT_PORT: u16 = 50051;
-/// Kernel arguments of every boot here: a panic ends QEMU. An emulated machine that gets little time
-/// looks to the kernel as if its timer did not work, which is a panic where interrupts are remapped.
-const KERNEL: &str = "console=ttyS0 panic=-1 intel_iommu=on iommu=pt mitigations=off loglevel=4 \
-    no_timer_check";
 
 /// The bootable files of an image.
 #[derive(Debug, Clone)]
@@ -135,14 +132,11 @@ pub struct ApplianceBuilder {
     name: String,
     image: Image,
     boot: Boot,
-    /// Name, which is the drive's serial number, and the socket of an NBD server.
-    /// Name, socket of the disk, further options.
-    drives: Vec<(String, PathBuf, &'static str)>,
+    machine: &'static str,
+    /// Backends of the machine's drives: names and sockets of NBD servers.
+    drives: Vec<(String, PathBuf)>,
     config: String,
     kernel: String,
-    memory_mib: u32,
-    iommu: bool,
-    network: bool,
     /// More arguments of QEMU.
     qemu: Vec<String>,
     /// More files for a boot from kernel and initrd: a cpio archive.
@@ -175,21 +169,18 @@ impl ApplianceBuilder {
         self
     }
 
-    /// Gives it an NVMe drive with this disk, behind the IOMMU, in a slot of its own.
+    /// Which machine it is: a profile in `machines/profiles` that is like `appliance`; that one by default.
     #[must_use]
-    pub fn drive(mut self, disk: &VolatileDisk) -> Self {
-        self.drives
-            .push((disk.name().to_owned(), disk.socket(), ""));
+    pub fn machine(mut self, name: &'static str) -> Self {
+        self.machine = name;
         self
     }
 
-    /// As [`Self::drive`], of a drive whose write cache is switched off: each write is durable when it
-    /// is answered. QEMU's drives take FUA and do not hand it to their disks; that is the only way to have it.
+    /// Puts a disk behind the machine's drive of that name.
     #[must_use]
-    pub fn drive_with_fua(mut self, disk: &VolatileDisk) -> Self {
-        let options = ",write-cache=off";
-        self.drives
-            .push((disk.name().to_owned(), disk.socket(), options));
+    pub fn drive(mut self, disk: &VolatileDisk) -> Self {
+        let socket = disk.socket().to_owned();
+        self.drives.push((disk.name().to_owned(), socket));
         self
     }
 
@@ -213,27 +204,6 @@ impl ApplianceBuilder {
     pub fn qemu(mut self, words: &str) -> Self {
         let words = words.split_whitespace().map(str::to_owned);
         self.qemu.extend(words);
-        self
-    }
-
-    /// Gives it less memory than 2 GiB, or more.
-    #[must_use]
-    pub fn memory_mib(mut self, memory_mib: u32) -> Self {
-        self.memory_mib = memory_mib;
-        self
-    }
-
-    /// Takes its IOMMU away.
-    #[must_use]
-    pub fn without_iommu(mut self) -> Self {
-        self.iommu = false;
-        self
-    }
-
-    /// Takes its network card away; for a boot from kernel and initrd.
-    #[must_use]
-    pub fn without_network(mut self) -> Self {
-        self.network = false;
         self
     }
 
@@ -273,10 +243,12 @@ impl ApplianceBuilder {
             fs::read_to_string(&authority).map_err(HarnessError::file("read", &authority))?;
         let document = self.document(&authority);
         write(&folder.path().join("config.toml"), document.as_bytes())?;
-        let server = self.serve(&tools, folder.path())?;
+        let machine = qemu::machine(self.machine)?;
+        let kernel = format!("{}{}", machine.kernel(), self.kernel);
+        let server = self.serve(&tools, folder.path(), &kernel)?;
         let agent_port = crate::free_port()?;
-        let mut arguments = self.machine(folder.path(), agent_port, server.as_ref());
-        arguments.extend(self.boot_arguments(&tools, folder.path())?);
+        let mut arguments = self.arguments(&machine, folder.path(), agent_port, server.as_ref())?;
+        arguments.extend(self.boot_arguments(&tools, folder.path(), kernel)?);
         arguments.extend(self.qemu.iter().cloned());
         let errors = folder.path().join("qemu.log");
         let errors_file = fs::File::create(&errors).map_err(HarnessError::file("make", &errors))?;
@@ -306,51 +278,50 @@ impl ApplianceBuilder {
         )
     }
 
-    fn machine(&self, folder: &Path, agent_port: u16, server: Option<&HttpServer>) -> Vec<String> {
-        let accel = std::env::var("ADIT_QEMU_ACCEL").unwrap_or("tcg,thread=multi".to_owned());
+    fn arguments(
+        &self,
+        machine: &Machine,
+        folder: &Path,
+        agent_port: u16,
+        server: Option<&HttpServer>,
+    ) -> Result<Vec<String>, HarnessError> {
+        let given: Vec<&str> = self.drives.iter().map(|(name, _)| &**name).collect();
+        let mut arguments = qemu::arguments(self.machine, machine, folder, &given)?;
+        let drives = self.drives.iter();
+        let backends = drives.map(|(name, socket)| qemu::nbd(name, socket));
+        arguments.extend(qemu::options(backends));
         let path = |name: &str| folder.join(name).display().to_string();
-        // One processor: see `qemu::arguments`.
-        let mut text = format!(
-            "-nodefaults -no-user-config -display none -no-reboot -cpu {CPU} -smp 1 \
-             -machine q35,kernel-irqchip=split -accel {accel} -m {} -device virtio-rng-pci \
-             -serial file:{} -qmp unix:{},server=on,wait=off \
-             -fw_cfg name=opt/io.adit/config,file={} \
-             -smbios type=1,serial=A1B2,uuid=4c4c4544-0042-3510-8054-b6c04f303233",
-            self.memory_mib,
-            path("serial.log"),
-            path("qmp"),
-            path("config.toml"),
-        );
-        if self.iommu {
-            text.push_str(" -device intel-iommu,intremap=on,caching-mode=on");
-        }
-        for (number, (name, socket, options)) in self.drives.iter().enumerate() {
-            let (socket, chassis) = (socket.display(), number + 1);
-            text.push_str(&format!(
-                " -blockdev driver=nbd,node-name={name},export={name},server.type=unix,\
-                 server.path={socket} -device pcie-root-port,id=port{chassis},chassis={chassis} \
-                 -device nvme,serial={name},drive={name},bus=port{chassis}{options}"
-            ));
-        }
-        text.push_str(&format!(
-            " -netdev user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:{agent_port}-:{AGENT_PORT}"
-        ));
+        let config = format!("name=opt/io.adit/config,file={}", path("config.toml"));
+        let mut network =
+            format!("user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:{agent_port}-:{AGENT_PORT}");
         match self.boot {
             Boot::Ipxe => {
-                text.push_str(&format!(",tftp={},bootfile=ipxe.efi", path("tftp")));
+                network.push_str(&format!(",tftp={},bootfile=ipxe.efi", path("tftp")));
             }
             Boot::UefiHttp => {
                 let port = server.map_or(0, HttpServer::port);
                 let name = &self.image.name;
-                text.push_str(&format!(",bootfile=http://10.0.2.2:{port}/{name}.efi"));
+                network.push_str(&format!(",bootfile=http://10.0.2.2:{port}/{name}.efi"));
             }
             Boot::Kernel | Boot::Uki => {}
         }
-        text.split_whitespace().map(str::to_owned).collect()
+        let mut pairs = vec![("-fw_cfg", config), ("-netdev", network)];
+        if let Some(card) = machine.network() {
+            let is_booted_from = matches!(self.boot, Boot::UefiHttp | Boot::Ipxe);
+            let place = if is_booted_from { ",bootindex=1" } else { "" };
+            pairs.push(("-device", format!("{card}{place}")));
+        }
+        arguments.extend(qemu::options(pairs));
+        Ok(arguments)
     }
 
     /// What a network boot fetches.
-    fn serve(&self, tools: &Path, folder: &Path) -> Result<Option<HttpServer>, HarnessError> {
+    fn serve(
+        &self,
+        tools: &Path,
+        folder: &Path,
+        kernel: &str,
+    ) -> Result<Option<HttpServer>, HarnessError> {
         if !matches!(self.boot, Boot::Ipxe | Boot::UefiHttp) {
             return Ok(None);
         }
@@ -365,82 +336,70 @@ impl ApplianceBuilder {
             let script = template
                 .replace("@BASE@", &format!("http://10.0.2.2:{}", server.port()))
                 .replace("@NAME@", &self.image.name)
-                .replace("@KERNEL@", &self.words());
+                .replace("@KERNEL@", kernel);
             write(&tftp.join("autoexec.ipxe"), script.as_bytes())?;
         }
         Ok(Some(server))
     }
 
-    fn words(&self) -> String {
-        format!("{KERNEL}{}", self.kernel)
-    }
-
-    fn boot_arguments(&self, tools: &Path, folder: &Path) -> Result<Vec<String>, HarnessError> {
-        let firmware = |extra: &[&str]| -> Result<Vec<String>, HarnessError> {
-            let ovmf = tools.join("root/usr/share/OVMF");
-            let (from, variables) = (ovmf.join("OVMF_VARS_4M.fd"), folder.join("efi-variables"));
-            fs::copy(&from, &variables).map_err(HarnessError::file("copy", from))?;
-            let drive = |path: &Path, options: &str| {
-                format!("if=pflash,format=raw{options},file={}", path.display())
-            };
-            let code = drive(&ovmf.join("OVMF_CODE_4M.fd"), ",readonly=on");
-            let mut all = vec!["-drive".to_owned(), code];
-            all.extend(["-drive".to_owned(), drive(&variables, "")]);
-            // A UKI brings its command line; this is appended to it (systemd-stub).
-            let more = format!(
-                "type=11,value=io.systemd.stub.kernel-cmdline-extra={}",
-                self.words().replace(',', ",,")
-            );
-            all.extend(["-smbios".to_owned(), more]);
-            all.extend(extra.iter().map(|word| (*word).to_owned()));
-            Ok(all)
+    fn boot_arguments(
+        &self,
+        tools: &Path,
+        folder: &Path,
+        words: String,
+    ) -> Result<Vec<String>, HarnessError> {
+        if self.boot == Boot::Kernel {
+            let (kernel, mut initrd) = (self.image.file("vmlinuz"), self.image.file("initrd"));
+            if !self.overlay.is_empty() {
+                let bytes = fs::read(&initrd);
+                let mut bytes = bytes.map_err(HarnessError::file("read", &initrd))?;
+                bytes.resize(bytes.len().next_multiple_of(4), 0);
+                bytes.extend(&self.overlay);
+                initrd = folder.join("initrd");
+                write(&initrd, &bytes)?;
+            }
+            let (kernel, initrd) = (kernel.display(), initrd.display());
+            let pairs = [
+                ("-kernel", kernel.to_string()),
+                ("-initrd", initrd.to_string()),
+                ("-append", words),
+            ];
+            return Ok(qemu::options(pairs));
+        }
+        let ovmf = tools.join("root/usr/share/OVMF");
+        let (from, variables) = (ovmf.join("OVMF_VARS_4M.fd"), folder.join("efi-variables"));
+        fs::copy(&from, &variables).map_err(HarnessError::file("copy", from))?;
+        let flash = |path: &Path, options: &str| {
+            format!("if=pflash,format=raw{options},file={}", path.display())
         };
-        let card = "virtio-net-pci,netdev=net";
-        Ok(match self.boot {
-            Boot::Kernel => {
-                let (kernel, mut initrd) = (self.image.file("vmlinuz"), self.image.file("initrd"));
-                if !self.overlay.is_empty() {
-                    let bytes = fs::read(&initrd);
-                    let mut bytes = bytes.map_err(HarnessError::file("read", &initrd))?;
-                    bytes.resize(bytes.len().next_multiple_of(4), 0);
-                    bytes.extend(&self.overlay);
-                    initrd = folder.join("initrd");
-                    write(&initrd, &bytes)?;
-                }
-                let mut all = vec![
-                    "-kernel".to_owned(),
-                    kernel.display().to_string(),
-                    "-initrd".to_owned(),
-                    initrd.display().to_string(),
-                    "-append".to_owned(),
-                    self.words(),
-                ];
-                if self.network {
-                    all.extend(["-device".to_owned(), format!("{card},romfile=")]);
-                }
-                all
-            }
-            Boot::Uki => {
-                let uki = self.image.file("efi").display().to_string();
-                let card = format!("{card},romfile=");
-                firmware(&["-device", &card, "-kernel", &uki])?
-            }
-            Boot::UefiHttp | Boot::Ipxe => {
-                let card = format!("{card},romfile=,bootindex=1");
-                let mut all = firmware(&["-device", &card])?;
-                // What firmware would try before, for a minute.
-                let without = if self.boot == Boot::Ipxe {
-                    &[6][..]
-                } else {
-                    &[4, 6]
-                };
-                for version in without {
-                    let knob = format!("name=opt/org.tianocore/IPv{version}PXESupport,string=n");
-                    all.extend(["-fw_cfg".to_owned(), knob]);
-                }
-                all
-            }
-        })
+        // A UKI brings its command line; this is appended to it (systemd-stub).
+        let more = format!(
+            "type=11,value=io.systemd.stub.kernel-cmdline-extra={}",
+            words.replace(',', ",,")
+        );
+        let mut all = qemu::options([
+            (
+                "-drive",
+                flash(&ovmf.join("OVMF_CODE_4M.fd"), ",readonly=on"),
+            ),
+            ("-drive", flash(&variables, "")),
+            ("-smbios", more),
+        ]);
+        if self.boot == Boot::Uki {
+            let uki = self.image.file("efi").display().to_string();
+            all.extend(qemu::options([("-kernel", uki)]));
+        }
+        // What firmware would try before, for a minute.
+        let without: &[u8] = match self.boot {
+            Boot::Ipxe => &[6],
+            Boot::UefiHttp => &[4, 6],
+            Boot::Kernel | Boot::Uki => &[],
+        };
+        for version in without {
+            let knob = format!("name=opt/org.tianocore/IPv{version}PXESupport,string=n");
+            all.extend(qemu::options([("-fw_cfg", knob)]));
+        }
+        Ok(all)
     }
 }
 
@@ -456,18 +415,16 @@ pub struct Appliance {
 }
 
 impl Appliance {
-    /// A node with two CPUs that boots this image.
+    /// A node that boots this image.
     pub fn builder(name: &str, image: &Image) -> ApplianceBuilder {
         ApplianceBuilder {
             name: name.to_owned(),
             image: image.clone(),
             boot: Boot::Kernel,
+            machine: "appliance",
             drives: Vec::new(),
             config: String::new(),
             kernel: String::new(),
-            memory_mib: 2048,
-            iommu: true,
-            network: true,
             qemu: Vec::new(),
             overlay: Vec::new(),
             site: None,
@@ -540,6 +497,28 @@ impl Appliance {
     pub fn forward(&self, host_port: u16, port: u16) -> Result<(), HarnessError> {
         let line = format!("hostfwd_add net tcp:127.0.0.1:{host_port}-:{port}");
         qemu::monitor_line(&self.folder().join("qmp"), &line)
+    }
+
+    /// Runs a command of QEMU's machine protocol, such as `device_del`; what it returned.
+    ///
+    /// # Errors
+    ///
+    /// When QEMU does not answer, or with an error.
+    pub fn qmp(&self, command: &str, arguments: &Value) -> Result<Value, HarnessError> {
+        qemu::execute(&self.folder().join("qmp"), command, arguments)
+    }
+
+    /// Waits until it has powered itself off.
+    ///
+    /// # Errors
+    ///
+    /// When it has not within `limit`.
+    pub fn wait_for_end(&mut self, limit: Duration) -> Result<(), HarnessError> {
+        let ended = self.qemu.wait("QEMU", limit).map(drop);
+        if ended.is_err() {
+            self.keep();
+        }
+        ended
     }
 
     /// The fingerprint of its certificate, from the newest screen on the console.

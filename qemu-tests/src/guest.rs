@@ -25,25 +25,20 @@ const SERIAL_TAIL_LINES: usize = 60;
 #[derive(Debug, Clone)]
 pub struct GuestBuilder {
     name: String,
-    memory_mib: u32,
-    cpus: u32,
+    machine: &'static str,
     /// Name, which the guest sees as serial number, and the socket of an NBD server.
     disks: Vec<(String, PathBuf)>,
+    /// Backends of the machine's NVMe drives: names and files.
+    drives: Vec<(String, PathBuf)>,
     programs: Option<PathBuf>,
     arguments: Vec<String>,
-    machine: &'static str,
-    kernel: String,
 }
 
 impl GuestBuilder {
-    /// Gives it an emulated Intel IOMMU that the kernel uses for devices only when told to.
+    /// Which machine it is: a profile in `machines/profiles` that is like `host`; that one by default.
     #[must_use]
-    pub fn iommu(mut self) -> Self {
-        self.machine = "q35,kernel-irqchip=split";
-        self.kernel.push_str(" intel_iommu=on iommu=pt");
-        // Before every device that it is to translate for.
-        let iommu = ["-device", "intel-iommu,intremap=on,caching-mode=on"];
-        self.arguments.splice(0..0, iommu.map(str::to_owned));
+    pub fn machine(mut self, name: &'static str) -> Self {
+        self.machine = name;
         self
     }
 
@@ -55,17 +50,10 @@ impl GuestBuilder {
         self
     }
 
-    /// Memory of the guest in MiB; 1024 by default.
+    /// Puts a file behind an NVMe drive of the machine, or a namespace of one: the backend `name`.
     #[must_use]
-    pub fn memory_mib(mut self, mib: u32) -> Self {
-        self.memory_mib = mib;
-        self
-    }
-
-    /// Virtual CPUs; 2 by default. The kernel makes an I/O queue for each.
-    #[must_use]
-    pub fn cpus(mut self, cpus: u32) -> Self {
-        self.cpus = cpus;
+    pub fn drive(mut self, name: &str, file: &Path) -> Self {
+        self.drives.push((name.to_owned(), file.to_owned()));
         self
     }
 
@@ -104,8 +92,7 @@ impl GuestBuilder {
         let archive = folder.path().join("initramfs");
         write(&archive, &initramfs::build(&tools)?)?;
 
-        let mut arguments = self.arguments(&tools, folder.path());
-        arguments.extend(self.extra_arguments());
+        let arguments = self.arguments(&tools, folder.path())?;
         let errors = folder.path().join("qemu.log");
         let errors_file = fs::File::create(&errors).map_err(HarnessError::file("make", &errors))?;
         let qemu = KilledChild::spawn(&tools::qemu(), |command| {
@@ -128,72 +115,49 @@ impl GuestBuilder {
         Ok(guest)
     }
 
-    fn arguments(&self, tools: &Path, folder: &Path) -> Vec<String> {
-        let path = |name: &str| folder.join(name).display().to_string();
-        let mut arguments = qemu::arguments(tools, folder, self.machine, &self.kernel);
+    fn arguments(&self, tools: &Path, folder: &Path) -> Result<Vec<String>, HarnessError> {
+        let machine = qemu::machine(self.machine)?;
+        let given: Vec<&str> = self.drives.iter().map(|(name, _)| &**name).collect();
+        let mut arguments = qemu::arguments(self.machine, &machine, folder, &given)?;
+        arguments.extend(qemu::boot(tools, folder, machine.kernel()));
         arguments.extend(self.arguments.iter().cloned());
-        let devices = "-netdev user,id=net,ipv6=off \
-            -device virtio-rng-pci -device virtio-net-pci,netdev=net,romfile= \
-            -device virtio-serial-pci -device virtserialport,chardev=agent,name=adit.agent \
-            -device virtio-9p-pci,fsdev=root,mount_tag=root \
-            -device virtio-9p-pci,fsdev=share,mount_tag=share";
-        arguments.extend(devices.split_whitespace().map(str::to_owned));
-        let pairs = [
-            ("-smp", self.cpus.to_string()),
-            ("-m", self.memory_mib.to_string()),
-            (
-                "-chardev",
-                format!("socket,id=agent,server=on,wait=off,path={}", path("agent")),
-            ),
+        let agent = folder.join("agent");
+        let agent = format!(
+            "socket,id=agent,server=on,wait=off,path={}",
+            agent.display()
+        );
+        let shared = |name: &str, options: &str, path: &Path| {
+            let how = "security_model=none,multidevs=remap";
+            format!("local,id={name}{options},{how},path={}", path.display())
+        };
+        let mut pairs = vec![
+            ("-chardev", agent),
             (
                 "-fsdev",
-                format!(
-                    "local,id=root,readonly=on,security_model=none,multidevs=remap,path={}",
-                    tools.join("root").display()
-                ),
+                shared("root", ",readonly=on", &tools.join("root")),
             ),
-            (
-                "-fsdev",
-                format!(
-                    "local,id=share,security_model=none,multidevs=remap,path={}",
-                    path("share")
-                ),
-            ),
+            ("-fsdev", shared("share", "", &folder.join("share"))),
         ];
-        for (option, value) in pairs {
-            arguments.extend([option.to_owned(), value]);
+        if let Some(card) = machine.network() {
+            pairs.push(("-netdev", "user,id=net,ipv6=off".to_owned()));
+            pairs.push(("-device", card.to_owned()));
         }
-        arguments
-    }
-
-    /// Disks and the folder of programs.
-    fn extra_arguments(&self) -> Vec<String> {
-        let mut pairs = Vec::new();
+        for (name, file) in &self.drives {
+            let backend = format!("driver=file,node-name={name},filename={}", file.display());
+            pairs.push(("-blockdev", backend));
+        }
         for (name, socket) in &self.disks {
-            let socket = socket.display();
-            pairs.push((
-                "-blockdev",
-                format!(
-                    "driver=nbd,node-name={name},export={name},\
-                     server.type=unix,server.path={socket}"
-                ),
-            ));
+            pairs.push(qemu::nbd(name, socket));
             let device = format!("virtio-blk-pci,drive={name},serial={name},write-cache=on");
             pairs.push(("-device", device));
         }
         if let Some(folder) = &self.programs {
-            let (folder, options) = (folder.display(), "security_model=none,multidevs=remap");
-            pairs.push((
-                "-fsdev",
-                format!("local,id=programs,readonly=on,{options},path={folder}"),
-            ));
+            pairs.push(("-fsdev", shared("programs", ",readonly=on", folder)));
             let device = "virtio-9p-pci,fsdev=programs,mount_tag=programs";
             pairs.push(("-device", device.to_owned()));
         }
-        let words = pairs.into_iter();
-        words
-            .flat_map(|(option, value)| [option.to_owned(), value])
-            .collect()
+        arguments.extend(qemu::options(pairs));
+        Ok(arguments)
     }
 }
 
@@ -226,17 +190,15 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A guest of 1 GiB and two CPUs; `name` shows up in the name of its folder of logs.
+    /// A guest; `name` shows up in the name of its folder of logs.
     pub fn builder(name: &str) -> GuestBuilder {
         GuestBuilder {
             name: name.to_owned(),
-            memory_mib: 1024,
-            cpus: 2,
+            machine: "host",
             disks: Vec::new(),
+            drives: Vec::new(),
             programs: None,
             arguments: Vec::new(),
-            machine: "q35",
-            kernel: String::new(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Guest, HOST_ADDRESS, HarnessError, patience};
+use crate::{Guest, HOST_ADDRESS, HarnessError, Job, patience};
 
 /// A controller of the guest's kernel: one path to one subsystem.
 #[derive(Debug, Clone)]
@@ -96,6 +96,37 @@ impl Guest {
         let what = format!("namespace {nsid} of {nqn} to go");
         let script = format!("{}[ -z \"$device\" ]", find_namespace(nqn, nsid));
         self.wait_until(&what, &script, patience(60)).map(|_| ())
+    }
+
+    /// Has fio write a device at random and verify every block, a flush after every 32, again and again until
+    /// `/tmp/enough` is there or an I/O fails.
+    ///
+    /// # Errors
+    ///
+    /// When the guest is gone.
+    pub fn verify_again_and_again(&mut self, device: &str) -> Result<Job, HarnessError> {
+        self.spawn(&format!(
+            "until [ -e /tmp/enough ]; do\n\
+             fio --name=load --ioengine=libaio --direct=1 --eta=never --verify=crc32c \
+             --verify_fatal=1 --do_verify=1 --randrepeat=0 --filename={device} --rw=randwrite \
+             --bs=4k --iodepth=8 --size=4M --fsync=32 || exit 1\n\
+             done"
+        ))
+    }
+
+    /// Waits until the guest has ended so many writes to a device since it came; how many these are then.
+    ///
+    /// # Errors
+    ///
+    /// When it has not in time.
+    pub fn wait_for_writes(&mut self, device: &str, count: u64) -> Result<u64, HarnessError> {
+        let name = device.trim_start_matches("/dev/");
+        let script = format!("set -- $(cat /sys/block/{name}/stat); [ $5 -ge {count} ]; echo $5");
+        let answer = self.wait_until("writes", &script, patience(240))?;
+        answer.trim().parse().map_err(|_| HarnessError::Answer {
+            command: script,
+            answer,
+        })
     }
 
     /// Waits until a controller is in a state: "live", "connecting".

@@ -5,7 +5,11 @@
 //! QEMU's user network, so nothing here needs root, a bridge or KVM. Userland comes from a tools
 //! root that `guest/make-root` makes once.
 //!
-//! This crate is not a virtual machine manager: one kind of guest, made for one test, gone with it.
+//! What a machine is made of is a TOML profile in `machines/profiles`, which a test names; the crate
+//! `qemu_machines` makes arguments of QEMU of it. The test adds what changes with each start: files
+//! and sockets behind drives, ports, configuration.
+//!
+//! This crate is not a virtual machine manager: a guest is made for one test and is gone with it.
 //!
 //! # Main types
 //!
@@ -23,7 +27,8 @@
 //!
 //! # Threading
 //!
-//! Everything blocks, on the test's own thread; only a disk has a thread of its own. Each wait has a deadline, see [`patience`].
+//! Everything blocks, on the test's own thread; only a disk has a thread of its own. Each wait has a
+//! deadline, see [`patience`].
 //!
 //! # Errors and what is left behind
 //!

@@ -37,6 +37,7 @@ const MODULES: &[&str] = &[
 #[derive(Debug, Clone)]
 pub struct NodeBuilder {
     name: String,
+    machine: &'static str,
     kernel: String,
     qemu: Vec<String>,
     files: Vec<(String, Vec<u8>)>,
@@ -45,6 +46,13 @@ pub struct NodeBuilder {
 }
 
 impl NodeBuilder {
+    /// Which machine it is: a profile in `machines/profiles` that is like `node`; that one by default.
+    #[must_use]
+    pub fn machine(mut self, name: &'static str) -> Self {
+        self.machine = name;
+        self
+    }
+
     /// Adds words to the kernel's command line.
     #[must_use]
     pub fn kernel(mut self, words: &str) -> Self {
@@ -93,7 +101,7 @@ impl NodeBuilder {
         fs::write(&archive, bytes).map_err(HarnessError::file("write", &archive))?;
         let errors = folder.path().join("qemu.log");
         let errors_file = fs::File::create(&errors).map_err(HarnessError::file("make", &errors))?;
-        let arguments = self.arguments(&tools, folder.path());
+        let arguments = self.arguments(&tools, folder.path())?;
         let qemu = KilledChild::spawn(&tools::qemu(), |command| {
             command
                 .args(arguments)
@@ -120,19 +128,20 @@ impl NodeBuilder {
         Ok(node)
     }
 
-    fn arguments(&self, tools: &Path, folder: &Path) -> Vec<String> {
-        let mut arguments = qemu::arguments(tools, folder, "q35", &self.kernel);
-        let devices = "-smp 1 -m 1024 -device virtio-serial-pci \
-            -device virtserialport,chardev=probe,name=adit.probe";
-        arguments.extend(devices.split_whitespace().map(str::to_owned));
+    fn arguments(&self, tools: &Path, folder: &Path) -> Result<Vec<String>, HarnessError> {
+        let machine = qemu::machine(self.machine)?;
+        let mut arguments = qemu::arguments(self.machine, &machine, folder, &[])?;
+        let kernel = format!("{}{}", machine.kernel(), self.kernel);
+        arguments.extend(qemu::boot(tools, folder, kernel));
         let probe = folder.join("probe");
-        let chardev = format!(
+        let probe = format!(
             "socket,id=probe,server=on,wait=off,path={}",
             probe.display()
         );
-        arguments.extend(["-chardev".to_owned(), chardev]);
+        let card = machine.network().map(|card| ("-device", card.to_owned()));
+        arguments.extend(qemu::options([("-chardev", probe)].into_iter().chain(card)));
         arguments.extend(self.qemu.iter().cloned());
-        arguments
+        Ok(arguments)
     }
 }
 
@@ -148,7 +157,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node of 1 GiB and two CPUs.
+    /// A node.
     pub fn builder(name: &str) -> NodeBuilder {
         let files = [
             ("etc/probe", include_str!("../guest/node/probe")),
@@ -163,6 +172,7 @@ impl Node {
         ];
         NodeBuilder {
             name: name.to_owned(),
+            machine: "node",
             kernel: String::new(),
             qemu: Vec::new(),
             files: files

@@ -1,53 +1,83 @@
-//! What every QEMU here is started with, and commands to it while it runs: a client of its machine
-//! protocol (QMP), as small as tests need it.
+//! How a machine becomes a QEMU that runs, and commands to it then: a client of its machine protocol
+//! (QMP), as small as tests need it.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use qemu_machines::Machine;
 use serde_json::{Value, json};
 
 use crate::{HarnessError, patience};
 
 const ANSWER_DEADLINE_SECONDS: u64 = 180;
 
-/// The processor of every machine. Without `cmpxchg16b`, which the kernel's allocator runs all the time: QEMU 7.2 can
-/// leave another value where it keeps the flags, which an interrupt just then makes the flags of who goes on; a
-/// double fault follows.
-pub(crate) const CPU: &str = "max,cx16=off";
+/// The machine of a profile of this crate: `machines/profiles/NAME.toml`.
+pub(crate) fn machine(name: &str) -> Result<Machine, HarnessError> {
+    let profiles = Path::new(env!("CARGO_MANIFEST_DIR")).join("machines/profiles");
+    Machine::load(&profiles.join(format!("{name}.toml"))).map_err(wrong(name))
+}
 
-/// The arguments that boot `kernel` and the folder's `initramfs` on `machine`. The console is written
-/// to `serial.log` in the folder, the protocol is spoken on its `qmp`.
-pub(crate) fn arguments(tools: &Path, folder: &Path, machine: &str, kernel: &str) -> Vec<String> {
-    let accel = std::env::var("ADIT_QEMU_ACCEL").unwrap_or("tcg,thread=multi".to_owned());
+/// Makes an error of what is wrong with a machine; for `map_err`.
+fn wrong<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    name: &str,
+) -> impl FnOnce(E) -> HarnessError {
+    move |source| HarnessError::Machine {
+        name: name.to_owned(),
+        source: source.into(),
+    }
+}
+
+/// The arguments of QEMU for a machine whose folder is `folder`: the console is written to `serial.log` in it, the
+/// protocol is spoken on its `qmp`. `given` are the names of the backends that its drives get.
+pub(crate) fn arguments(
+    name: &str,
+    machine: &Machine,
+    folder: &Path,
+    given: &[&str],
+) -> Result<Vec<String>, HarnessError> {
+    let needed = machine.backends();
+    if let Some(missing) = needed.iter().find(|name| !given.contains(name)) {
+        return Err(wrong(name)(format!(
+            "nothing is behind its drive {missing}"
+        )));
+    }
+    if let Some(left) = given.iter().find(|name| !needed.contains(name)) {
+        return Err(wrong(name)(format!("it has no drive for {left}")));
+    }
     let path = |name: &str| folder.join(name).display().to_string();
-    let mut arguments: Vec<String> = "-nodefaults -no-user-config -display none -no-reboot"
-        .split_whitespace()
-        .map(str::to_owned)
-        .collect();
-    let pairs = [
-        ("-cpu", CPU.to_owned()),
-        ("-machine", machine.to_owned()),
-        ("-accel", accel),
-        ("-kernel", tools.join("vmlinuz").display().to_string()),
-        ("-initrd", path("initramfs")),
-        // A panic ends QEMU. Mitigations would only slow the emulation down. A machine that gets little time
-        // looks to the kernel as if its timer did not work. And while it boots it rewrites instructions that
-        // its processors run all the time (static keys of the scheduler's clock), which an emulated processor in a
-        // thread of its own can see half done: an int3 that nobody expects. So others come later, or never.
-        (
-            "-append",
-            format!(
-                "console=ttyS0 panic=-1 loglevel=4 mitigations=off no_timer_check maxcpus=1{kernel}"
-            ),
-        ),
+    let mut arguments = machine.arguments();
+    arguments.extend(options([
         ("-serial", format!("file:{}", path("serial.log"))),
         ("-qmp", format!("unix:{},server=on,wait=off", path("qmp"))),
-    ];
-    for (option, value) in pairs {
-        arguments.extend([option.to_owned(), value]);
-    }
-    arguments
+    ]));
+    Ok(arguments)
+}
+
+/// Options of QEMU and their values, one after the other.
+pub(crate) fn options(pairs: impl IntoIterator<Item = (&'static str, String)>) -> Vec<String> {
+    let pairs = pairs.into_iter();
+    pairs
+        .flat_map(|(option, value)| [option.to_owned(), value])
+        .collect()
+}
+
+/// A backend that an NBD server on a socket holds, as `-blockdev`.
+pub(crate) fn nbd(name: &str, socket: &Path) -> (&'static str, String) {
+    let socket = socket.display();
+    let backend =
+        format!("driver=nbd,node-name={name},export={name},server.type=unix,server.path={socket}");
+    ("-blockdev", backend)
+}
+
+/// The arguments that boot the tools root's kernel with the folder's `initramfs`.
+pub(crate) fn boot(tools: &Path, folder: &Path, kernel: String) -> Vec<String> {
+    let path = |path: PathBuf| path.display().to_string();
+    options([
+        ("-kernel", path(tools.join("vmlinuz"))),
+        ("-initrd", path(folder.join("initramfs"))),
+        ("-append", kernel),
+    ])
 }
 
 /// Runs one command on the QEMU that listens at `socket`; what it returned.
@@ -102,5 +132,26 @@ pub(crate) fn monitor_line(socket: &Path, line: &str) -> Result<(), HarnessError
             command: line.to_owned(),
             answer: printed.to_string(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_given_what_its_drives_need_and_nothing_else() {
+        let folder = Path::new("/");
+        let drives = machine("drives").unwrap();
+        let refused = |given: &[&str]| {
+            let refused = arguments("drives", &drives, folder, given);
+            format!("{:?}", refused.unwrap_err())
+        };
+        let wanted = "the machine \"drives\" of a guest: nothing is behind its drive a2";
+        assert_eq!(refused(&["a1", "DRIVE-B"]), wanted);
+        let left = refused(&["a1", "a2", "DRIVE-B", "c"]);
+        assert!(left.ends_with("it has no drive for c"), "{left}");
+        assert!(arguments("drives", &drives, folder, &["a1", "a2", "DRIVE-B"]).is_ok());
+        assert!(machine("no-such-machine").is_err());
     }
 }

@@ -186,6 +186,11 @@ impl VolatileDisk {
         self.shared.is_dead.store(is_dead, Ordering::Relaxed);
     }
 
+    /// How many writes would be lost, in whole or in part, if the power were cut now.
+    pub fn unflushed(&self) -> usize {
+        lock(&self.shared.content).unflushed.len()
+    }
+
     /// Loses, of what was not flushed, a part that the seed chooses, sector by sector or page by
     /// page, and turns the power on again; the guest must be gone. Returns how many writes were
     /// unflushed, and how many parts of them were lost.

@@ -22,8 +22,7 @@ fn builder(name: &str, port: u16) -> NodeBuilder {
             "etc/adit/services.toml",
             include_str!("../guest/node/services-agent.toml"),
         )
-        .qemu("-device virtio-rng-pci -smbios type=1,serial=A1B2")
-        .qemu("-device virtio-net-pci,netdev=net")
+        .machine("node-network")
         .qemu(&format!(
             "-netdev user,id=net,hostfwd=tcp:127.0.0.1:{port}-:50051"
         ))
@@ -189,7 +188,7 @@ fn a_node_is_configured_and_kept_over_the_network() {
     let port = free_port().unwrap();
     let time = TimeServer::start();
     let mut node = builder("agent", port)
-        .qemu("-rtc base=1970-01-01T00:01:00")
+        .machine("node-network-1970")
         .boot()
         .unwrap();
     let person = Person::new(port);

@@ -37,14 +37,8 @@ fn a_drive_is_checked_formatted_and_set_as_a_profile_wants_it() {
     }
     let disk = tempfile::NamedTempFile::new().unwrap();
     disk.as_file().set_len(64 << 20).unwrap();
-    let path = disk.path().display();
-    let builder = Guest::builder("firmware")
-        .memory_mib(1024)
-        .iommu()
-        .qemu(&format!(
-            "-blockdev driver=file,node-name=d,filename={path} -device nvme,serial=FIRM-1,drive=d"
-        ));
-    let mut guest = builder.boot().unwrap();
+    let builder = Guest::builder("firmware").machine("drive");
+    let mut guest = builder.drive("DRIVE-A", disk.path()).boot().unwrap();
     for name in ["aditd", "aditctl"] {
         std::fs::copy(program(name), guest.share().join(name)).unwrap();
     }
@@ -76,7 +70,7 @@ fn a_drive_is_checked_formatted_and_set_as_a_profile_wants_it() {
          echo vfio-pci >/sys/bus/pci/devices/$a/driver_override
          echo $a >/sys/bus/pci/devices/$a/driver/unbind; echo $a >/sys/bus/pci/drivers_probe
          {start}
-         ctl bdev create nvme d --serial FIRM-1 --wait >/dev/null
+         ctl bdev create nvme d --serial DRIVE-A --wait >/dev/null
          {ready}"
     ));
     let shown = run("code ctl firmware check /share/guest.toml");
@@ -100,16 +94,16 @@ fn a_drive_is_checked_formatted_and_set_as_a_profile_wants_it() {
     assert!(shown.contains("FORMAT dn1 from 512+0 to 4096+0"), "{shown}");
     let shown = run("code ctl firmware apply --yes /share/guest.toml </dev/null");
     assert!(shown.contains("done: drive d: write_cache"), "{shown}");
-    assert!(shown.contains("give --serial FIRM-1"), "{shown}");
+    assert!(shown.contains("give --serial DRIVE-A"), "{shown}");
 
     // In use: refused, and by whom.
     let shown = run("ctl pool create p dn1 >/dev/null
-         code ctl firmware apply --yes --serial FIRM-1 /share/guest.toml
+         code ctl firmware apply --yes --serial DRIVE-A /share/guest.toml
          ctl pool delete p >/dev/null");
     assert!(shown.contains("dn1: is in use by pool p"), "{shown}");
 
     let shown = run(
-        "code ctl firmware apply --yes --serial FIRM-1 /share/guest.toml
+        "code ctl firmware apply --yes --serial DRIVE-A /share/guest.toml
          code ctl firmware apply --yes /share/guest.toml
          code ctl firmware check /share/guest.toml",
     );

@@ -5,13 +5,6 @@ use std::time::{Duration, Instant};
 use qemu_tests::{Node, patience, skip_without_qemu};
 use serde_json::json;
 
-/// An IOMMU, and two drives with ports of their own, so that each is a group by itself.
-const DRIVES: &str = "-device intel-iommu,intremap=on,caching-mode=on \
-    -device pcie-root-port,id=port1,chassis=1 -device pcie-root-port,id=port2,chassis=2 \
-    -blockdev null-co,node-name=null1,size=67108864,read-zeroes=on \
-    -blockdev null-co,node-name=null2,size=67108864,read-zeroes=on \
-    -device nvme,serial=ONE,drive=null1,bus=port1 -device nvme,serial=TWO,drive=null2,bus=port2";
-
 /// Goal: a node comes up as it is told and keeps its services. Method: an IOMMU, two drives, a
 /// configuration by fw_cfg, SMBIOS and the command line; services are killed and fail.
 #[test]
@@ -25,11 +18,13 @@ fn a_node_prepares_its_hardware_and_keeps_its_services() {
         hugepages = [{ size_kib = 2048, pages = 48 }]\n[crash]\ncount_max = 3\n";
     std::fs::write(&config, text).unwrap();
     let mut node = Node::builder("init")
-        .qemu(DRIVES)
-        .qemu("-device virtio-rng-pci -smbios type=1,serial=A1B2,uuid=4c4c4544-0042-3510-8054-b6c04f303233")
+        .machine("node-drives")
         .qemu("-smbios type=11,value=adit.hostname=smbios,value=adit.crash.size_max_mib=8")
-        .qemu(&format!("-fw_cfg name=opt/io.adit/config,file={}", config.display()))
-        .kernel("intel_iommu=on iommu=pt adit.crash.count_max=2 adit.sysctl.vm.swappiness=7")
+        .qemu(&format!(
+            "-fw_cfg name=opt/io.adit/config,file={}",
+            config.display()
+        ))
+        .kernel("adit.crash.count_max=2 adit.sysctl.vm.swappiness=7")
         .boot()
         .unwrap();
 
@@ -126,12 +121,8 @@ fn a_drive_that_is_plugged_in_is_bound_and_taken_up_by_its_serial_number() {
         return;
     }
     let mut node = Node::builder("plug")
-        .qemu(
-            "-device intel-iommu,intremap=on,caching-mode=on \
-             -device pcie-root-port,id=port1,chassis=1 \
-             -blockdev null-co,node-name=null1,size=67108864,read-zeroes=on",
-        )
-        .kernel("intel_iommu=on iommu=pt adit.machine.vfio=[{class='nvme'}]")
+        .machine("node-slot")
+        .kernel("adit.machine.vfio=[{class='nvme'}]")
         .boot()
         .unwrap();
     node.wait_until("test -e /run/adit/status/machine.json && aditctl node show")
@@ -184,7 +175,7 @@ fn a_node_that_is_told_nonsense_says_so_and_works() {
         return;
     }
     let mut node = Node::builder("nonsense")
-        .qemu("-rtc base=1970-01-01T00:01:00 -smbios type=1,serial=A1B2")
+        .machine("node-1970")
         .qemu("-smbios type=11,value=adit.crash.count_max=many")
         .qemu("-fw_cfg name=opt/io.adit/config,string=hostname")
         .kernel(
@@ -232,7 +223,7 @@ fn a_node_without_fresh_health_is_reset_by_its_watchdog() {
         return;
     }
     let mut node = Node::builder("health")
-        .qemu("-device i6300esb")
+        .machine("node-watchdog")
         .kernel("adit.watchdog.timeout_s=10")
         .boot()
         .unwrap();
@@ -258,7 +249,7 @@ fn a_node_whose_init_hangs_is_reset_by_its_watchdog() {
         return;
     }
     let mut node = Node::builder("hang")
-        .qemu("-device i6300esb")
+        .machine("node-watchdog")
         .kernel("adit.watchdog.timeout_s=10")
         .boot()
         .unwrap();

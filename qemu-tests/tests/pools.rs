@@ -91,8 +91,7 @@ fn snapshots_of_a_filesystem_under_load_are_consistent() {
     adit.ctl(&create).unwrap();
     let port = adit.export(NQN, "tank/v").unwrap();
     let mut guest = Guest::builder("snapshots")
-        .memory_mib(512)
-        .cpus(1)
+        .machine("host-small")
         .boot()
         .unwrap();
     guest.nvme_connect(NQN, port, "").unwrap();
@@ -282,8 +281,7 @@ fn fifty_kills_under_fio_lose_nothing() {
     let mut adit = with_pools(&["tank", "lake"]);
     let port = share_two_volumes(|words| adit.ctl(words), || adit.listen(NQN));
     let mut guest = Guest::builder("kills")
-        .memory_mib(512)
-        .cpus(1)
+        .machine("host-small")
         .boot()
         .unwrap();
     let options = "--keep-alive-tmo 5";
@@ -466,7 +464,7 @@ impl Storage {
 
     /// Boots it; `first` runs before the state directory is mounted.
     fn boot(&mut self, first: &str) {
-        let guest = Guest::builder("storage").memory_mib(512).cpus(1).programs();
+        let guest = Guest::builder("storage").machine("host-small").programs();
         let guest = self.disks.iter().fold(guest, GuestBuilder::disk);
         let mut guest = guest.boot().unwrap();
         let script = format!(
@@ -561,11 +559,7 @@ fn power_cuts_lose_nothing_that_was_flushed() {
         .ctl(&["listener", "add", NQN, Storage::LISTENER, "--wait"])
         .unwrap();
     storage.open_port();
-    let mut host = Guest::builder("host")
-        .memory_mib(512)
-        .cpus(1)
-        .boot()
-        .unwrap();
+    let mut host = Guest::builder("host").machine("host-small").boot().unwrap();
     host.nvme_connect(NQN, storage.port, "--keep-alive-tmo 5")
         .unwrap();
     let logged = host.wait_for_namespace(NQN, 1).unwrap();

@@ -17,7 +17,7 @@ const FIO: &str = "fio --ioengine=libaio --direct=1 --group_reporting --eta=neve
 /// A guest with a soft-RoCE device, and an `aditd` that listens on it with these options of the
 /// transport.
 fn boot(name: &str, options: &str) -> Guest {
-    let builder = Guest::builder(name).memory_mib(2048).programs();
+    let builder = Guest::builder(name).machine("host-large").programs();
     let mut guest = builder.boot().unwrap();
     run(
         &mut guest,

@@ -41,7 +41,9 @@ fn kernel(times: u32) -> String {
 
 /// A guest whose port has become one for verbs by its rule, and an `aditd` that serves there.
 fn boot() -> Guest {
-    let builder = Guest::builder("rdma-hosts").memory_mib(2048).programs();
+    let builder = Guest::builder("rdma-hosts")
+        .machine("host-large")
+        .programs();
     let mut guest = builder.boot().unwrap();
     let program = guest.share().join("rdma_hosts");
     fs::copy(env!("CARGO_BIN_EXE_rdma_hosts"), program).unwrap();

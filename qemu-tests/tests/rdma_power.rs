@@ -24,12 +24,11 @@ impl Wire {
         }
     }
 
-    /// Its end, as the second network device of a guest.
+    /// Its end, behind the second network card of a guest.
     fn end(&self, builder: GuestBuilder, end: usize) -> GuestBuilder {
         let (here, there) = (self.ports[end], self.ports[1 - end]);
         builder.qemu(&format!(
-            "-netdev socket,id=wire,udp=127.0.0.1:{there},localaddr=127.0.0.1:{here} \
-             -device virtio-net-pci,netdev=wire,romfile=,addr=0x1e,mac=52:54:00:ad:17:0{end}"
+            "-netdev socket,id=wire,udp=127.0.0.1:{there},localaddr=127.0.0.1:{here}"
         ))
     }
 }
@@ -51,7 +50,9 @@ struct Storage {
 
 impl Storage {
     fn boot(&self, first: &str, then: &str) -> Guest {
-        let builder = Guest::builder("rdma-storage").memory_mib(768).programs();
+        let builder = Guest::builder("rdma-storage")
+            .machine("wired-storage")
+            .programs();
         let builder = self.disks.iter().fold(builder, GuestBuilder::disk);
         let mut guest = self.wire.end(builder, 0).boot().unwrap();
         let script = format!(
@@ -63,7 +64,7 @@ impl Storage {
     }
 
     fn boot_host(&self) -> (Guest, Controller) {
-        let builder = Guest::builder("rdma-host").memory_mib(768);
+        let builder = Guest::builder("rdma-host").machine("wired-host");
         let mut guest = self.wire.end(builder, 1).boot().unwrap();
         run(&mut guest, &link(1));
         let options = "--keep-alive-tmo 5 -i 1";

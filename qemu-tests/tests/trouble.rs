@@ -6,39 +6,14 @@ use std::net::TcpStream;
 
 use program_tests::until;
 use qemu_tests::{
-    Appliance, Guest, Image, Job, Power, VolatileDisk, free_port, patience, skip_without_qemu,
+    Appliance, Guest, Image, Power, VolatileDisk, free_port, patience, skip_without_qemu,
 };
 
 const NQN: &str = "nqn.2026-11.io.adit:trouble";
 const MIB: u64 = 1 << 20;
-/// A drive and a device of the kernel as two functions of one device, so in one IOMMU group.
-const SHARED: &str = "-device pcie-root-port,id=shared,chassis=9 \
-    -blockdev null-co,node-name=shared,size=67108864,read-zeroes=on \
-    -device nvme,serial=shared,drive=shared,bus=shared,addr=0.0,multifunction=on \
-    -device virtio-rng-pci,bus=shared,addr=0.1";
 
 fn words(text: &str) -> Vec<&str> {
     text.split(' ').collect()
-}
-
-/// fio writes at random and verifies, again and again, until /tmp/enough is there or an I/O fails.
-fn start_fio(host: &mut Guest, device: &str) -> Job {
-    let script = format!(
-        "until [ -e /tmp/enough ]; do\n\
-         fio --name=load --ioengine=libaio --direct=1 --eta=never --verify=crc32c \
-         --verify_fatal=1 --do_verify=1 --randrepeat=0 --filename={device} --rw=randwrite \
-         --bs=4k --iodepth=8 --size=4M --fsync=32 || exit 1\n\
-         done"
-    );
-    host.spawn(&script).unwrap()
-}
-
-/// Waits until the host has ended so many writes to a device, and says how many these are.
-fn written(host: &mut Guest, device: &str, count: u64) -> u64 {
-    let name = device.trim_start_matches("/dev/");
-    let script = format!("set -- $(cat /sys/block/{name}/stat); [ $5 -ge {count} ]; echo $5");
-    let ended = host.wait_until("writes", &script, patience(240));
-    ended.unwrap().trim().parse().unwrap()
 }
 
 /// Goal: a drive that dies under load costs its own pool only, and everybody says so: the host, the
@@ -55,10 +30,9 @@ fn a_drive_that_dies_under_load_costs_its_own_pool_only() {
     let dies = VolatileDisk::new("dies", 128 * MIB, &power).unwrap();
     let lives = VolatileDisk::new("lives", 128 * MIB, &power).unwrap();
     let mut node = Appliance::builder("trouble", &image)
+        .machine("appliance-trouble")
         .drive(&dies)
         .drive(&lives)
-        .qemu(SHARED)
-        .qemu("-rtc base=1970-01-01T00:00:00")
         .boot()
         .unwrap();
     says_what_it_found_at_boot(&mut node);
@@ -74,17 +48,13 @@ fn a_drive_that_dies_under_load_costs_its_own_pool_only() {
     ctl(&format!("listener add {NQN} tcp://10.0.2.15:4420 --wait"));
     let port = free_port().unwrap();
     until("the port", || node.forward(port, 4420).ok());
-    let mut host = Guest::builder("host")
-        .memory_mib(512)
-        .cpus(1)
-        .boot()
-        .unwrap();
+    let mut host = Guest::builder("host").machine("host-small").boot().unwrap();
     let controller = host.nvme_connect(NQN, port, "--keep-alive-tmo 5").unwrap();
     let dying = host.wait_for_namespace(NQN, 1).unwrap();
     let living = host.wait_for_namespace(NQN, 2).unwrap();
-    let jobs = [&dying, &living].map(|device| start_fio(&mut host, device));
-    written(&mut host, &dying, 300);
-    let before = written(&mut host, &living, 300);
+    let jobs = [&dying, &living].map(|device| host.verify_again_and_again(device).unwrap());
+    host.wait_for_writes(&dying, 300).unwrap();
+    let before = host.wait_for_writes(&living, 300).unwrap();
     dies.set_dead(true);
 
     // The host: an error at once, no wait for a path; on the other volume nothing.
@@ -106,7 +76,7 @@ fn a_drive_that_dies_under_load_costs_its_own_pool_only() {
     // Generic Command Status, Namespace Not Ready.
     let kernel = host.run("dmesg").unwrap();
     assert!(kernel.contains("(sct 0x0 / sc 0x82)"), "{kernel}");
-    written(&mut host, &living, before + 500);
+    host.wait_for_writes(&living, before + 500).unwrap();
     host.run("touch /tmp/enough").unwrap();
     host.join(jobs[1], patience(240)).unwrap();
     host.wait_for_state(&controller, "live", patience(10))

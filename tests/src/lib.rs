@@ -108,6 +108,14 @@ pub enum HarnessError {
         /// What it printed.
         answer: String,
     },
+    /// A machine that cannot be put together.
+    #[error("the machine {name:?} of a guest")]
+    Machine {
+        /// The name of its profile.
+        name: String,
+        /// What is wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The channel to a guest's agent.
     #[error("talk to the guest's agent")]
     Agent {

@@ -23,7 +23,7 @@ const UNSAFE: &[(&str, &str)] = &[
 const LINES_MAX: usize = 800;
 
 /// Crates of tests: they are not in the table.
-const TEST_CRATES: &[&str] = &["program_tests", "qemu_tests"];
+const TEST_CRATES: &[&str] = &["program_tests", "qemu_machines", "qemu_tests"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()

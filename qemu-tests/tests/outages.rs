@@ -158,12 +158,18 @@ fn a_killed_target_a_pulled_drive_and_an_orderly_end_cost_a_host_nothing() {
     let unflushed = |disk: &VolatileDisk| disk.unflushed();
     assert!(unflushed(&storage.disks[2]) > 0, "nothing to lose");
     storage.ctl("node poweroff");
+    // QEMU itself flushes when it ends: what the target has left to do is seen before.
+    let ended = storage
+        .node
+        .wait_for_console("aditd: ended with exit 0", patience(120));
+    let left = storage.disks.each_ref().map(unflushed);
+    ended.unwrap();
+    assert_eq!(left, [0; 4]);
     storage.node.wait_for_end(patience(120)).unwrap();
     let console = storage.node.console();
     assert!(
         console.contains("power off: everything has ended"),
         "{console}"
     );
-    assert_eq!(storage.disks.each_ref().map(unflushed), [0; 4]);
     println!("{:.1?} from the start of QEMU", storage.node.age());
 }

@@ -124,7 +124,10 @@ pub(crate) fn builtin(own: &str, exists: &dyn Fn(&str) -> bool) -> Vec<Service> 
         oom_score_adjust: -250,
         ..Service::new("journald", "/usr/lib/systemd/systemd-journald")
     };
+    // These two speak to the journal themselves, and print what they say: process 1 keeps that.
+    let log = ["--log-to", "both"].map(str::to_owned);
     let agent = Service {
+        arguments: log.to_vec(),
         after: vec!["journald".to_owned()],
         stop_timeout_ms: 10_000,
         stop_turn: 5,
@@ -142,7 +145,9 @@ pub(crate) fn builtin(own: &str, exists: &dyn Fn(&str) -> bool) -> Vec<Service> 
             "--system-pool",
         ]
         .map(str::to_owned)
-        .to_vec(),
+        .into_iter()
+        .chain(log)
+        .collect(),
         after: vec![MACHINE.to_owned(), "journald".to_owned()],
         ready: Ready::Socket("/run/adit/aditd.sock".to_owned()),
         // It looks at every drive before it serves.

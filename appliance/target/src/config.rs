@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use api::quantity::{parse_bytes, parse_duration_ns};
 use clap::Parser;
+use logging::LogTo;
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
@@ -82,6 +83,10 @@ pub struct Flags {
     /// What is logged: error, warn, info, debug, trace, or a filter such as info,target=debug
     #[arg(long, value_name = "FILTER", env = "ADIT_LOG")]
     pub log: Option<String>,
+    /// Where the log goes: auto (the journal when systemd has started this, else stderr), journald,
+    /// stderr, or both, for a service of adit-init [default: auto]
+    #[arg(long, value_name = "PLACE")]
+    pub log_to: Option<LogTo>,
 }
 
 /// Where gRPC is served.
@@ -293,19 +298,6 @@ struct Log {
     to: LogTo,
 }
 
-/// Where the log goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogTo {
-    /// The journal when this process was started by systemd, else standard error.
-    #[default]
-    Auto,
-    /// The journal of systemd.
-    Journald,
-    /// Standard error.
-    Stderr,
-}
-
 /// The configuration in force.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -444,7 +436,7 @@ fn merge(flags: &Flags, file: File) -> Result<Config, ConfigError> {
             .clone()
             .or(file.log.filter)
             .unwrap_or_else(|| "info".to_owned()),
-        log_to: file.log.to,
+        log_to: flags.log_to.unwrap_or(file.log.to),
     })
 }
 
@@ -566,13 +558,14 @@ mod tests {
 
     #[test]
     fn flags_overrule_the_file() {
-        let line = "aditd --state-dir /x --grpc unix:/y --reactors 2 --log warn";
+        let line = "aditd --state-dir /x --grpc unix:/y --reactors 2 --log warn --log-to both";
         let flags = Flags::try_parse_from(line.split(' ')).unwrap();
         let config = merge(&flags, parse(FULL).unwrap()).unwrap();
         assert_eq!(config.state_dir, Path::new("/x"));
         assert_eq!(config.grpc, [Endpoint::Unix("/y".into())]);
         assert_eq!(config.reactors, Some(Reactors::Count(2)));
         assert_eq!(config.log_filter, "warn");
+        assert_eq!(config.log_to, LogTo::Both);
     }
 
     #[test]

@@ -21,7 +21,6 @@ pub mod data_plane;
 pub mod error;
 pub mod events;
 mod hot_plug;
-pub mod logging;
 pub mod lvol_driver;
 pub mod metrics;
 pub mod model;

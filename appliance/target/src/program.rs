@@ -9,6 +9,7 @@ use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 
 use api::v1::{EventType, NamespaceSpec};
+use logging::{Log, LogError};
 use metastore::{Contents, StateStore};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nvmf::{TargetEvent, TargetOptions, WriteProtect};
@@ -22,7 +23,6 @@ use crate::control::{About, Control};
 use crate::data_plane::{Cores, DataPlane, DataPlaneError, DataPlaneOptions};
 use crate::error::chain;
 use crate::events::now_unix_ms;
-use crate::logging::{Log, LogError};
 use crate::lvol_driver::LvolDriver;
 use crate::model::{self, Key, Model, RecordError};
 use crate::nvmf_runtime::{LostDrive, NvmfRuntime};
@@ -117,7 +117,7 @@ impl ProgramError {
 pub fn run(flags: &Flags) -> Result<(), ProgramError> {
     let started = Instant::now();
     let config = Config::load(flags)?;
-    let log = Log::start(&config.log_filter, config.log_to)?;
+    let log = Log::start("aditd", &config.log_filter, config.log_to)?;
     raise_file_limit();
     make_state_dir(&config.state_dir)?;
     // Else it is the first start since the power came.

@@ -143,6 +143,8 @@ pub(crate) fn builtin(own: &str, exists: &dyn Fn(&str) -> bool) -> Vec<Service> 
             "unix:/run/adit/aditd.sock",
             // The state directory is in memory.
             "--system-pool",
+            "--init",
+            crate::control::SOCKET,
         ]
         .map(str::to_owned)
         .into_iter()
@@ -155,6 +157,7 @@ pub(crate) fn builtin(own: &str, exists: &dyn Fn(&str) -> bool) -> Vec<Service> 
         // Its own drain takes 30 s at most.
         stop_timeout_ms: 45_000,
         stop_turn: 0,
+        health_timeout_ms: Some(30_000),
         oom_score_adjust: -500,
         ..Service::new("aditd", "/usr/bin/aditd")
     };

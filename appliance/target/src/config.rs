@@ -80,6 +80,9 @@ pub struct Flags {
     /// The key of our certificate (PEM), for tcp:
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
+    /// Control socket of adit-init: health is reported there every 5 s [default: nowhere]
+    #[arg(long, value_name = "SOCKET")]
+    pub init: Option<PathBuf>,
     /// What is logged: error, warn, info, debug, trace, or a filter such as info,target=debug
     #[arg(long, value_name = "FILTER", env = "ADIT_LOG")]
     pub log: Option<String>,
@@ -325,6 +328,8 @@ pub struct Config {
     pub connections_max: u32,
     /// Pieces of maps that each pool keeps in memory while nobody uses them; each is 1 to 15 KiB.
     pub map_cache_pieces: usize,
+    /// Where health is reported.
+    pub init: Option<PathBuf>,
     /// What is logged.
     pub log_filter: String,
     /// Where the log goes.
@@ -431,6 +436,7 @@ fn merge(flags: &Flags, file: File) -> Result<Config, ConfigError> {
         limits,
         connections_max: table.connections_max.unwrap_or(4096),
         map_cache_pieces: file.pools.map_cache_pieces as usize,
+        init: flags.init.clone(),
         log_filter: flags
             .log
             .clone()

@@ -20,6 +20,7 @@ pub mod copy;
 pub mod data_plane;
 pub mod error;
 pub mod events;
+mod health;
 mod hot_plug;
 pub mod lvol_driver;
 pub mod metrics;

@@ -46,7 +46,7 @@ pub struct Service {
     /// Ends within 60 s after which it is held: a person has to look.
     #[serde(default = "default_crashes_max")]
     pub crashes_max: u32,
-    /// Its reports of health are older than this: the watchdog is not fed any more. Holds from its
+    /// Its last report of health is older than this: it is ended and started again. Holds from its
     /// first report on.
     #[serde(default)]
     pub health_timeout_ms: Option<u64>,

@@ -215,8 +215,54 @@ fn a_node_that_is_told_nonsense_says_so_and_works() {
     );
 }
 
-/// Goal: a node whose health nobody reports any more is reset. Method: one report of health, then
-/// none; QEMU ends where a machine would start again.
+/// Goal: a service that hangs costs its own restart and not the node: it is ended with a crash report and serves
+/// again. Method: target and agent are stopped by a signal, under a watchdog that bites after ten seconds.
+#[test]
+fn a_service_that_hangs_is_started_again_and_the_node_goes_on() {
+    if skip_without_qemu() {
+        return;
+    }
+    let mut node = Node::builder("silent")
+        .program("adit-agent", "usr/bin/adit-agent")
+        .file(
+            "etc/adit/services.toml",
+            include_str!("../guest/node/services-agent.toml"),
+        )
+        .qemu("-device virtio-rng-pci -device i6300esb")
+        .kernel("adit.watchdog.timeout_s=10")
+        .boot()
+        .unwrap();
+    let services = "/init call '{\"call\":\"services\"}'";
+    let both_report = format!("[ $({services} | grep -c '\"ok\": true') = 2 ]");
+    node.wait_until(&both_report).unwrap();
+    let names = ["aditd", "adit-agent"];
+    let pids = names.map(|name| node.run(&format!("pidof {name}")).unwrap());
+    node.run("kill -STOP $(pidof aditd) $(pidof adit-agent)")
+        .unwrap();
+    for (name, pid) in names.iter().zip(&pids) {
+        let silent = format!("{name}: no report of health for 3");
+        node.wait_for_console(&silent, patience(90)).unwrap();
+        let crashed = format!("{name}: crashed: no report of health for 3");
+        node.wait_for_console(&crashed, patience(60)).unwrap();
+        // Named after the thread that took the signal.
+        let kept = format!("ls /run/adit/crash | grep -e '-{}.core'", pid.trim());
+        node.wait_until(&kept).unwrap();
+    }
+    let console = node.console();
+    let aborted = console.matches(" s, ended with signal SIGABRT; starts again in 250 ms");
+    assert_eq!(aborted.count(), 2, "{console}");
+
+    node.wait_until("aditctl node show").unwrap();
+    let again = format!("[ $({services} | grep -c '\"starts\": 2') = 2 ] && {both_report}");
+    node.wait_until(&again).unwrap();
+    let console = node.console();
+    assert!(!console.contains("the watchdog is not fed"), "{console}");
+    node.begin("/sbin/poweroff").unwrap();
+    node.wait_for_end(patience(120)).unwrap();
+}
+
+/// Goal: a node is reset when a service stays silent although it was ended and started again. Method: one report
+/// of health, then none; QEMU ends where a machine would start again.
 #[test]
 fn a_node_without_fresh_health_is_reset_by_its_watchdog() {
     if skip_without_qemu() {
@@ -236,8 +282,12 @@ fn a_node_without_fresh_health_is_reset_by_its_watchdog() {
     node.run(&format!("/init call '{report}'")).unwrap();
     node.wait_for_end(patience(90)).unwrap();
     let console = node.console();
-    let sentence = "the watchdog is not fed: the last health report of probe is ";
-    assert!(console.contains(sentence), "{console}");
+    for sentence in [
+        "probe: crashed: no report of health for ",
+        "the watchdog is not fed: the last health report of probe is ",
+    ] {
+        assert!(console.contains(sentence), "{console}");
+    }
     assert!(!console.contains("everything has ended"), "{console}");
 }
 

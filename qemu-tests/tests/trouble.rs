@@ -174,7 +174,8 @@ fn says_what_it_found_at_boot(node: &mut Appliance) {
 }
 
 /// Fills the journal, says how large it is, and stops its service; after a connection to its port it says
-/// where the thread of `aditd` that writes the log waits, and lets the journal go on.
+/// where the thread of `aditd` that writes to the journal waits, lets the journal go on, and looks for lines in it that
+/// only the programs themselves can have brought there.
 const FLOOD: &str = r#"
 b=/beside/busybox
 say() { echo "beside: $*" >/dev/console; }
@@ -185,16 +186,20 @@ $b kill -STOP $($b pidof systemd-journald)
 say it stands still
 $b nc -l -p 4999 </dev/null >/dev/null
 for task in /proc/$($b pidof aditd)/task/*; do
-    [ $($b cat $task/comm) != log ] || say the log waits in $($b cat $task/wchan)
+    [ $($b cat $task/comm) != log_journal ] || say the log waits in $($b cat $task/wchan)
 done
 $b kill -CONT $($b pidof systemd-journald)
 say it goes on
+for line in TARGET=target::program TARGET=agent::endpoint; do
+    until $b grep -r -q $line /run/log/journal; do $b sleep 1; done
+    say the journal has $line
+done
 "#;
 /// `RuntimeMaxUse` of `image/files/journald.conf`.
 const JOURNAL_KIB_MAX: u64 = 32 << 10;
 
 /// Goal: a journal that is full keeps to its bound, and neither it nor one that stands still holds up
-/// I/O or management. Method: more is logged than the journal keeps, then its service is stopped; `aditd`
+/// I/O or management; the lines of `aditd` and of the agent are in it. Method: more is logged than the journal keeps, then its service is stopped; `aditd`
 /// logs to it directly, and hosts come, verify what they write, and go.
 #[test]
 fn a_journal_that_is_full_or_stands_still_holds_nothing_up() {
@@ -203,7 +208,6 @@ fn a_journal_that_is_full_or_stands_still_holds_nothing_up() {
     }
     let image = Image::make("release").unwrap();
     let mut node = Appliance::builder("journal", &image)
-        .kernel("adit.services.aditd.environment={JOURNAL_STREAM='1:1'}")
         .overlay(image.with_script(FLOOD).unwrap())
         .start()
         .unwrap();
@@ -256,6 +260,10 @@ fn a_journal_that_is_full_or_stands_still_holds_nothing_up() {
     let console = node.console();
     assert!(console.contains("the log waits in unix_"), "{console}");
     host(&node, 100);
+    for module in ["target::program", "agent::endpoint"] {
+        let line = format!("beside: the journal has TARGET={module}");
+        node.wait_for_console(&line, patience(60)).unwrap();
+    }
     println!(
         "{:.1?} from the start of QEMU; journal of {kib} KiB",
         node.age()

@@ -48,6 +48,9 @@ pub enum AgentError {
     /// What outlived the power.
     #[error("what was kept is of no use: {0}")]
     Kept(String),
+    /// There is no log.
+    #[error("cannot log")]
+    Log(#[from] logging::LogError),
     /// The runtime cannot start.
     #[error("cannot start")]
     Start(#[source] std::io::Error),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use logging::{Log, LogError, LogTo};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::Server;
@@ -20,6 +21,8 @@ use crate::services::Services;
 
 /// How long calls in progress may take at the end.
 const END: Duration = Duration::from_secs(5);
+/// How long the last lines of the log may take.
+const LOG_END: Duration = Duration::from_secs(1);
 /// Calls in progress on one connection.
 const CALLS_MAX: u32 = 64;
 /// A peer that is silent for both together is gone.
@@ -49,6 +52,13 @@ pub struct Flags {
     /// an appliance: /dev/tty0 and /dev/ttyS0]
     #[arg(long, value_name = "DEVICE")]
     pub console: Vec<PathBuf>,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as info,agent=debug
+    #[arg(long, value_name = "FILTER", env = "ADIT_LOG", default_value = "info")]
+    pub log: String,
+    /// Where the log goes: auto (the journal when systemd has started this, else stderr), journald,
+    /// stderr, or both, for a service of adit-init
+    #[arg(long, value_name = "PLACE", default_value = "auto")]
+    pub log_to: LogTo,
     /// Another folder with sys, proc and dev, for tests
     #[arg(long, default_value = "/", hide = true)]
     pub root: PathBuf,
@@ -59,15 +69,7 @@ pub struct Flags {
 /// # Errors
 /// When it cannot be reached by anybody: no state directory, no address.
 pub fn run(flags: Flags) -> Result<(), AgentError> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("ADIT_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    // Init keeps what is printed, and puts the time to it.
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .without_time()
-        .init();
+    let log = start_log(&flags)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // Reading facts and wiping block; more of them wait.
@@ -76,7 +78,20 @@ pub fn run(flags: Flags) -> Result<(), AgentError> {
         .map_err(AgentError::Start)?;
     let ended = runtime.block_on(serve(flags));
     runtime.shutdown_timeout(END);
+    log.flush(LOG_END);
     ended
+}
+
+/// A wrong filter must not keep the node from being reached.
+fn start_log(flags: &Flags) -> Result<Log, AgentError> {
+    match Log::start("adit-agent", &flags.log, flags.log_to) {
+        Err(error @ LogError::Filter { .. }) => {
+            let log = Log::start("adit-agent", "info", flags.log_to)?;
+            tracing::warn!("{error}; info is used");
+            Ok(log)
+        }
+        other => Ok(other?),
+    }
 }
 
 async fn serve(flags: Flags) -> Result<(), AgentError> {

@@ -75,7 +75,7 @@ pub enum Request {
     },
     /// Looks at the hardware again and does what is to be done.
     Prepare,
-    /// A service says how it is. The watchdog is fed while such reports are fresh.
+    /// A service says how it is. One that stops doing so is ended and started again.
     Health {
         /// The service.
         service: String,

@@ -470,6 +470,7 @@ impl Init {
             match order {
                 Order::Start(at) => self.start_service(at),
                 Order::Terminate(at) => self.signal(at, Signal::SIGTERM),
+                Order::Abort(at) => self.abort(at),
                 Order::Kill(at) => {
                     self.kill_group(at);
                     self.signal(at, Signal::SIGKILL);
@@ -538,6 +539,14 @@ impl Init {
         // In its first moments it has no session yet.
         if kill(Pid::from_raw(-pid), signal).is_err() {
             let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+
+    fn abort(&self, at: usize) {
+        if let Some(pid) = self.supervisor.pid(at).map(Pid::from_raw) {
+            let _ = kill(pid, Signal::SIGABRT);
+            // One that was stopped hears it only when it goes on.
+            let _ = kill(pid, Signal::SIGCONT);
         }
     }
 

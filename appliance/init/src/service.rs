@@ -46,7 +46,7 @@ pub struct Service {
     /// Ends within 60 s after which it is held: a person has to look.
     #[serde(default = "default_crashes_max")]
     pub crashes_max: u32,
-    /// Its reports of health are older than this: the watchdog is not fed any more. Holds from its
+    /// Its last report of health is older than this: it is ended and started again. Holds from its
     /// first report on.
     #[serde(default)]
     pub health_timeout_ms: Option<u64>,
@@ -124,7 +124,10 @@ pub(crate) fn builtin(own: &str, exists: &dyn Fn(&str) -> bool) -> Vec<Service> 
         oom_score_adjust: -250,
         ..Service::new("journald", "/usr/lib/systemd/systemd-journald")
     };
+    // These two speak to the journal themselves, and print what they say: process 1 keeps that.
+    let log = ["--log-to", "both"].map(str::to_owned);
     let agent = Service {
+        arguments: log.to_vec(),
         after: vec!["journald".to_owned()],
         stop_timeout_ms: 10_000,
         stop_turn: 5,
@@ -140,9 +143,13 @@ pub(crate) fn builtin(own: &str, exists: &dyn Fn(&str) -> bool) -> Vec<Service> 
             "unix:/run/adit/aditd.sock",
             // The state directory is in memory.
             "--system-pool",
+            "--init",
+            crate::control::SOCKET,
         ]
         .map(str::to_owned)
-        .to_vec(),
+        .into_iter()
+        .chain(log)
+        .collect(),
         after: vec![MACHINE.to_owned(), "journald".to_owned()],
         ready: Ready::Socket("/run/adit/aditd.sock".to_owned()),
         // It looks at every drive before it serves.
@@ -150,6 +157,7 @@ pub(crate) fn builtin(own: &str, exists: &dyn Fn(&str) -> bool) -> Vec<Service> 
         // Its own drain takes 30 s at most.
         stop_timeout_ms: 45_000,
         stop_turn: 0,
+        health_timeout_ms: Some(30_000),
         oom_score_adjust: -500,
         ..Service::new("aditd", "/usr/bin/aditd")
     };

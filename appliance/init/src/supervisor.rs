@@ -15,6 +15,10 @@ const BACKOFF_MIN_MS: u64 = 250;
 const BACKOFF_MAX_MS: u64 = 30_000;
 /// Crashes within this many ms count towards being held; one that ran longer begins anew.
 const WINDOW_MS: u64 = 60_000;
+/// How long a service that was silent may take to die of SIGABRT, its crash report included, in ms.
+const ABORT_MS: u64 = 10_000;
+/// Process 1 turns every second. When it did not for so many ms, reports may have waited for it.
+const DEAF_MS: u64 = 5_000;
 /// Lines of a service that are told when it is held.
 const LAST_LINES: usize = 3;
 
@@ -44,6 +48,8 @@ pub(crate) enum Order {
     Start(usize),
     /// SIGTERM to its process group.
     Terminate(usize),
+    /// SIGABRT to its process, also when that was stopped: it leaves a crash report.
+    Abort(usize),
     /// SIGKILL to everything that it started.
     Kill(usize),
     /// Tell it.
@@ -72,6 +78,8 @@ enum Phase {
         kill_at_ms: u64,
         killed: bool,
         again: bool,
+        /// It is ended because its last report of health is so many ms old.
+        silent_ms: Option<u64>,
     },
     /// Did its work.
     Done,
@@ -167,6 +175,8 @@ struct Unit {
     backoff_ms: u64,
     why: String,
     health: Option<(u64, bool, String)>,
+    /// Times that it was ended for its silence since its last report.
+    silences: u32,
 }
 
 /// All services.
@@ -175,6 +185,9 @@ pub(crate) struct Supervisor {
     units: Vec<Unit>,
     /// Nothing is started any more.
     closing: bool,
+    turned_ms: u64,
+    /// Nobody is silent for what was not heard before this.
+    deaf_until_ms: u64,
 }
 
 impl Supervisor {
@@ -191,10 +204,13 @@ impl Supervisor {
             backoff_ms: BACKOFF_MIN_MS,
             why: String::new(),
             health: None,
+            silences: 0,
         };
         Self {
             units: services.into_iter().map(unit).collect(),
             closing: false,
+            turned_ms: now_ms,
+            deaf_until_ms: now_ms,
         }
     }
 
@@ -233,7 +249,15 @@ impl Supervisor {
     /// What is due now.
     pub(crate) fn tick(&mut self, now_ms: u64) -> Vec<Order> {
         let mut orders = Vec::new();
+        if now_ms.saturating_sub(self.turned_ms) > DEAF_MS {
+            self.deaf_until_ms = now_ms;
+        }
+        self.turned_ms = now_ms;
         for at in 0..self.units.len() {
+            if let Some(silent_ms) = self.silence(at, now_ms) {
+                self.end_silent(at, silent_ms, now_ms, &mut orders);
+                continue;
+            }
             let phase = self.units[at].phase.clone();
             match phase {
                 Phase::Waiting { since_ms } if !self.closing => {
@@ -255,14 +279,16 @@ impl Supervisor {
                     kill_at_ms,
                     killed: false,
                     again,
+                    silent_ms,
                 } if now_ms >= kill_at_ms => {
                     let unit = &mut self.units[at];
                     unit.phase = Phase::Ending {
                         kill_at_ms,
                         killed: true,
                         again,
+                        silent_ms,
                     };
-                    let limit = unit.service.stop_timeout_ms / 1000;
+                    let limit = kill_at_ms.saturating_sub(unit.changed_ms) / 1000;
                     unit.why = format!("did not end within {limit} s and is killed");
                     orders.push(unit.tell(true));
                     orders.push(Order::Kill(at));
@@ -271,6 +297,38 @@ impl Supervisor {
             }
         }
         orders
+    }
+
+    /// How old the last report of a service is, when that is too old.
+    fn silence(&self, at: usize, now_ms: u64) -> Option<u64> {
+        let unit = &self.units[at];
+        let limit_ms = unit.service.health_timeout_ms?;
+        let (at_ms, ..) = unit.health.as_ref()?;
+        // While it starts or ends other limits hold.
+        let is_meant = matches!(unit.phase, Phase::Ready | Phase::Late) && unit.pid.is_some();
+        if !is_meant || self.closing {
+            return None;
+        }
+        let since_ms = unit.changed_ms.max(*at_ms).max(self.deaf_until_ms);
+        let is_silent = now_ms.saturating_sub(since_ms) > limit_ms;
+        is_silent.then(|| now_ms.saturating_sub(*at_ms))
+    }
+
+    fn end_silent(&mut self, at: usize, silent_ms: u64, now_ms: u64, orders: &mut Vec<Order>) {
+        let unit = &mut self.units[at];
+        unit.silences += 1;
+        unit.enter(
+            Phase::Ending {
+                kill_at_ms: now_ms + ABORT_MS,
+                killed: false,
+                again: true,
+                silent_ms: Some(silent_ms),
+            },
+            now_ms,
+        );
+        unit.why = format!("no report of health for {} s: ended", silent_ms / 1000);
+        orders.push(unit.tell(true));
+        orders.push(Order::Abort(at));
     }
 
     fn start_if_free(&mut self, at: usize, since_ms: u64, now_ms: u64, orders: &mut Vec<Order>) {
@@ -350,6 +408,15 @@ impl Supervisor {
         let unit = &mut self.units[at];
         unit.pid = None;
         match unit.phase {
+            Phase::Ending {
+                again: true,
+                silent_ms: Some(silent_ms),
+                ..
+            } => {
+                let silent_s = silent_ms / 1000;
+                let why = format!("no report of health for {silent_s} s, ended with {exit}");
+                self.crashed(at, &why, &ring.last(LAST_LINES), now_ms)
+            }
             Phase::Ending { again, killed, .. } => {
                 unit.why = format!("ended with {exit}");
                 if killed {
@@ -434,18 +501,10 @@ impl Supervisor {
 
     fn end(&mut self, at: usize, again: bool, now_ms: u64) -> Vec<Order> {
         let unit = &mut self.units[at];
-        match (&unit.phase, unit.pid) {
-            (
-                Phase::Ending {
-                    kill_at_ms, killed, ..
-                },
-                Some(_),
-            ) => {
-                unit.phase = Phase::Ending {
-                    kill_at_ms: *kill_at_ms,
-                    killed: *killed,
-                    again,
-                };
+        unit.silences = 0;
+        match (&mut unit.phase, unit.pid) {
+            (Phase::Ending { again: then, .. }, Some(_)) => {
+                *then = again;
                 Vec::new()
             }
             (_, Some(_)) => {
@@ -455,6 +514,7 @@ impl Supervisor {
                         kill_at_ms,
                         killed: false,
                         again,
+                        silent_ms: None,
                     },
                     now_ms,
                 );
@@ -512,18 +572,27 @@ impl Supervisor {
     /// The service says how it is.
     pub(crate) fn report_health(&mut self, at: usize, ok: bool, text: &str, now_ms: u64) {
         let text: String = text.chars().take(500).collect();
-        self.units[at].health = Some((now_ms, ok, text));
+        let unit = &mut self.units[at];
+        unit.health = Some((now_ms, ok, text));
+        unit.silences = 0;
     }
 
-    /// The first service whose last report of health is too old, and how old.
+    /// The first service that is silent although it was ended for that: it does not end, or was started again and
+    /// said nothing since. And how old its last report is.
     pub(crate) fn stale(&self, now_ms: u64) -> Option<(&str, u64)> {
         self.units.iter().find_map(|unit| {
             let (at_ms, ..) = unit.health.as_ref()?;
+            let limit_ms = unit.service.health_timeout_ms?;
+            let is_stale = match unit.phase {
+                // One that is held or was ended on purpose waits for a person, who is told why.
+                Phase::Ended | Phase::Held | Phase::Done => false,
+                Phase::Ending {
+                    silent_ms: Some(_), ..
+                } if now_ms.saturating_sub(unit.changed_ms) > limit_ms => true,
+                _ => unit.silences > 1,
+            };
             let age_ms = now_ms.saturating_sub(*at_ms);
-            let is_stale = age_ms > unit.service.health_timeout_ms?;
-            // One that somebody ended on purpose does not report.
-            let is_meant = matches!(unit.phase, Phase::Ended | Phase::Ending { .. });
-            (is_stale && !is_meant).then_some((unit.service.name.as_str(), age_ms))
+            is_stale.then_some((unit.service.name.as_str(), age_ms))
         })
     }
 
@@ -793,21 +862,130 @@ mod tests {
         assert_eq!(supervisor.tick(200_000), []);
     }
 
-    #[test]
-    fn health_counts_from_the_first_report_on() {
+    /// A service that has to report every ten seconds, running as process 1 and ready.
+    fn watched() -> Supervisor {
         let agent = Service {
-            health_timeout_ms: Some(1000),
+            health_timeout_ms: Some(10_000),
             ..daemon("agent")
         };
         let mut supervisor = Supervisor::new(vec![agent], 0);
         supervisor.tick(0);
         supervisor.started(0, 1, 0);
-        assert_eq!(supervisor.stale(1_000_000), None);
-        supervisor.report_health(0, true, "well", 2_000_000);
-        assert_eq!(supervisor.stale(2_001_000), None);
-        assert_eq!(supervisor.stale(2_001_001), Some(("agent", 1001)));
-        supervisor.stop(0, 2_001_002);
-        assert_eq!(supervisor.stale(3_000_000), None);
+        supervisor
+    }
+
+    /// Turns once a second, as process 1 does, up to `to_ms`; what was ordered last, and when.
+    fn turn(supervisor: &mut Supervisor, from_ms: u64, to_ms: u64) -> Option<(u64, Vec<Order>)> {
+        let mut last = None;
+        for now_ms in (from_ms..=to_ms).step_by(1000) {
+            let orders = supervisor.tick(now_ms);
+            if !orders.is_empty() {
+                last = Some((now_ms, orders));
+            }
+        }
+        last
+    }
+
+    #[test]
+    fn one_that_was_well_and_is_silent_is_ended_and_started_again() {
+        let mut supervisor = watched();
+        assert_eq!(
+            turn(&mut supervisor, 1000, 60_000),
+            None,
+            "it never reported"
+        );
+        supervisor.report_health(0, true, "well", 60_000);
+        assert_eq!(turn(&mut supervisor, 61_000, 70_000), None);
+        let orders = supervisor.tick(71_000);
+        let text = "agent: no report of health for 11 s: ended".to_owned();
+        assert_eq!(orders, [Order::Tell { wrong: true, text }, Order::Abort(0)]);
+        assert_eq!(supervisor.stale(71_000), None);
+        assert_eq!(turn(&mut supervisor, 72_000, 80_000), None);
+        assert_eq!(supervisor.tick(81_000).last(), Some(&Order::Kill(0)));
+
+        supervisor.exited(0, Exit::Signal(9), &said(&["I wait"]), 81_500);
+        assert_eq!(
+            supervisor.reports(0)[0].text,
+            "crashed: no report of health for 11 s, ended with signal SIGKILL; starts again in \
+             250 ms, last lines: I wait"
+        );
+        assert_eq!(supervisor.tick(81_750), [Order::Start(0)]);
+        supervisor.started(0, 2, 81_750);
+        supervisor.report_health(0, true, "well", 85_000);
+        assert_eq!(turn(&mut supervisor, 82_000, 95_000), None);
+        assert_eq!(supervisor.reports(0)[0].crashes, 1);
+    }
+
+    #[test]
+    fn the_watchdog_starves_when_a_second_start_says_nothing_either() {
+        let mut supervisor = watched();
+        supervisor.report_health(0, true, "well", 0);
+        let (at_ms, _) = turn(&mut supervisor, 1000, 11_000).unwrap();
+        supervisor.exited(0, Exit::Signal(6), &said(&[]), at_ms);
+        supervisor.tick(12_000);
+        supervisor.started(0, 2, 12_000);
+        assert_eq!(turn(&mut supervisor, 13_000, 22_000), None);
+        assert_eq!(supervisor.stale(22_000), None);
+        let orders = supervisor.tick(23_000);
+        assert_eq!(orders.last(), Some(&Order::Abort(0)));
+        assert_eq!(supervisor.stale(23_000), Some(("agent", 23_000)));
+        // Also while it is started once more, until it reports.
+        supervisor.exited(0, Exit::Signal(6), &said(&[]), 23_000);
+        supervisor.tick(24_000);
+        supervisor.started(0, 3, 24_000);
+        assert_eq!(supervisor.stale(24_000), Some(("agent", 24_000)));
+        supervisor.report_health(0, true, "well", 25_000);
+        assert_eq!(supervisor.stale(25_000), None);
+    }
+
+    #[test]
+    fn the_watchdog_starves_when_the_silent_one_does_not_end() {
+        let mut supervisor = watched();
+        supervisor.report_health(0, true, "well", 0);
+        let (at_ms, _) = turn(&mut supervisor, 1000, 11_000).unwrap();
+        assert_eq!(at_ms, 11_000);
+        turn(&mut supervisor, 12_000, 21_000);
+        assert_eq!(supervisor.stale(21_000), None);
+        turn(&mut supervisor, 22_000, 22_000);
+        assert_eq!(supervisor.stale(22_000), Some(("agent", 22_000)));
+        // A person who asks for its end does not make that come about.
+        supervisor.stop(0, 22_000);
+        assert_eq!(supervisor.stale(22_000), Some(("agent", 22_000)));
+        supervisor.exited(0, Exit::Signal(9), &said(&[]), 22_500);
+        assert_eq!(state(&supervisor, 0), ServiceState::Ended);
+        assert_eq!(supervisor.stale(23_000), None);
+    }
+
+    #[test]
+    fn nobody_is_silent_while_process_1_does_not_turn_or_the_service_starts_or_ends() {
+        let mut supervisor = watched();
+        supervisor.report_health(0, true, "well", 0);
+        assert_eq!(
+            supervisor.tick(60_000),
+            [],
+            "its reports may wait to be read"
+        );
+        supervisor.report_health(0, true, "well", 60_500);
+        assert_eq!(supervisor.stop(0, 61_000), [Order::Terminate(0)]);
+        let (_, orders) = turn(&mut supervisor, 62_000, 90_000).unwrap();
+        assert!(!orders.contains(&Order::Abort(0)), "{orders:?}");
+        assert_eq!(supervisor.stale(90_000), None);
+
+        let slow = Service {
+            ready: Ready::Line("ready".to_owned()),
+            ready_timeout_ms: 40_000,
+            health_timeout_ms: Some(10_000),
+            ..daemon("slow")
+        };
+        let mut supervisor = Supervisor::new(vec![slow], 0);
+        supervisor.report_health(0, true, "of the one before", 0);
+        supervisor.tick(0);
+        supervisor.started(0, 1, 0);
+        assert_eq!(turn(&mut supervisor, 1000, 39_000), None);
+        supervisor.tick(40_000);
+        assert_eq!(state(&supervisor, 0), ServiceState::Late);
+        assert_eq!(turn(&mut supervisor, 41_000, 50_000), None);
+        assert_eq!(supervisor.tick(51_000).last(), Some(&Order::Abort(0)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The hardware watchdog: fed while init's loop turns and health reports are fresh.
+//! The hardware watchdog: fed while init's loop turns, and no service stays silent that was ended for its silence.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -38,7 +38,7 @@ impl Feeding {
         }
     }
 
-    /// `stale` is the service whose health report is too old, and how old.
+    /// `stale` is the service that is past help, and how old its last health report is.
     pub(crate) fn due(&mut self, stale: Option<(&str, u64)>, now_ms: u64) -> Meal {
         if now_ms.saturating_sub(self.last_ms) < self.period_ms {
             return Meal::NotDue;
@@ -105,7 +105,9 @@ impl Watchdog {
         {
             Ok(taken) => (
                 taken.max(1),
-                format!("{path} resets the node {taken} s after init or a health report stops"),
+                format!(
+                    "{path} resets the node {taken} s after init stops or a silent service is past help"
+                ),
                 State::Ok,
             ),
             Err(error) => (

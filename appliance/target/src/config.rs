@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use api::quantity::{parse_bytes, parse_duration_ns};
 use clap::Parser;
+use logging::LogTo;
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
@@ -79,9 +80,16 @@ pub struct Flags {
     /// The key of our certificate (PEM), for tcp:
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
+    /// Control socket of adit-init: health is reported there every 5 s [default: nowhere]
+    #[arg(long, value_name = "SOCKET")]
+    pub init: Option<PathBuf>,
     /// What is logged: error, warn, info, debug, trace, or a filter such as info,target=debug
     #[arg(long, value_name = "FILTER", env = "ADIT_LOG")]
     pub log: Option<String>,
+    /// Where the log goes: auto (the journal when systemd has started this, else stderr), journald,
+    /// stderr, or both, for a service of adit-init [default: auto]
+    #[arg(long, value_name = "PLACE")]
+    pub log_to: Option<LogTo>,
 }
 
 /// Where gRPC is served.
@@ -293,19 +301,6 @@ struct Log {
     to: LogTo,
 }
 
-/// Where the log goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogTo {
-    /// The journal when this process was started by systemd, else standard error.
-    #[default]
-    Auto,
-    /// The journal of systemd.
-    Journald,
-    /// Standard error.
-    Stderr,
-}
-
 /// The configuration in force.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -333,6 +328,8 @@ pub struct Config {
     pub connections_max: u32,
     /// Pieces of maps that each pool keeps in memory while nobody uses them; each is 1 to 15 KiB.
     pub map_cache_pieces: usize,
+    /// Where health is reported.
+    pub init: Option<PathBuf>,
     /// What is logged.
     pub log_filter: String,
     /// Where the log goes.
@@ -439,12 +436,13 @@ fn merge(flags: &Flags, file: File) -> Result<Config, ConfigError> {
         limits,
         connections_max: table.connections_max.unwrap_or(4096),
         map_cache_pieces: file.pools.map_cache_pieces as usize,
+        init: flags.init.clone(),
         log_filter: flags
             .log
             .clone()
             .or(file.log.filter)
             .unwrap_or_else(|| "info".to_owned()),
-        log_to: file.log.to,
+        log_to: flags.log_to.unwrap_or(file.log.to),
     })
 }
 
@@ -566,13 +564,14 @@ mod tests {
 
     #[test]
     fn flags_overrule_the_file() {
-        let line = "aditd --state-dir /x --grpc unix:/y --reactors 2 --log warn";
+        let line = "aditd --state-dir /x --grpc unix:/y --reactors 2 --log warn --log-to both";
         let flags = Flags::try_parse_from(line.split(' ')).unwrap();
         let config = merge(&flags, parse(FULL).unwrap()).unwrap();
         assert_eq!(config.state_dir, Path::new("/x"));
         assert_eq!(config.grpc, [Endpoint::Unix("/y".into())]);
         assert_eq!(config.reactors, Some(Reactors::Count(2)));
         assert_eq!(config.log_filter, "warn");
+        assert_eq!(config.log_to, LogTo::Both);
     }
 
     #[test]

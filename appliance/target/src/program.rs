@@ -9,6 +9,7 @@ use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 
 use api::v1::{EventType, NamespaceSpec};
+use logging::{Log, LogError};
 use metastore::{Contents, StateStore};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nvmf::{TargetEvent, TargetOptions, WriteProtect};
@@ -22,7 +23,6 @@ use crate::control::{About, Control};
 use crate::data_plane::{Cores, DataPlane, DataPlaneError, DataPlaneOptions};
 use crate::error::chain;
 use crate::events::now_unix_ms;
-use crate::logging::{Log, LogError};
 use crate::lvol_driver::LvolDriver;
 use crate::model::{self, Key, Model, RecordError};
 use crate::nvmf_runtime::{LostDrive, NvmfRuntime};
@@ -32,7 +32,7 @@ use crate::serve::{Bound, ServeError, bind};
 use crate::services::Services;
 use crate::system_pool::KeeperTask;
 use crate::system_pool::boot::{self, Beginning, Looked};
-use crate::{config, hot_plug, metrics};
+use crate::{config, health, hot_plug, metrics};
 
 /// Name of the store in the state directory.
 const STORE: &str = "state.redb";
@@ -117,7 +117,7 @@ impl ProgramError {
 pub fn run(flags: &Flags) -> Result<(), ProgramError> {
     let started = Instant::now();
     let config = Config::load(flags)?;
-    let log = Log::start(&config.log_filter, config.log_to)?;
+    let log = Log::start("aditd", &config.log_filter, config.log_to)?;
     raise_file_limit();
     make_state_dir(&config.state_dir)?;
     // Else it is the first start since the power came.
@@ -163,7 +163,8 @@ pub fn run(flags: &Flags) -> Result<(), ProgramError> {
     }
     drop(contents);
     let saving = reservations::run(control.clone(), reservations, saves);
-    let others = (pool_events_in, saving, keeping);
+    let reporting = health::keep(config.init.clone(), plane.clone());
+    let others = (pool_events_in, saving, reporting, keeping);
     let result = tokio.block_on(serve(&config, control, runtime, others));
     // Tasks hold the store; with them it closes, after it has written what was queued. A thread that
     // waits for a drive to come up is not waited for.
@@ -179,8 +180,9 @@ async fn serve(
     config: &Config,
     control: Control,
     runtime: Arc<NvmfRuntime>,
-    (pool_events, saving, keeping): (
+    (pool_events, saving, reporting, keeping): (
         mpsc::Receiver<PoolEvent>,
+        impl Future<Output = ()> + Send + 'static,
         impl Future<Output = ()> + Send + 'static,
         Option<KeeperTask>,
     ),
@@ -193,6 +195,7 @@ async fn serve(
     }
     // These never end by themselves and hold the control plane: they end with this set.
     let mut others = JoinSet::new();
+    others.spawn(reporting);
     if let Some(keeping) = keeping {
         others.spawn(keeping.run(control.clone()));
     }

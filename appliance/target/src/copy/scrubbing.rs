@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use block::Bdev;
 use dma::Payload;
+use logging::civil;
 use lvol::{MapCursor, MappedRun, MappedRuns, PieceSums};
 use tokio::time::Instant;
 
@@ -13,7 +14,6 @@ use super::device::Device;
 use super::job::{Differing, PLACES_MAX, cursor};
 use super::worker::{Driven, Stop};
 use crate::events::now_unix_ms;
-use crate::logging::civil;
 
 /// Pieces of maps asked for at once.
 const PIECES: usize = 4;

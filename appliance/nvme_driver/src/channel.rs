@@ -60,8 +60,9 @@ pub(crate) struct NvmeChannel {
     waiting: VecDeque<(Io, u8)>,
     /// Ended outside of `poll`.
     ended: Vec<Completion>,
-    /// Resets asked for: they end when the next generation is live.
-    resets: Vec<Io>,
+    /// Resets asked for, each with the generation that it is to end: they end when a later one is
+    /// live.
+    resets: Vec<(Io, u32)>,
     queue_depth: usize,
     next_check: Option<Instant>,
     reach: Reach,
@@ -467,7 +468,8 @@ impl NvmeChannel {
             call |= free.is_ok();
         }
         if wants_reset {
-            self.shared.request_reset(ResetReason::IoTimeout);
+            self.shared
+                .request_reset(ResetReason::IoTimeout, self.generation);
             let later = now + self.shared.options.abort_timeout;
             next = Some(next.map_or(later, |next| next.min(later)));
         } else if call {
@@ -500,7 +502,8 @@ impl NvmeChannel {
             self.generation = live;
             self.ring = ring;
             self.interrupt_due = true;
-            done.extend(self.resets.drain(..).map(|io| io.complete(Ok(()))));
+            let ended = self.resets.extract_if(.., |(_, until)| *until < live);
+            done.extend(ended.map(|(io, _)| io.complete(Ok(()))));
         }
     }
 
@@ -534,7 +537,7 @@ impl NvmeChannel {
             _ => IoError::Internal,
         };
         let waiting = self.waiting.drain(..).map(|(io, _)| io);
-        let failed = waiting.chain(self.resets.drain(..));
+        let failed = waiting.chain(self.resets.drain(..).map(|(io, _)| io));
         done.extend(failed.map(|io| io.complete(Err(error))));
     }
 }
@@ -549,8 +552,9 @@ impl Channel for NvmeChannel {
             return Submit::Done(io.complete(Err(IoError::Busy)));
         }
         if io.op == Op::Reset {
-            self.resets.push(io);
-            self.shared.request_reset(ResetReason::Asked);
+            let generation = self.shared.generation();
+            self.resets.push((io, generation));
+            self.shared.request_reset(ResetReason::Asked, generation);
             return Submit::Pending;
         }
         if self.waiting.is_empty() && self.ring.is_some() && !self.free.is_empty() {

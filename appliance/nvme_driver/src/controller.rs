@@ -125,7 +125,6 @@ pub struct Controller {
     pub(crate) granted: usize,
     /// Queues that were made and are not yet given to their channels.
     pub(crate) created: Vec<usize>,
-    pub(crate) generation: u32,
     /// The generation that each queue worked in last.
     pub(crate) last_live: Vec<u32>,
     pub(crate) event_slots: usize,
@@ -174,7 +173,6 @@ impl Controller {
             current: None,
             granted: 0,
             created: Vec::new(),
-            generation: 0,
             last_live: vec![0; shared.queues.len()],
             event_slots: 0,
             phase: Phase::Final,
@@ -317,9 +315,11 @@ impl Controller {
         self.push_job(Job::ListNamespaces);
     }
 
-    /// Resets the controller. I/O in flight is sent again afterwards.
+    /// Resets the controller. I/O in flight is sent again afterwards. A reset that is under way and
+    /// has not enabled the controller again is this one, too.
     pub fn reset(&mut self) {
-        self.shared.request_reset(ResetReason::Asked);
+        let generation = self.shared.generation();
+        self.shared.request_reset(ResetReason::Asked, generation);
     }
 
     /// Shuts the controller down: it stores what its cache holds, and stops. Close the channels
@@ -408,12 +408,14 @@ impl Controller {
     fn begin_reset(&mut self, reason: ResetReason, now: Instant, events: &mut Vec<Event>) {
         self.shared.counters.resets.fetch_add(1, SeqCst);
         events.push(Event::Reset(reason));
-        self.attempts += 1;
+        // Whoever asks for a reset does not say that the drive is bad.
+        let counts = reason != ResetReason::Asked;
+        self.attempts += u32::from(counts);
         self.fail_admin(events);
         if self.shared.state() == ControllerState::Running {
             self.set_state(ControllerState::Resetting, events);
         }
-        let given_up = self.attempts > self.shared.options.reset_attempts;
+        let given_up = counts && self.attempts > self.shared.options.reset_attempts;
         self.disable(given_up.then_some(ControllerState::Failed), now);
     }
 
@@ -477,7 +479,7 @@ impl Controller {
 
     /// The device reaches no memory any more that was named to it in this generation.
     fn release(&self) {
-        self.shared.released.store(self.generation, SeqCst);
+        self.shared.released.store(self.shared.generation(), SeqCst);
         for queue in &self.shared.queues {
             queue.release_orphan();
         }
@@ -515,7 +517,7 @@ impl Controller {
             events.push(Event::Error(error.into()));
             return self.halt(ControllerState::Failed, events);
         }
-        self.generation += 1;
+        shared.begin_generation();
         self.admin = AdminQueue::new(shared);
         let layout = &shared.layout;
         let registers = &shared.device.registers;
@@ -765,7 +767,7 @@ impl Drop for Controller {
             self.halt(ControllerState::Stopped, &mut Vec::new());
         }
         // Where bus mastering could not be turned off, the memory stays mapped.
-        if self.shared.released.load(SeqCst) >= self.generation {
+        if self.shared.released.load(SeqCst) >= self.shared.generation() {
             let shared = &self.shared;
             shared.device.mapper.unmap(&shared.layout.region);
         }

@@ -255,8 +255,9 @@ impl Controller {
         let queue = &self.shared.queues[place];
         queue.abort.store(0, SeqCst);
         *lock(&queue.ring) = Some(ring);
-        self.last_live[place] = self.generation;
-        queue.live.store(self.generation, SeqCst);
+        let generation = self.shared.generation();
+        self.last_live[place] = generation;
+        queue.live.store(generation, SeqCst);
         if let Some(waker) = &*lock(&queue.waker) {
             waker.wake_by_ref();
         }

@@ -41,6 +41,7 @@ mod memory;
 mod namespace;
 mod options;
 mod orphans;
+mod reset_request;
 mod ring;
 mod shared;
 mod transfer;

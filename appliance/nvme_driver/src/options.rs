@@ -26,7 +26,8 @@ pub struct ControllerOptions {
     pub health_interval: Duration,
     /// How many times an I/O is sent again after a reset or a status that allows it.
     pub retries: u8,
-    /// How many times in a row the controller is reset before it is given up.
+    /// How many times in a row the controller is reset, because it failed, before it is given up.
+    /// Resets that were asked for do not count.
     pub reset_attempts: u32,
     /// Use interrupts, if the function has them, so that threads can sleep.
     pub interrupts: bool,

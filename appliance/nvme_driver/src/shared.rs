@@ -10,6 +10,7 @@ use nvme_spec::registers::Cap;
 use crate::device::Device;
 use crate::memory::Layout;
 use crate::options::ControllerOptions;
+use crate::reset_request::ResetRequest;
 use crate::ring::Ring;
 
 /// Where a controller is in its life.
@@ -93,7 +94,7 @@ impl ResetReason {
         }
     }
 
-    fn from_u8(value: u8) -> Option<Self> {
+    pub(crate) fn from_u8(value: u8) -> Option<Self> {
         match value {
             1 => Some(Self::Asked),
             2 => Some(Self::IoTimeout),
@@ -142,9 +143,11 @@ pub(crate) struct Shared {
     /// The controller reads shadow doorbells (of the generation that is live).
     pub(crate) shadow: AtomicBool,
     state: AtomicU8,
+    /// How often the controller was enabled.
+    generation: AtomicU32,
     /// Generations up to this one: the device has let go of all memory.
     pub(crate) released: AtomicU32,
-    reset_request: AtomicU8,
+    reset_request: ResetRequest,
     /// Some queue asks for something.
     attention: AtomicBool,
     owner: Mutex<Option<Waker>>,
@@ -167,8 +170,9 @@ impl Shared {
             cap,
             shadow: AtomicBool::new(false),
             state: AtomicU8::new(ControllerState::Starting as u8),
+            generation: AtomicU32::new(0),
             released: AtomicU32::new(0),
-            reset_request: AtomicU8::new(0),
+            reset_request: ResetRequest::default(),
             attention: AtomicBool::new(false),
             owner: Mutex::new(None),
             counters: Counters::default(),
@@ -193,16 +197,24 @@ impl Shared {
         }
     }
 
-    pub(crate) fn request_reset(&self, reason: ResetReason) {
-        // The first reason stays.
-        let _ = self
-            .reset_request
-            .compare_exchange(0, reason as u8, SeqCst, SeqCst);
+    /// The generation that the controller is in; only its owner begins the next.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.load(SeqCst)
+    }
+
+    pub(crate) fn begin_generation(&self) {
+        self.generation.fetch_add(1, SeqCst);
+    }
+
+    /// Asks for the end of `generation`.
+    pub(crate) fn request_reset(&self, reason: ResetReason, generation: u32) {
+        self.reset_request.ask(reason, generation);
         self.call_owner();
     }
 
+    /// Why the generation that the controller is in is to end.
     pub(crate) fn take_reset_request(&self) -> Option<ResetReason> {
-        ResetReason::from_u8(self.reset_request.swap(0, SeqCst))
+        self.reset_request.take(self.generation())
     }
 
     /// Makes the owner look at the queues.

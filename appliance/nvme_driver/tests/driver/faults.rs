@@ -174,6 +174,88 @@ fn a_reset_asked_for_by_a_channel_ends_when_the_controller_is_back() {
     host.write(&mut *channel, 0, 1, 1);
 }
 
+/// Until the controller is enabled, and not yet set up.
+fn until_enabled(host: &mut Host) {
+    host.until("it is enabled", |host| {
+        let csts = registers::Csts(host.emu().read32(registers::CSTS));
+        let cc = registers::Cc(host.emu().read32(registers::CC));
+        cc.en() && csts.rdy()
+    });
+}
+
+#[test]
+fn resets_asked_for_while_it_comes_up_are_no_failures() {
+    let mut host = hasty();
+    let mut channel = host.open();
+    for round in 1..=5 {
+        host.controller.reset();
+        host.until("the reset begins", |host| {
+            host.controller.stats().resets == round
+        });
+        until_enabled(&mut host);
+        assert_eq!(host.controller.state(), ControllerState::Resetting);
+    }
+    host.until_state(ControllerState::Running);
+    assert_eq!(host.controller.stats().resets, 5);
+    host.write(&mut *channel, 0, 1, 1);
+}
+
+#[test]
+fn resets_asked_for_before_it_is_enabled_are_one() {
+    let mut host = hasty();
+    let mut channel = host.open();
+    host.controller.reset();
+    host.until("the reset begins", |host| {
+        host.controller.stats().resets == 1
+    });
+    for tag in 0..5 {
+        host.controller.reset();
+        host.submit(&mut *channel, Io::new(Op::Reset, 0, 0, tag));
+    }
+    let done = host.finish(&mut *channel, 5);
+    assert!(done.iter().all(|completion| completion.result.is_ok()));
+    host.until_state(ControllerState::Running);
+    assert_eq!(host.controller.stats().resets, 1);
+}
+
+#[test]
+fn a_reset_asked_for_is_not_answered_by_one_that_has_ended() {
+    let mut host = hasty();
+    let mut channel = host.open();
+    host.controller.reset();
+    host.until("the reset begins", |host| {
+        host.controller.stats().resets == 1
+    });
+    channel.poll(host.now, &mut Vec::new());
+    host.until_state(ControllerState::Running);
+    // Its queue is there again, and the channel has not seen it yet.
+    host.submit(&mut *channel, Io::new(Op::Reset, 0, 0, 1));
+    let done = host.finish(&mut *channel, 1);
+    assert_eq!(done[0].result, Ok(()));
+    assert_eq!(host.controller.stats().resets, 2);
+}
+
+#[test]
+fn a_drive_that_fails_is_given_up_whatever_is_asked_for() {
+    for asks in [false, true] {
+        let mut host = Host::attach(EmuOptions::default(), driver_options());
+        let status = FaultKind::Status(Status::INTERNAL_ERROR);
+        host.emu()
+            .inject(Fault::admin(admin::IDENTIFY, status).times(99));
+        for _ in 0..=driver_options().reset_attempts {
+            assert_ne!(host.controller.state(), ControllerState::Failed);
+            let before = host.controller.stats().resets;
+            host.until("it fails", |host| host.controller.stats().resets > before);
+            if asks {
+                host.controller.reset();
+            }
+        }
+        host.until_state(ControllerState::Failed);
+        let attempts = u64::from(driver_options().reset_attempts) + 1;
+        assert_eq!(host.controller.stats().resets, attempts);
+    }
+}
+
 #[test]
 fn a_channel_that_is_never_polled_does_not_keep_the_others_from_going_on() {
     let mut host = hasty();

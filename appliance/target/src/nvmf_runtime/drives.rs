@@ -5,6 +5,8 @@
 
 mod commands;
 mod device;
+#[cfg(test)]
+mod emulated;
 mod function;
 mod look;
 mod owner;

@@ -1,70 +1,13 @@
-use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use block::BlockDevice as _;
-use dma::{BusView, Region};
-use nvme_driver::{
-    ControllerOptions, Device, DeviceError, DmaMapper, Event, PciFunction, Registers,
-};
-use nvme_emu::{Emu, EmuOptions};
+use nvme_driver::Event;
+use nvme_emu::EmuOptions;
 
+use super::super::emulated::Function;
 use super::*;
 
 const TURNS_MAX: usize = 20_000;
-
-/// The emulated drive as a PCI function.
-struct Function {
-    emu: Mutex<Emu>,
-    bus: Arc<BusView>,
-}
-
-impl Function {
-    fn emu(&self) -> MutexGuard<'_, Emu> {
-        self.emu.lock().unwrap()
-    }
-}
-
-impl Registers for Function {
-    fn len(&self) -> u64 {
-        0x4000
-    }
-    fn read32(&self, offset: u32) -> u32 {
-        self.emu().read32(offset)
-    }
-    fn write32(&self, offset: u32, value: u32) {
-        self.emu().write32(offset, value);
-    }
-}
-
-impl DmaMapper for Function {
-    fn map(&self, region: &Arc<Region>) -> Result<(), DeviceError> {
-        self.bus.map(region);
-        Ok(())
-    }
-    fn unmap(&self, region: &Arc<Region>) {
-        self.bus.unmap(region);
-    }
-    fn address_bits(&self) -> u8 {
-        48
-    }
-}
-
-impl PciFunction for Function {
-    fn address(&self) -> &'static str {
-        "0000:01:00.0"
-    }
-    fn reset(&self) -> Result<(), DeviceError> {
-        Err(DeviceError {
-            action: "reset",
-            address: self.address().into(),
-            source: io::Error::other("no reset"),
-        })
-    }
-    fn set_bus_master(&self, on: bool) -> Result<(), DeviceError> {
-        self.emu().set_bus_master(on);
-        Ok(())
-    }
-}
 
 /// What the owner's thread does, turn by turn.
 struct Owner {
@@ -76,21 +19,8 @@ struct Owner {
 
 impl Owner {
     fn new(options: EmuOptions) -> Self {
-        let bus = BusView::new();
-        let emu = Mutex::new(Emu::new(options, Arc::clone(&bus)));
-        let function = Arc::new(Function { emu, bus });
-        let device = Device {
-            function: function.clone(),
-            registers: function.clone(),
-            mapper: function.clone(),
-            interrupts: None,
-        };
         let now = Instant::now();
-        let options = ControllerOptions {
-            io_queues: 1,
-            ..ControllerOptions::default()
-        };
-        let controller = Controller::attach(device, options, now).unwrap();
+        let (function, controller) = Function::attach(options, now);
         let mut owner = Self {
             function,
             controller,

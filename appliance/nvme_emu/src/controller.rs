@@ -632,6 +632,7 @@ impl Emu {
             error_count: U64::new(count as u64),
             sqid: U16::new(qid),
             cid: U16::new(sqe.cid().0),
+            parameter_error_location: U16::new(0xffff),
             lba: U64::new(sqe.slba().0),
             nsid: U32::new(sqe.nsid().0),
             opcode: sqe.opcode(),

@@ -465,6 +465,9 @@ fn show_drive(bdev: &Bdev, spec: &BdevSpec, nvme: &NvmeBdev) -> String {
     if !drive.namespaces.is_empty() {
         text.push_str(&namespaces(&drive));
     }
+    if !drive.errors.is_empty() {
+        text.push_str(&errors(&drive));
+    }
     text
 }
 
@@ -506,6 +509,28 @@ fn namespaces(drive: &NvmeDrive) -> String {
             namespace.block_size.to_string(),
             formats.join(" "),
             state.to_owned(),
+        ]);
+    }
+    table.to_string()
+}
+
+/// The newest entries of the drive's error log.
+fn errors(drive: &NvmeDrive) -> String {
+    let mut table = Table::new(&["ERROR", "STATUS", "QUEUE", "CID", "NSID", "LBA", "WRONG AT"]);
+    let or_none = |value: Option<u32>| value.map_or("-".to_owned(), |value| value.to_string());
+    for entry in &drive.errors {
+        let wrong_at = match (entry.parameter_byte, entry.parameter_bit) {
+            (Some(byte), Some(bit)) => format!("byte {byte} bit {bit}"),
+            _ => "-".to_owned(),
+        };
+        table.row([
+            entry.error_count.to_string(),
+            entry.status.clone(),
+            or_none(entry.submission_queue_id),
+            or_none(entry.command_id),
+            entry.nsid.to_string(),
+            entry.lba.to_string(),
+            wrong_at,
         ]);
     }
     table.to_string()
@@ -598,9 +623,51 @@ fn percentile(io: &IoStats, per_mille: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use api::v1::{Histogram, HistogramBucket};
+    use api::v1::{Histogram, HistogramBucket, NvmeErrorEntry};
 
     use super::*;
+
+    #[test]
+    fn a_drive_is_shown_with_its_errors() {
+        let at = NvmeErrorEntry {
+            error_count: 41,
+            status: "invalid field in command (0h/02h, do not retry)".into(),
+            submission_queue_id: Some(0),
+            command_id: Some(773),
+            parameter_byte: Some(44),
+            parameter_bit: Some(2),
+            ..NvmeErrorEntry::default()
+        };
+        let of_nothing = NvmeErrorEntry {
+            error_count: 40,
+            ..NvmeErrorEntry::default()
+        };
+        let show = |errors| {
+            let bdev = Bdev {
+                nvme: Some(NvmeDrive {
+                    errors,
+                    ..NvmeDrive::default()
+                }),
+                ..Bdev::default()
+            };
+            show_drive(&bdev, &BdevSpec::default(), &NvmeBdev::default())
+        };
+        assert!(!show(Vec::new()).contains("ERROR"));
+        let text = show(vec![at, of_nothing]);
+        let rows: Vec<String> = text
+            .lines()
+            .skip_while(|line| !line.starts_with("ERROR"))
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(
+            rows,
+            [
+                "ERROR STATUS QUEUE CID NSID LBA WRONG AT",
+                "41 invalid field in command (0h/02h, do not retry) 0 773 0 0 byte 44 bit 2",
+                "40 - - 0 0 -",
+            ]
+        );
+    }
 
     #[test]
     fn percentiles_come_from_the_histogram() {

@@ -7,6 +7,7 @@ mod commands;
 mod device;
 #[cfg(test)]
 mod emulated;
+mod error_log;
 mod function;
 mod look;
 mod owner;
@@ -671,6 +672,7 @@ impl Drive {
             namespaces,
             health: report.health.map(|(log, read)| health(&log, read)),
             features: report.features,
+            errors: report.errors,
         });
     }
 }

@@ -10,22 +10,23 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use api::v1::{NvmeDriveFeatures, NvmeLbaFormat};
+use api::v1::{NvmeDriveFeatures, NvmeErrorEntry, NvmeLbaFormat};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nvme_driver::{
     Controller, ControllerOptions, ControllerState, ControllerStats, Event, NvmeNamespace,
 };
-use nvme_spec::log::SmartLog;
+use nvme_spec::log::{ErrorEntry, SmartLog};
 use tokio::sync::{oneshot, watch};
 
 use super::Drive;
 use super::commands::{self, Commands, Format, Wanted};
+use super::error_log::ErrorLog;
 use super::function::device;
 use crate::error::chain;
 use crate::events::now_unix_ms;
 use crate::pool_thread::Bell;
 
-/// How often SMART is read.
+/// How often SMART and the error log are read.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(60);
 /// How long I/O in flight may take when the drive is to be let go of.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
@@ -43,6 +44,8 @@ pub(super) struct Report {
     pub(super) stats: ControllerStats,
     /// With the time it was read, milliseconds since 1970.
     pub(super) health: Option<(Box<SmartLog>, u64)>,
+    /// The newest entries of its error log, the newest first.
+    pub(super) errors: Vec<NvmeErrorEntry>,
     /// The last thing that went wrong.
     pub(super) error: String,
     /// Features, once they were read.
@@ -193,6 +196,7 @@ pub(super) fn start(
                 reason: None,
                 next_health: None,
                 commands: Commands::default(),
+                errors: ErrorLog::default(),
             };
             owner.run(function, options);
         })?;
@@ -209,6 +213,7 @@ struct Owner {
     reason: Option<String>,
     next_health: Option<Instant>,
     commands: Commands,
+    errors: ErrorLog,
 }
 
 struct Leaving {
@@ -393,15 +398,34 @@ impl Owner {
                 }
                 self.handle.lock().report.health = Some((log, now_unix_ms()));
             }
-            Event::ErrorLog(entries) if !entries.is_empty() => {
-                let count = entries.len();
-                tracing::info!(address, count, "the drive has entries in its error log");
-            }
+            Event::ErrorLog(entries) => self.note_errors(&entries),
             Event::Shutdown { clean } if !clean => {
                 tracing::warn!(address, "the drive has not said that it has stored all");
             }
             Event::Shutdown { .. } => tracing::info!(address, "the drive is shut down"),
             other => tracing::debug!(address, ?other, "drive"),
+        }
+    }
+
+    /// What was read of the error log. It is read again and again: only what is new is told.
+    fn note_errors(&mut self, read: &[ErrorEntry]) {
+        let address = self.handle.address.as_str();
+        let new = self.errors.add(read, now_unix_ms());
+        for entry in new.iter().rev() {
+            tracing::info!(
+                address,
+                error_count = entry.error_count,
+                status = entry.status,
+                sqid = entry.submission_queue_id,
+                cid = entry.command_id,
+                nsid = entry.nsid,
+                lba = entry.lba,
+                "a new entry in the error log of the drive"
+            );
+        }
+        if !new.is_empty() {
+            let entries = self.errors.entries().to_vec();
+            self.handle.lock().report.errors = entries;
         }
     }
 
@@ -463,3 +487,6 @@ impl Owner {
         self.leaving = None;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,13 +37,21 @@ impl Layout {
         let page = |bytes: usize| bytes.next_multiple_of(PAGE);
         let queue_bytes = page(count * 64) + page(count * 16) + page(count * SLOT_BYTES);
         let len_bytes = io_start + queue_bytes * usize::from(options.io_queues);
-        let region = Region::allocate(&RegionOptions {
-            len: len_bytes,
-            numa_node: options.numa_node,
-            prefault: true,
-            ..RegionOptions::default()
-        })
-        .map_err(|source| NvmeError::Memory {
+        let allocate = |numa_node: Option<u32>| {
+            Region::allocate(&RegionOptions {
+                len: len_bytes,
+                numa_node,
+                prefault: true,
+                ..RegionOptions::default()
+            })
+        };
+        let region = allocate(options.numa_node);
+        let region = match options.numa_node {
+            // The node has no memory, or none that this process may use: better far than not at all.
+            Some(_) => region.or_else(|_| allocate(None)),
+            None => region,
+        };
+        let region = region.map_err(|source| NvmeError::Memory {
             address: device.function.address().to_owned(),
             len_bytes,
             source,

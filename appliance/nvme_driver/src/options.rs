@@ -41,7 +41,7 @@ pub struct ControllerOptions {
     pub arbitration: Option<u32>,
     /// Buffers per channel for payloads that the drive cannot reach.
     pub bounce_buffers: u16,
-    /// NUMA node of the queues.
+    /// NUMA node of the queues, where there is memory to be had.
     pub numa_node: Option<u32>,
 }
 

@@ -38,4 +38,4 @@ pub use capabilities::IommuInfo;
 pub use container::Container;
 pub use error::VfioError;
 pub use function::Function;
-pub use place::{Bound, VFIO_DRIVER, bound_functions, group_of};
+pub use place::{Bound, VFIO_DRIVER, bound_functions, group_of, numa_node_of};

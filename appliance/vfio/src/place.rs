@@ -39,6 +39,11 @@ fn link(path: &Path) -> Option<String> {
     Some(target.file_name()?.to_string_lossy().into_owned())
 }
 
+/// Whether this is the name of a folder, and not a way to somewhere else.
+fn is_name(address: &str) -> bool {
+    !address.contains('/') && !address.starts_with('.') && !address.is_empty()
+}
+
 impl Sysfs {
     fn function(&self, address: &str) -> PathBuf {
         self.0.join("bus/pci/devices").join(address)
@@ -47,9 +52,8 @@ impl Sysfs {
     /// The group of a function that is with vfio-pci.
     pub(crate) fn group(&self, address: &str) -> Result<u32, VfioError> {
         let folder = self.function(address);
-        let is_name = !address.contains('/') && !address.starts_with('.') && !address.is_empty();
         let address = address.to_owned();
-        if !is_name || !folder.exists() {
+        if !is_name(&address) || !folder.exists() {
             return Err(VfioError::Missing { address });
         }
         let group = link(&folder.join("iommu_group")).and_then(|group| group.parse().ok());
@@ -63,6 +67,16 @@ impl Sysfs {
                 driver: driver.unwrap_or_else(|| "no driver".to_owned()),
             }),
         }
+    }
+
+    /// The NUMA node that a function is at.
+    pub(crate) fn numa_node(&self, address: &str) -> Option<u32> {
+        if !is_name(address) {
+            return None;
+        }
+        let node = fs::read_to_string(self.function(address).join("numa_node")).ok()?;
+        // -1 where the firmware does not say.
+        node.trim().parse().ok()
     }
 
     /// The members of a group with their drivers, as a person reads them.
@@ -119,6 +133,12 @@ impl Sysfs {
 /// It is not there, in no group, or not with vfio-pci.
 pub fn group_of(address: &str) -> Result<u32, VfioError> {
     Sysfs::default().group(address)
+}
+
+/// The NUMA node that a function is at; `None` where there are none, or the firmware does not say.
+#[must_use]
+pub fn numa_node_of(address: &str) -> Option<u32> {
+    Sysfs::default().numa_node(address)
 }
 
 /// The functions that are with vfio-pci, by address.
@@ -201,6 +221,25 @@ mod tests {
             (bound[0].address.as_str(), bound[0].class),
             (DRIVE, 0x01_0802)
         );
+    }
+
+    #[test]
+    fn a_function_is_at_the_node_that_the_firmware_told() {
+        let (_folder, sysfs) = tree();
+        assert_eq!(sysfs.numa_node(DRIVE), None);
+        for (text, node) in [
+            ("1\n", Some(1)),
+            ("0\n", Some(0)),
+            ("-1\n", None),
+            ("", None),
+        ] {
+            fs::write(sysfs.function(DRIVE).join("numa_node"), text).unwrap();
+            assert_eq!(sysfs.numa_node(DRIVE), node, "{text}");
+        }
+        fs::write(sysfs.0.join("bus/pci/numa_node"), "3\n").unwrap();
+        for other in [BRIDGE, "0000:09:00.0", "", ".."] {
+            assert_eq!(sysfs.numa_node(other), None, "{other}");
+        }
     }
 
     #[test]

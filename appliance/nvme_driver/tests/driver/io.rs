@@ -3,7 +3,7 @@
 use crate::rig::{Host, bytes, driver_options};
 use block::{BlockDevice, Io, IoError, Op, OpKind, Submit};
 use dma::{BackingPreference, Payload, Region, RegionOptions};
-use nvme_driver::{ControllerState, Event};
+use nvme_driver::{ControllerOptions, ControllerState, Event};
 use nvme_emu::{Cut, EmuOptions, NamespaceOptions};
 use nvme_spec::Nsid;
 
@@ -318,6 +318,17 @@ fn a_channel_dropped_with_commands_in_flight_keeps_their_memory_until_they_are_g
     host.write(&mut *reopened, 0, 1, 3);
     assert_eq!(host.read(&mut *other, 0, 1)[0], 3);
     drop(free);
+}
+
+#[test]
+fn a_numa_node_without_memory_keeps_no_drive_away() {
+    let options = ControllerOptions {
+        numa_node: Some(1000),
+        ..driver_options()
+    };
+    let mut host = Host::running(EmuOptions::default(), options);
+    let mut channel = host.open();
+    host.write(&mut *channel, 0, 1, 7);
 }
 
 #[test]

@@ -236,6 +236,7 @@ impl Drives {
         let io_queues = queues.and_then(|queues| u16::try_from(queues).ok());
         let options = ControllerOptions {
             io_queues: io_queues.unwrap_or(by_itself as u16),
+            numa_node: vfio::numa_node_of(address),
             ..ControllerOptions::default()
         };
         let function = self.function(address, options.io_queues);

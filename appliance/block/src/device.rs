@@ -46,10 +46,12 @@ pub struct Geometry {
     pub unmap_granularity_blocks: u32,
     /// Blocks that a write changes wholly or not at all, also over a power loss (NVMe AWUPF).
     pub atomic_write_blocks: u32,
-    /// Most blocks of one read, write, compare or verify. [`crate::BdevChannel`] splits what is longer.
+    /// Most blocks of one read, write or compare. [`crate::BdevChannel`] splits what is longer.
     pub max_transfer_blocks: u32,
     /// Most blocks of one unmap or write zeroes. Split likewise.
     pub max_unmap_blocks: u32,
+    /// Most blocks of one verify, which moves no data. Split likewise. 0: as `max_transfer_blocks`.
+    pub max_verify_blocks: u32,
     /// An I/O that crosses a multiple of this many blocks is split there. 0: nowhere.
     pub boundary_blocks: u32,
     /// Alignment of payload memory that avoids a copy, bytes. Other memory works, through a bounce
@@ -78,6 +80,7 @@ impl Geometry {
             atomic_write_blocks: 1,
             max_transfer_blocks: 0,
             max_unmap_blocks: 0,
+            max_verify_blocks: 0,
             boundary_blocks: 0,
             alignment_bytes: 1,
             volatile_write_cache: false,

@@ -12,6 +12,7 @@ use crate::view::Parts;
 pub(crate) struct Split {
     max_transfer_blocks: u32,
     max_unmap_blocks: u32,
+    max_verify_blocks: u32,
     boundary_blocks: u32,
     /// The boundary less 1 where that is a mask, as it nearly always is: a division takes longer than all
     /// else here. All ones where there is no boundary.
@@ -22,9 +23,14 @@ pub(crate) struct Split {
 impl Split {
     pub(crate) fn new(geometry: &Geometry) -> Self {
         let unlimited = |blocks: u32| if blocks == 0 { u32::MAX } else { blocks };
+        let verify = match geometry.max_verify_blocks {
+            0 => geometry.max_transfer_blocks,
+            blocks => blocks,
+        };
         let split = Self {
             max_transfer_blocks: unlimited(geometry.max_transfer_blocks),
             max_unmap_blocks: unlimited(geometry.max_unmap_blocks),
+            max_verify_blocks: unlimited(verify),
             boundary_blocks: geometry.boundary_blocks,
             boundary_mask: match geometry.boundary_blocks {
                 0 => Some(u64::MAX),
@@ -34,6 +40,7 @@ impl Split {
         };
         let has_limits = split.max_transfer_blocks != u32::MAX
             || split.max_unmap_blocks != u32::MAX
+            || split.max_verify_blocks != u32::MAX
             || split.boundary_blocks != 0;
         Self {
             has_limits,
@@ -52,6 +59,7 @@ impl Split {
     pub(crate) fn first_piece(&self, op: Op, lba: u64, blocks: u64) -> u32 {
         let limit = match op {
             Op::Unmap | Op::WriteZeroes { .. } => self.max_unmap_blocks,
+            Op::Verify => self.max_verify_blocks,
             _ => self.max_transfer_blocks,
         };
         let piece = blocks.min(u64::from(limit)).min(self.before_boundary(lba));

@@ -237,7 +237,7 @@ impl NvmeChannel {
         }
         let (most, len) = match io.op {
             Op::Unmap | Op::WriteZeroes { .. } => (geometry.max_unmap_blocks, 0),
-            Op::Verify => (geometry.max_transfer_blocks, 0),
+            Op::Verify => (geometry.max_verify_blocks, 0),
             _ => {
                 let len = (io.blocks as usize) << self.block_shift;
                 (geometry.max_transfer_blocks, len)

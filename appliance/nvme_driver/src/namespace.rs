@@ -250,6 +250,9 @@ pub(crate) fn facts(
     let transfer = limited(controller.mdts, TRANSFER_MAX).min(TRANSFER_MAX);
     let zeroes = limited(nvm.wzsl, BLOCKS_MAX as usize * block_bytes);
     let zeroes = (zeroes / block_bytes).min(BLOCKS_MAX as usize) as u32;
+    // Where the drive tells no limit, that of transfers: drives of before NVMe 2.0 mean it.
+    let verify = limited(nvm.vsl, transfer);
+    let verify = (verify / block_bytes).min(BLOCKS_MAX as usize) as u32;
     let deallocate = match nvm.dmrsl.get() {
         0 => BLOCKS_MAX,
         blocks => blocks.min(BLOCKS_MAX),
@@ -278,6 +281,7 @@ pub(crate) fn facts(
         atomic_write_blocks: u32::from(atomic) + 1,
         max_transfer_blocks: (transfer / block_bytes) as u32,
         max_unmap_blocks: zeroes.min(deallocate),
+        max_verify_blocks: verify,
         boundary_blocks: u32::from(namespace.noiob.get()),
         alignment_bytes: if format.byte_aligned { 1 } else { 4 },
         volatile_write_cache: controller.vwc & vwc::PRESENT != 0,

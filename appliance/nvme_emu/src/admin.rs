@@ -85,7 +85,10 @@ impl Emu {
                 transfer::write(&self.bus, sqe, self.identify_controller().as_bytes())?;
             }
             cns::CSI_CONTROLLER => {
-                let data = IdentifyNvmController::default();
+                let data = IdentifyNvmController {
+                    vsl: self.options.vsl,
+                    ..IdentifyNvmController::default()
+                };
                 transfer::write(&self.bus, sqe, data.as_bytes())?;
             }
             cns::NAMESPACE => {

@@ -17,7 +17,7 @@ impl Emu {
             nvm::READ => self.read_blocks(sqe),
             nvm::WRITE => self.write_blocks(sqe),
             nvm::COMPARE if self.options.optional_commands => self.compare(sqe),
-            nvm::VERIFY if self.options.optional_commands => self.range(sqe).map(|_| ()),
+            nvm::VERIFY if self.options.optional_commands => self.verify(sqe),
             nvm::WRITE_ZEROES if self.options.optional_commands => self.write_zeroes(sqe),
             nvm::DATASET_MANAGEMENT if self.options.optional_commands => self.deallocate(sqe),
             _ => Err(Status::INVALID_OPCODE.with_dnr(true)),
@@ -108,6 +108,15 @@ impl Emu {
             return Ok(());
         }
         Err(Status::COMPARE_FAILURE.with_dnr(true))
+    }
+
+    fn verify(&self, sqe: &Sqe) -> Result<(), Status> {
+        let (_, count, block_size) = self.range(sqe)?;
+        let limit = PAGE << self.options.vsl.min(20);
+        if self.options.vsl != 0 && count * block_size as u64 > limit {
+            return Err(Status::INVALID_FIELD.with_dnr(true));
+        }
+        Ok(())
     }
 
     fn write_zeroes(&mut self, sqe: &Sqe) -> Result<(), Status> {

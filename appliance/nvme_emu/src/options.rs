@@ -22,6 +22,8 @@ pub struct EmuOptions {
     pub namespaces: Vec<NamespaceOptions>,
     /// MDTS: transfers of at most 4096 << mdts bytes; 0: no limit.
     pub mdts: u8,
+    /// VSL: one Verify checks at most 4096 << vsl bytes; 0: no limit.
+    pub vsl: u8,
     /// CAP.MQES plus one: entries of the largest I/O queue.
     pub max_queue_entries: u16,
     /// I/O queue pairs offered.
@@ -59,6 +61,7 @@ impl Default for EmuOptions {
                 block_count: 65536,
             }],
             mdts: 5,
+            vsl: 0,
             max_queue_entries: 1024,
             io_queues: 8,
             ready_timeout: 2,

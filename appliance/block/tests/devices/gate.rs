@@ -72,6 +72,7 @@ fn slow() -> Arc<dyn BlockDevice> {
         inner: Malloc::new(MallocOptions::new(512, 16)).unwrap(),
         max_transfer_blocks: 0,
         max_unmap_blocks: 0,
+        max_verify_blocks: 0,
         boundary_blocks: 0,
         pending_every: 1,
     })

@@ -165,12 +165,14 @@ proptest! {
         steps in prop::collection::vec(any_step(), 1..40),
         max_transfer_blocks in 1u32..20,
         max_unmap_blocks in 0u32..9,
+        max_verify_blocks in 0u32..40,
         boundary_blocks in prop_oneof![Just(0u32), 1u32..16],
         pending_every in 0u64..4,
     ) {
         let inner = malloc(512);
         let narrow = Narrow {
-            inner, max_transfer_blocks, max_unmap_blocks, boundary_blocks, pending_every,
+            inner, max_transfer_blocks, max_unmap_blocks, max_verify_blocks, boundary_blocks,
+            pending_every,
         };
         // What cannot be split is refused by design; the model does not know that.
         let splits = |step: &Step| {
@@ -336,6 +338,7 @@ fn one_io_more_than_the_depth_is_busy_and_the_others_end() {
         inner: malloc(512),
         max_transfer_blocks: 0,
         max_unmap_blocks: 0,
+        max_verify_blocks: 0,
         boundary_blocks: 0,
         pending_every: 1,
     };
@@ -367,6 +370,7 @@ fn an_io_at_the_device_can_be_aborted_if_the_device_can() {
         inner: malloc(512),
         max_transfer_blocks: 0,
         max_unmap_blocks: 0,
+        max_verify_blocks: 0,
         boundary_blocks: 0,
         pending_every: 1,
     };
@@ -400,6 +404,7 @@ fn huge_unmap_on_a_split_device_ends_without_keeping_its_thread() {
         inner: device.unwrap(),
         max_transfer_blocks: 0,
         max_unmap_blocks: 1 << 20,
+        max_verify_blocks: 0,
         boundary_blocks: 0,
         pending_every: 0,
     };

@@ -136,6 +136,7 @@ pub(crate) struct Narrow {
     pub(crate) inner: Arc<dyn BlockDevice>,
     pub(crate) max_transfer_blocks: u32,
     pub(crate) max_unmap_blocks: u32,
+    pub(crate) max_verify_blocks: u32,
     pub(crate) boundary_blocks: u32,
     /// Every n-th I/O is pending until the next poll. 0: none is.
     pub(crate) pending_every: u64,
@@ -150,6 +151,7 @@ impl BlockDevice for Narrow {
         Geometry {
             max_transfer_blocks: self.max_transfer_blocks,
             max_unmap_blocks: self.max_unmap_blocks,
+            max_verify_blocks: self.max_verify_blocks,
             boundary_blocks: self.boundary_blocks,
             ..self.inner.geometry()
         }
@@ -186,6 +188,7 @@ impl Channel for NarrowChannel {
     fn submit(&mut self, io: Io, now: Instant) -> Submit {
         let limit = match io.op {
             Op::Unmap | Op::WriteZeroes { .. } => self.geometry.max_unmap_blocks,
+            Op::Verify if self.geometry.max_verify_blocks != 0 => self.geometry.max_verify_blocks,
             _ => self.geometry.max_transfer_blocks,
         };
         if io.op.has_range() {

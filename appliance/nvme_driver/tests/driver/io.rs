@@ -1,7 +1,7 @@
 //! Commands, data formats, geometry.
 
 use crate::rig::{Host, bytes, driver_options};
-use block::{BlockDevice, Io, IoError, Op, OpKind, Submit};
+use block::{Bdev, BdevOptions, BlockDevice, Io, IoError, Op, OpKind, Submit};
 use dma::{BackingPreference, Payload, Region, RegionOptions};
 use nvme_driver::{ControllerOptions, ControllerState, Event};
 use nvme_emu::{Cut, EmuOptions, NamespaceOptions};
@@ -318,6 +318,38 @@ fn a_channel_dropped_with_commands_in_flight_keeps_their_memory_until_they_are_g
     host.write(&mut *reopened, 0, 1, 3);
     assert_eq!(host.read(&mut *other, 0, 1)[0], 3);
     drop(free);
+}
+
+#[test]
+fn a_drive_has_its_own_limit_of_verify() {
+    // 4 KiB << 1 is less than a transfer, 4 KiB << 7 is more; 0 tells no limit.
+    for (vsl, blocks) in [(1, 16), (7, 1024), (0, 256)] {
+        let emu = EmuOptions {
+            vsl,
+            ..EmuOptions::default()
+        };
+        let mut host = Host::running(emu, driver_options());
+        let geometry = host.namespace().geometry();
+        assert_eq!(geometry.max_verify_blocks, blocks);
+        assert_eq!(geometry.max_transfer_blocks, 256);
+        let mut channel = host.open();
+        let most = Io::new(Op::Verify, 0, blocks, 1);
+        host.run(&mut *channel, most).0.unwrap();
+        let more = Io::new(Op::Verify, 0, blocks + 1, 1);
+        assert_eq!(host.run(&mut *channel, more).0, Err(IoError::InvalidField));
+        drop(channel);
+        // What is longer is split.
+        let bdev = Bdev::new(BdevOptions::named("d"), host.namespace(), host.now).unwrap();
+        let mut channel = bdev.open(&host.context()).unwrap();
+        let commands = host.emu().commands();
+        let long = Io::new(Op::Verify, 0, 4000, 1);
+        let mut done = Vec::new();
+        assert!(matches!(channel.submit(long, host.now), Submit::Pending));
+        host.until("it ends", |host| channel.poll(host.now, &mut done) > 0);
+        assert_eq!(done[0].result, Ok(()));
+        let parts = u64::from(4000_u32.div_ceil(blocks));
+        assert_eq!(host.emu().commands() - commands, parts);
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use nvme_spec::{Cid, Cqe, DsmRange, Lba, Sqe, Status};
 
 use crate::device::Interrupts;
 use crate::namespace::{NamespaceFacts, Users};
-use crate::orphans;
+use crate::orphans::{self, Left};
 use crate::ring::Ring;
 use crate::shared::{ControllerState, QueueShared, ResetReason, Shared, lock};
 use crate::transfer;
@@ -636,10 +636,11 @@ impl Drop for NvmeChannel {
         let in_flight = !payloads.is_empty() && !released();
         if in_flight {
             let flag = Arc::new(AtomicBool::new(false));
-            orphans::keep(Arc::clone(&flag), payloads, self.bounce.region.take());
-            *lock(&queue.orphan) = Some(flag);
+            orphans::keep(Arc::clone(&flag), payloads);
+            let bounce = self.bounce.region.take();
+            *lock(&queue.orphan) = Some(Left::new(flag, bounce));
             if released() {
-                queue.release_orphan();
+                queue.release_orphan(&self.shared.device);
             }
         } else if let Some(ring) = self.ring.take()
             && queue.live.load(SeqCst) == self.generation

@@ -481,7 +481,7 @@ impl Controller {
     fn release(&self) {
         self.shared.released.store(self.shared.generation(), SeqCst);
         for queue in &self.shared.queues {
-            queue.release_orphan();
+            queue.release_orphan(&self.shared.device);
         }
         self.shared.wake_channels();
     }

@@ -160,7 +160,7 @@ impl Controller {
             Job::DeleteCq(place) => {
                 let queue = &self.shared.queues[place];
                 queue.live.store(0, SeqCst);
-                queue.release_orphan();
+                queue.release_orphan(&self.shared.device);
                 self.tend_queues();
             }
             Job::Smart => {

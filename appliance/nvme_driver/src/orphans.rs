@@ -1,7 +1,9 @@
 //! Payloads of channels that were dropped with commands in flight.
 //!
 //! The device may still write them, so they stay with their thread (a buffer belongs to one) until
-//! the owner says that the device has let go: it deleted the queue, or reset the controller.
+//! the owner says that the device has let go: it deleted the queue, or reset the controller. A
+//! bounce region stays with the queue: any thread can give it back, and the one of the channel may
+//! never come to it.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -9,11 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use dma::{Payload, Region};
 
+use crate::device::DmaMapper;
+
 struct Orphan {
     released: Arc<AtomicBool>,
     payloads: Vec<Payload>,
-    /// A bounce region that the device may write.
-    bounce: Option<Arc<Region>>,
 }
 
 impl Drop for Orphan {
@@ -24,7 +26,6 @@ impl Drop for Orphan {
             for payload in self.payloads.drain(..) {
                 std::mem::forget(payload);
             }
-            std::mem::forget(self.bounce.take());
         }
     }
 }
@@ -35,12 +36,8 @@ thread_local! {
 }
 
 /// Keeps payloads until `released` is set.
-pub(crate) fn keep(released: Arc<AtomicBool>, payloads: Vec<Payload>, bounce: Option<Arc<Region>>) {
-    let orphan = Orphan {
-        released,
-        payloads,
-        bounce,
-    };
+pub(crate) fn keep(released: Arc<AtomicBool>, payloads: Vec<Payload>) {
+    let orphan = Orphan { released, payloads };
     ORPHANS.with_borrow_mut(|orphans| orphans.push(orphan));
     COUNT.set(COUNT.get() + 1);
 }
@@ -60,4 +57,34 @@ fn collect_some() {
         orphans.extract_if(.., released).collect::<Vec<_>>()
     });
     COUNT.set(COUNT.get().saturating_sub(free.len()));
+}
+
+/// What a channel left with its queue.
+#[derive(Debug)]
+pub(crate) struct Left {
+    /// Set once the device has let go of the payloads.
+    released: Arc<AtomicBool>,
+    /// A bounce region that the device may write.
+    bounce: Option<Arc<Region>>,
+}
+
+impl Left {
+    pub(crate) fn new(released: Arc<AtomicBool>, bounce: Option<Arc<Region>>) -> Self {
+        Self { released, bounce }
+    }
+
+    /// The device has let go of it.
+    pub(crate) fn release(mut self, mapper: &dyn DmaMapper) {
+        if let Some(region) = self.bounce.take() {
+            mapper.unmap(&region);
+        }
+        self.released.store(true, SeqCst);
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        // The controller went away and the device has not let go: see `Orphan`.
+        std::mem::forget(self.bounce.take());
+    }
 }

@@ -10,6 +10,7 @@ use nvme_spec::registers::Cap;
 use crate::device::Device;
 use crate::memory::Layout;
 use crate::options::ControllerOptions;
+use crate::orphans::Left;
 use crate::reset_request::ResetRequest;
 use crate::ring::Ring;
 
@@ -274,8 +275,8 @@ pub(crate) struct QueueShared {
     pub(crate) waker: Mutex<Option<Waker>>,
     /// Where an idle queue stands.
     pub(crate) ring: Mutex<Option<Ring>>,
-    /// The channel went away with commands in flight: set once the device has let go of them.
-    pub(crate) orphan: Mutex<Option<Arc<AtomicBool>>>,
+    /// The channel went away with commands in flight: what it left.
+    pub(crate) orphan: Mutex<Option<Left>>,
 }
 
 impl std::fmt::Debug for QueueShared {
@@ -306,9 +307,10 @@ impl QueueShared {
     }
 
     /// The device has let go of what the last channel left.
-    pub(crate) fn release_orphan(&self) {
-        if let Some(flag) = lock(&self.orphan).take() {
-            flag.store(true, SeqCst);
+    pub(crate) fn release_orphan(&self, device: &Device) {
+        let left = lock(&self.orphan).take();
+        if let Some(left) = left {
+            left.release(&*device.mapper);
         }
     }
 

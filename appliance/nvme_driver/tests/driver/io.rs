@@ -320,6 +320,46 @@ fn a_channel_dropped_with_commands_in_flight_keeps_their_memory_until_they_are_g
     drop(free);
 }
 
+/// Drops a channel that has a write in flight through its bounce buffer. Gives the regions that were
+/// mapped before and after.
+fn drop_with_a_bounce_in_flight(host: &mut Host) -> (usize, usize) {
+    let mapped = |host: &Host| host.function.regions.lock().unwrap().len();
+    let mut channel = host.open();
+    let before = mapped(host);
+    let region = Region::allocate(&RegionOptions {
+        len: 4096,
+        backing: BackingPreference::Plain4K,
+        ..RegionOptions::default()
+    });
+    let lent = Payload::Lent(region.unwrap().lend(0, 4096));
+    let io = Io::with_payload(Op::Write { fua: false }, 0, 8, lent, 1);
+    host.submit(&mut *channel, io);
+    channel.poll(host.now, &mut Vec::new());
+    drop(channel);
+    (before, mapped(host))
+}
+
+#[test]
+fn a_bounce_region_is_unmapped_when_its_channel_is_gone_and_the_device_has_let_go() {
+    let mut host = Host::default();
+    let (before, after) = drop_with_a_bounce_in_flight(&mut host);
+    // The device may still write to it.
+    assert_eq!(after, before + 1);
+    // No channel of this thread is polled meanwhile.
+    host.until("the queue is deleted", |host| {
+        host.function.regions.lock().unwrap().len() == before
+    });
+    assert_eq!(host.controller.stats().resets, 0);
+
+    let mut host = Host::default();
+    let (before, after) = drop_with_a_bounce_in_flight(&mut host);
+    assert_eq!(after, before + 1);
+    host.controller.reset();
+    host.until("the controller is reset", |host| {
+        host.function.regions.lock().unwrap().len() == before
+    });
+}
+
 #[test]
 fn a_drive_has_its_own_limit_of_verify() {
     // 4 KiB << 1 is less than a transfer, 4 KiB << 7 is more; 0 tells no limit.

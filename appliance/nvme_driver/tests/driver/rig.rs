@@ -24,7 +24,7 @@ pub(crate) struct Function {
     bus: Arc<BusView>,
     pub(crate) reset_fails: AtomicBool,
     pub(crate) clears: Mutex<Vec<u16>>,
-    /// Regions in the order they were mapped: the queues' first.
+    /// Regions that are mapped, in the order they were: the queues' first.
     pub(crate) regions: Mutex<Vec<Arc<Region>>>,
 }
 
@@ -49,11 +49,16 @@ impl Registers for Function {
 impl DmaMapper for Function {
     fn map(&self, region: &Arc<Region>) -> Result<(), DeviceError> {
         self.bus.map(region);
-        self.regions.lock().unwrap().push(Arc::clone(region));
+        let mut regions = self.regions.lock().unwrap();
+        if !regions.iter().any(|other| Arc::ptr_eq(other, region)) {
+            regions.push(Arc::clone(region));
+        }
         Ok(())
     }
     fn unmap(&self, region: &Arc<Region>) {
         self.bus.unmap(region);
+        let mut regions = self.regions.lock().unwrap();
+        regions.retain(|other| !Arc::ptr_eq(other, region));
     }
     fn address_bits(&self) -> u8 {
         48

@@ -228,7 +228,7 @@ fn a_service_that_hangs_is_started_again_and_the_node_goes_on() {
             "etc/adit/services.toml",
             include_str!("../guest/node/services-agent.toml"),
         )
-        .qemu("-device virtio-rng-pci -device i6300esb")
+        .machine("node-watchdog")
         .kernel("adit.watchdog.timeout_s=10")
         .boot()
         .unwrap();

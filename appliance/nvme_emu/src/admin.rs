@@ -39,7 +39,7 @@ impl Emu {
             admin::DELETE_IO_CQ => self.delete_cq(sqe),
             admin::DELETE_IO_SQ => self.delete_sq(sqe),
             admin::ABORT => {
-                let aborted = self.take_late(sqe.abort_sqid().0, sqe.abort_cid().0);
+                let aborted = self.take_back(sqe.abort_sqid().0, sqe.abort_cid().0);
                 Ok(u32::from(!aborted))
             }
             admin::SET_FEATURES => self.set_features(sqe),
@@ -82,14 +82,14 @@ impl Emu {
         };
         match sqe.cns() {
             cns::CONTROLLER => {
-                transfer::write(&self.bus, sqe, self.identify_controller().as_bytes())?;
+                self.send(sqe, self.identify_controller().as_bytes())?;
             }
             cns::CSI_CONTROLLER => {
                 let data = IdentifyNvmController {
                     vsl: self.options.vsl,
                     ..IdentifyNvmController::default()
                 };
-                transfer::write(&self.bus, sqe, data.as_bytes())?;
+                self.send(sqe, data.as_bytes())?;
             }
             cns::NAMESPACE => {
                 if !(1..=NAMESPACES_MAX).contains(&sqe.nsid().0) {
@@ -98,15 +98,15 @@ impl Emu {
                 let namespace = self.namespaces.get(&sqe.nsid().0);
                 let namespace = namespace.filter(|namespace| namespace.attached);
                 let data = namespace.map(|namespace| self.identify_namespace(&namespace.media));
-                transfer::write(&self.bus, sqe, data.unwrap_or_default().as_bytes())?;
+                self.send(sqe, data.unwrap_or_default().as_bytes())?;
             }
             cns::ACTIVE_NAMESPACES => {
                 let list = NamespaceList::after(sqe.nsid(), attached(false));
-                transfer::write(&self.bus, sqe, list.as_bytes())?;
+                self.send(sqe, list.as_bytes())?;
             }
             cns::ALLOCATED_NAMESPACES => {
                 let list = NamespaceList::after(sqe.nsid(), attached(true));
-                transfer::write(&self.bus, sqe, list.as_bytes())?;
+                self.send(sqe, list.as_bytes())?;
             }
             _ => return Err(Status::INVALID_FIELD.with_dnr(true)),
         }
@@ -241,7 +241,7 @@ impl Emu {
         if qid == 0 || self.submission.remove(&qid).is_none() {
             return Err(Status::INVALID_QUEUE_IDENTIFIER.with_dnr(true));
         }
-        self.forget_late(qid);
+        self.forget(qid);
         Ok(0)
     }
 

@@ -44,6 +44,17 @@ struct Late {
     cqe: Cqe,
 }
 
+/// A command that was fetched and is not done yet.
+#[derive(Debug)]
+struct Slow {
+    due: u64,
+    qid: u16,
+    cqid: u16,
+    /// SQHD of its completion.
+    head: u32,
+    sqe: Sqe,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Stuck {
     value: u32,
@@ -79,6 +90,9 @@ pub struct Emu {
     faults: FaultPlan,
     stuck: BTreeMap<u32, Stuck>,
     late: Vec<Late>,
+    slow: Vec<Slow>,
+    /// What is to be changed in the data of the command that is being done.
+    pub(crate) garbled: Option<(usize, [u8; 8])>,
     interrupts: BTreeSet<u16>,
     ready_at: Option<u64>,
     shutdown_at: Option<u64>,
@@ -130,6 +144,8 @@ impl Emu {
             faults: FaultPlan::default(),
             stuck: BTreeMap::new(),
             late: Vec::new(),
+            slow: Vec::new(),
+            garbled: None,
             interrupts: BTreeSet::new(),
             ready_at: None,
             shutdown_at: None,
@@ -210,6 +226,7 @@ impl Emu {
             return happened;
         }
         happened |= self.post_late();
+        happened |= self.do_slow();
         let queues: Vec<u16> = self.submission.keys().copied().collect();
         for qid in queues {
             for _ in 0..self.options.burst {
@@ -376,8 +393,17 @@ impl Emu {
         }
     }
 
-    /// Takes the completion of an aborted command back, if there is one to take.
-    pub(crate) fn take_late(&mut self, sqid: u16, cid: u16) -> bool {
+    /// Takes an aborted command back, or its completion, if there is one to take.
+    pub(crate) fn take_back(&mut self, sqid: u16, cid: u16) -> bool {
+        let of = |slow: &Slow| slow.qid == sqid && slow.sqe.cid().0 == cid;
+        if let Some(index) = self.slow.iter().position(of) {
+            let slow = self.slow.remove(index);
+            let cqe = Cqe::new(Cid(cid), Status::COMMAND_ABORT_REQUESTED)
+                .with_sqid(Qid(sqid))
+                .with_sqhd(slow.head as u16);
+            self.post(slow.cqid, cqe, true);
+            return true;
+        }
         let of = |late: &Late| late.cqe.sqid().0 == sqid && late.cqe.cid().0 == cid;
         let Some(index) = self.late.iter().position(of) else {
             return false;
@@ -392,8 +418,9 @@ impl Emu {
         true
     }
 
-    /// Forgets the completions of a queue that is deleted.
-    pub(crate) fn forget_late(&mut self, sqid: u16) {
+    /// Forgets the commands of a queue that is deleted, and their completions.
+    pub(crate) fn forget(&mut self, sqid: u16) {
+        self.slow.retain(|slow| slow.qid != sqid);
         self.late.retain(|late| late.cqe.sqid().0 != sqid);
     }
 
@@ -462,6 +489,7 @@ impl Emu {
         self.events.clear();
         self.masked_events.clear();
         self.late.clear();
+        self.slow.clear();
         self.interrupts.clear();
         self.features.clear();
         self.doorbell_buffers = None;
@@ -577,15 +605,26 @@ impl Emu {
 
     fn execute(&mut self, qid: u16, cqid: u16, head: u32, sqe: &Sqe) {
         let fault = self.faults.meet(qid, sqe.opcode());
+        let due = match fault {
+            // An Abort can still take it back.
+            Some(FaultKind::Stall) => u64::MAX,
+            Some(FaultKind::Slow(steps)) => self.steps.saturating_add(steps),
+            _ => return self.perform(qid, cqid, head, sqe, fault),
+        };
+        self.slow.push(Slow {
+            due,
+            qid,
+            cqid,
+            head,
+            sqe: *sqe,
+        });
+    }
+
+    fn perform(&mut self, qid: u16, cqid: u16, head: u32, sqe: &Sqe, fault: Option<FaultKind>) {
+        if let Some(FaultKind::Garbled(offset, bytes)) = fault {
+            self.garbled = Some((offset, bytes));
+        }
         let outcome = match fault {
-            Some(FaultKind::Stall) => {
-                // An Abort can still take it back.
-                let cqe = Cqe::new(sqe.cid(), Status::SUCCESS);
-                let due = u64::MAX;
-                let cqe = cqe.with_sqid(Qid(qid)).with_sqhd(head as u16);
-                self.late.push(Late { due, cqid, cqe });
-                return;
-            }
             Some(FaultKind::Status(status)) => Outcome::Done(status, 0),
             Some(FaultKind::Fatal) => return self.fail(),
             Some(FaultKind::Remove) => return self.remove(),
@@ -595,9 +634,13 @@ impl Emu {
                 Outcome::Done(status, dw0)
             }
         };
-        let Outcome::Done(status, dw0) = outcome else {
+        self.garbled = None;
+        let Outcome::Done(status, mut dw0) = outcome else {
             return;
         };
+        if let Some(FaultKind::Result(other)) = fault {
+            dw0 = other;
+        }
         if !status.is_success() {
             self.log_error(qid, sqe, status);
         }
@@ -657,6 +700,19 @@ impl Emu {
         let happened = !due.is_empty();
         for late in due {
             self.post(late.cqid, late.cqe, true);
+        }
+        happened
+    }
+
+    fn do_slow(&mut self) -> bool {
+        let steps = self.steps;
+        let (due, later) = std::mem::take(&mut self.slow)
+            .into_iter()
+            .partition::<Vec<_>, _>(|slow| slow.due <= steps);
+        self.slow = later;
+        let happened = !due.is_empty();
+        for slow in due {
+            self.perform(slow.qid, slow.cqid, slow.head, &slow.sqe, None);
         }
         happened
     }

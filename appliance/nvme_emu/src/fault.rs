@@ -28,6 +28,8 @@ impl QueueFilter {
 pub enum FaultKind {
     /// It is done, and its completion comes this many steps late.
     Late(u64),
+    /// It is done this many steps late: until then its memory is the controller's.
+    Slow(u64),
     /// It is done, and no completion comes.
     Lost,
     /// It is fetched and nothing more happens to it.
@@ -38,6 +40,10 @@ pub enum FaultKind {
     WrongPhase,
     /// Its completion names another command.
     WrongCid(u16),
+    /// Dword 0 of its completion is another.
+    Result(u32),
+    /// Its data to the host has these bytes at this offset, as far as it reaches.
+    Garbled(usize, [u8; 8]),
     /// It is not done, and ends with this status.
     Status(Status),
     /// The controller stops with CSTS.CFS, before the command is done.

@@ -75,7 +75,7 @@ impl Emu {
         for lba in first..first + count {
             data.extend_from_slice(&media.block(lba));
         }
-        transfer::write(&self.bus, sqe, &data)?;
+        self.send(sqe, &data)?;
         let smart = &mut self.smart;
         smart.set_host_read_commands(smart.host_read_commands() + 1);
         let units = SmartLog::data_units(data.len() as u128);

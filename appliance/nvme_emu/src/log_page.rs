@@ -37,7 +37,7 @@ impl Emu {
         let from = usize::try_from(sqe.log_offset()).unwrap_or(usize::MAX);
         let mut data = page.get(from..).unwrap_or_default().to_vec();
         data.resize(len, 0);
-        transfer::write(&self.bus, sqe, &data)?;
+        self.send(sqe, &data)?;
         Ok(0)
     }
 

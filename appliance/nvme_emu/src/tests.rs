@@ -190,6 +190,55 @@ fn faults_hit_the_command_that_they_name() {
 }
 
 #[test]
+fn a_slow_command_is_done_when_it_is_due_and_not_at_all_once_it_is_aborted() {
+    let mut host = Host::new(EmuOptions::default());
+    let write = nvme_spec::opcode::nvm::WRITE;
+    let sqe = Sqe::write(Cid(3), Nsid(1), Lba(0), 1).with_prp(host.at(DATA), 0);
+    host.emu.inject(Fault::io(write, FaultKind::Slow(2)));
+    host.memory.write_at(DATA, &[1; 512]);
+    host.submit(1, sqe);
+    host.emu.step();
+    // The memory is still the controller's: what it holds when the command is done counts.
+    host.memory.write_at(DATA, &[2; 512]);
+    host.emu.step();
+    assert!(host.completion(1).is_none());
+    host.emu.step();
+    assert_eq!(host.completion(1).unwrap().status(), Status::SUCCESS);
+    assert_eq!(host.emu.media(1).unwrap().block(0)[0], 2);
+    host.emu.inject(Fault::io(write, FaultKind::Slow(2)));
+    host.memory.write_at(DATA, &[3; 512]);
+    host.submit(1, sqe);
+    host.emu.step();
+    assert_eq!(host.run(0, Sqe::abort(Cid(5), Qid(1), Cid(3))).dw0(), 0);
+    let aborted = host.completion(1).unwrap();
+    assert_eq!(aborted.status(), Status::COMMAND_ABORT_REQUESTED);
+    for _ in 0..4 {
+        host.emu.step();
+    }
+    assert_eq!(host.emu.media(1).unwrap().block(0)[0], 2);
+}
+
+#[test]
+fn a_command_can_give_wrong_data_and_a_wrong_result() {
+    let mut host = Host::new(EmuOptions::default());
+    host.write(0, 1);
+    let read = nvme_spec::opcode::nvm::READ;
+    let garbled = FaultKind::Garbled(508, [9; 8]);
+    host.emu.inject(Fault::io(read, garbled));
+    host.memory.write_at(DATA, &[0; 1024]);
+    assert_eq!(host.read(0), 1);
+    let mut data = [0; 6];
+    host.memory.read_at(DATA + 507, &mut data);
+    assert_eq!(data, [1, 9, 9, 9, 9, 0]);
+    host.read(0);
+    host.memory.read_at(DATA + 507, &mut data);
+    assert_eq!(data, [1, 1, 1, 1, 1, 0]);
+    host.emu.inject(Fault::io(read, FaultKind::Result(7)));
+    let sqe = Sqe::read(Cid(4), Nsid(1), Lba(0), 1).with_prp(host.at(DATA), 0);
+    assert_eq!(host.run(1, sqe).dw0(), 7);
+}
+
+#[test]
 fn an_address_outside_of_memory_is_an_error_and_no_crash() {
     let mut host = Host::new(EmuOptions::default());
     let sqe = Sqe::read(Cid(4), Nsid(1), Lba(0), 1).with_prp(0x10, 0);

@@ -4,6 +4,8 @@ use dma::BusView;
 use nvme_spec::{SglDescriptor, Sqe, Status};
 use zerocopy::FromBytes;
 
+use crate::controller::Emu;
+
 /// Bytes of a memory page: CC.MPS is 0.
 pub(crate) const PAGE: u64 = 4096;
 /// Most bytes of one command, so that a hostile length does not take all memory.
@@ -36,8 +38,22 @@ pub(crate) fn read(bus: &BusView, sqe: &Sqe, len: usize) -> Result<Vec<u8>, Stat
     Ok(data)
 }
 
+impl Emu {
+    /// The command's data, to the host, garbled where the fault plan says so.
+    pub(crate) fn send(&self, sqe: &Sqe, data: &[u8]) -> Result<(), Status> {
+        let Some((offset, bytes)) = self.garbled else {
+            return write(&self.bus, sqe, data);
+        };
+        let mut data = data.to_vec();
+        for (place, byte) in data.iter_mut().skip(offset).zip(bytes) {
+            *place = byte;
+        }
+        write(&self.bus, sqe, &data)
+    }
+}
+
 /// The command's data, to the host.
-pub(crate) fn write(bus: &BusView, sqe: &Sqe, data: &[u8]) -> Result<(), Status> {
+fn write(bus: &BusView, sqe: &Sqe, data: &[u8]) -> Result<(), Status> {
     let mut at = 0;
     for (address, piece) in pieces(bus, sqe, data.len())? {
         bus.write(address, &data[at..at + piece])

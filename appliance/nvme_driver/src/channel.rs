@@ -491,7 +491,7 @@ impl NvmeChannel {
         if self.shared.released.load(SeqCst) >= self.generation {
             self.take_back(is_final, done);
         }
-        if is_final {
+        if is_final || self.queue().withheld.load(SeqCst) {
             self.fail_waiting(done);
         }
         if live <= self.generation || self.outstanding() > 0 {

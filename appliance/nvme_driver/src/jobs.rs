@@ -149,6 +149,10 @@ impl Controller {
             Job::QueueCount => {
                 let (submission, completion) = parse_number_of_queues(reply.dw0);
                 self.granted = submission.min(completion) as usize;
+                for (place, queue) in self.shared.queues.iter().enumerate() {
+                    queue.withheld.store(place >= self.granted, SeqCst);
+                }
+                self.shared.wake_channels();
                 self.tend_queues();
             }
             Job::DoorbellBuffers => self.shared.shadow.store(true, SeqCst),

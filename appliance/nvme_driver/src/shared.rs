@@ -268,6 +268,8 @@ pub(crate) struct QueueShared {
     pub(crate) qid: Qid,
     pub(crate) live: AtomicU32,
     pub(crate) parked: AtomicU32,
+    /// The drive grants fewer queues than it did: this one will not work.
+    pub(crate) withheld: AtomicBool,
     /// A channel has the queue.
     pub(crate) opened: AtomicBool,
     /// Identifier plus one of a command that the channel wants aborted.
@@ -298,6 +300,7 @@ impl QueueShared {
             qid,
             live: AtomicU32::new(0),
             parked: AtomicU32::new(0),
+            withheld: AtomicBool::new(false),
             opened: AtomicBool::new(false),
             abort: AtomicU32::new(0),
             waker: Mutex::new(None),

@@ -479,3 +479,38 @@ fn interrupts_are_looked_for_a_while_after_completions() {
     assert_eq!(polls(&mut host, &mut *channel, 100), 7);
     assert!(channel.is_quiet());
 }
+
+#[test]
+fn io_on_a_queue_that_the_drive_grants_no_more_fails() {
+    let mut host = hasty();
+    let mut first = host.open();
+    let mut second = host.open();
+    // The second channel's command is in flight, another waits.
+    let payload = host.buffer(512, 1);
+    host.emu()
+        .inject(Fault::io(nvm::READ, FaultKind::Stall).times(9));
+    host.submit(&mut *second, Io::with_payload(Op::Read, 0, 1, payload, 1));
+    second.poll(host.now, &mut Vec::new());
+    host.turn();
+    let fewer = FaultKind::Result(0);
+    host.emu()
+        .inject(Fault::admin(admin::SET_FEATURES, fewer).times(2));
+    host.controller.reset();
+    host.until("the reset begins", |host| {
+        host.controller.stats().resets == 1
+    });
+    host.submit(&mut *second, Io::new(Op::Verify, 0, 1, 2));
+    let done = host.finish(&mut *second, 2);
+    for completion in done {
+        assert_eq!(completion.result, Err(IoError::Internal));
+    }
+    host.emu().clear_faults();
+    host.write(&mut *first, 0, 1, 1);
+    // The next time there are two again.
+    host.controller.reset();
+    host.until("the reset begins", |host| {
+        host.controller.stats().resets == 2
+    });
+    host.until_state(ControllerState::Running);
+    host.write(&mut *second, 1, 1, 1);
+}

@@ -259,6 +259,12 @@ impl NvmeChannel {
 
     /// Sends what waits, as far as there are slots.
     fn start_waiting(&mut self, now: Instant, done: &mut Vec<Completion>) {
+        if !self.waiting.is_empty() && self.users.is_gone() {
+            // What has its identifier now is another device, maybe with blocks of another size.
+            let waiting = self.waiting.drain(..).map(|(io, _)| io);
+            done.extend(waiting.map(|io| io.complete(Err(IoError::Removed))));
+            return;
+        }
         while !self.free.is_empty() {
             let Some((io, retries)) = self.waiting.pop_front() else {
                 break;

@@ -514,3 +514,25 @@ fn io_on_a_queue_that_the_drive_grants_no_more_fails() {
     host.until_state(ControllerState::Running);
     host.write(&mut *second, 1, 1, 1);
 }
+
+#[test]
+fn io_that_waits_for_a_reset_is_not_sent_to_another_namespace() {
+    let mut host = hasty();
+    let mut channel = host.open();
+    host.emu().inject(Fault::io(nvm::WRITE, FaultKind::Stall));
+    let payload = host.buffer(512, 7);
+    let op = Op::Write { fua: false };
+    host.submit(&mut *channel, Io::with_payload(op, 0, 1, payload, 1));
+    channel.poll(host.now, &mut Vec::new());
+    host.turn();
+    // Controller, command set, list, namespace: that has another EUI-64 afterwards.
+    let eui64 = FaultKind::Garbled(120, [1; 8]);
+    host.emu()
+        .inject(Fault::admin(admin::IDENTIFY, eui64).after(3));
+    host.controller.reset();
+    let done = host.finish(&mut *channel, 1);
+    assert_eq!(done[0].result, Err(IoError::Removed));
+    host.until_state(ControllerState::Running);
+    assert_eq!(host.namespace().eui64(), [1; 8]);
+    assert_eq!(host.emu().media(1).unwrap().block(0)[0], 0);
+}

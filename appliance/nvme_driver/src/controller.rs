@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 use nvme_spec::identify::{IdentifyController, IdentifyNvmController};
 use nvme_spec::log::{ErrorEntry, SmartLog};
 use nvme_spec::opcode::admin;
-use nvme_spec::pcie::{cq_doorbell, doorbell_stride};
 use nvme_spec::registers::{self, Aqa, Cap, Cc, Crto, Csts, ShutdownNotification, ShutdownStatus};
-use nvme_spec::{Cid, Nsid, Qid, Sqe};
+use nvme_spec::{Cid, Nsid, Sqe};
 
 use crate::admin::{AdminId, AdminQueue, AdminReply, AdminRequest, Ended, Owner};
 use crate::channel::half_seconds;
@@ -21,7 +20,7 @@ use crate::error::NvmeError;
 use crate::jobs::Job;
 use crate::memory::{ADMIN_ENTRIES, Layout};
 use crate::namespace::{NvmeNamespace, text};
-use crate::options::ControllerOptions;
+use crate::options::{ControllerOptions, check_cap};
 use crate::shared::{ControllerState, ControllerStats, ResetReason, Shared};
 
 /// What a register of a function that is gone reads as.
@@ -772,25 +771,4 @@ impl Drop for Controller {
             shared.device.mapper.unmap(&shared.layout.region);
         }
     }
-}
-
-/// Whether this driver can drive such a controller.
-fn check_cap(cap: Cap, device: &Device, options: &ControllerOptions) -> Result<(), NvmeError> {
-    let qid = Qid(options.io_queues);
-    let doorbells = u64::from(cq_doorbell(cap, qid)) + u64::from(doorbell_stride(cap));
-    let what = if cap.mpsmin() != 0 {
-        "it has no memory pages of 4 KiB (CAP.MPSMIN)"
-    } else if cap.css() & (Cap::CSS_NVM | Cap::CSS_IOCS) == 0 {
-        "it has no NVM command set (CAP.CSS)"
-    } else if cap.mqes() == 0 {
-        "its queues have a single entry (CAP.MQES)"
-    } else if doorbells > device.registers.len() {
-        "its BAR 0 has no doorbells for that many queues: lower io_queues"
-    } else {
-        return Ok(());
-    };
-    Err(NvmeError::Unsupported {
-        address: device.function.address().to_owned(),
-        what,
-    })
 }

@@ -1,8 +1,13 @@
-//! Settings of a controller.
+//! Settings of a controller, and whether a controller suits them.
 
 use std::time::Duration;
 
-use crate::NvmeError;
+use nvme_spec::Qid;
+use nvme_spec::pcie::{cq_doorbell, doorbell_stride};
+use nvme_spec::registers::Cap;
+
+use crate::device::Device;
+use crate::error::NvmeError;
 
 /// Settings of a controller. The defaults suit a drive in a storage node.
 #[derive(Clone, Debug)]
@@ -89,4 +94,29 @@ impl ControllerOptions {
         }
         Ok(())
     }
+}
+
+/// Whether this driver can drive such a controller with these settings.
+pub(crate) fn check_cap(
+    cap: Cap,
+    device: &Device,
+    options: &ControllerOptions,
+) -> Result<(), NvmeError> {
+    let qid = Qid(options.io_queues);
+    let doorbells = u64::from(cq_doorbell(cap, qid)) + u64::from(doorbell_stride(cap));
+    let what = if cap.mpsmin() != 0 {
+        "it has no memory pages of 4 KiB (CAP.MPSMIN)"
+    } else if cap.css() & (Cap::CSS_NVM | Cap::CSS_IOCS) == 0 {
+        "it has no NVM command set (CAP.CSS)"
+    } else if cap.mqes() == 0 {
+        "its queues have a single entry (CAP.MQES)"
+    } else if doorbells > device.registers.len() {
+        "its BAR 0 has no doorbells for that many queues: lower io_queues"
+    } else {
+        return Ok(());
+    };
+    Err(NvmeError::Unsupported {
+        address: device.function.address().to_owned(),
+        what,
+    })
 }

@@ -315,6 +315,12 @@ impl AdminQueue {
         pending.find(is_overdue).copied()
     }
 
+    /// Whether a command with this opcode is outstanding.
+    pub(crate) fn has(&self, opcode: u8) -> bool {
+        let mut pending = self.slots.iter().flatten();
+        pending.any(|pending| pending.opcode == opcode)
+    }
+
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.slots.iter().flatten().filter_map(|p| p.deadline).min()
     }

@@ -284,6 +284,11 @@ impl Controller {
         Ok(id)
     }
 
+    /// Whether a Format NVM is outstanding.
+    pub(crate) fn is_formatting(&self) -> bool {
+        self.admin.has(admin::FORMAT_NVM)
+    }
+
     /// Takes the namespaces that a Format NVM concerns out of use.
     fn close_for_format(&mut self, nsid: Nsid) -> Result<(), NvmeError> {
         let fna = self.identify.as_ref().map_or(0, |identify| identify.fna);

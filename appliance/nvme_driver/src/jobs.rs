@@ -315,6 +315,10 @@ impl Controller {
     }
 
     fn namespace_identified(&mut self, nsid: Nsid, data: &[u8], events: &mut Vec<Event>) {
+        if self.is_formatting() {
+            // What it is now it will not be for long. All are looked at once the format has ended.
+            return;
+        }
         let (Some(identify), Ok(namespace)) = (
             self.identify.as_deref(),
             IdentifyNamespace::read_from_bytes(data),

@@ -5,10 +5,12 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use block::{BlockDevice, Channel, Io, IoError, Op};
-use nvme_driver::{Controller, ControllerOptions, ControllerState, Event, NvmeError, ResetReason};
+use nvme_driver::{
+    AdminRequest, Controller, ControllerOptions, ControllerState, Event, NvmeError, ResetReason,
+};
 use nvme_emu::{Emu, EmuOptions, Fault, FaultKind};
 use nvme_spec::opcode::{admin, nvm};
-use nvme_spec::{Status, registers};
+use nvme_spec::{Nsid, Status, registers};
 
 use crate::rig::{Host, driver_options};
 
@@ -535,4 +537,25 @@ fn io_that_waits_for_a_reset_is_not_sent_to_another_namespace() {
     host.until_state(ControllerState::Running);
     assert_eq!(host.namespace().eui64(), [1; 8]);
     assert_eq!(host.emu().media(1).unwrap().block(0)[0], 0);
+}
+
+#[test]
+fn a_namespace_is_not_in_use_before_its_format_has_ended() {
+    let mut host = Host::default();
+    host.emu()
+        .inject(Fault::admin(admin::FORMAT_NVM, FaultKind::Slow(50)));
+    let request = AdminRequest::format(Nsid(1), 1, 0);
+    let id = host.controller.admin(&request, host.now).unwrap();
+    host.controller.rescan();
+    let ended = |event: &Event| matches!(event, Event::AdminDone { id: done, .. } if *done == id);
+    host.until("the format ends", |host| {
+        let ended = host.has_event(ended);
+        let mut namespaces = host.controller.namespaces();
+        assert!(ended || namespaces.all(|namespace| namespace.is_gone()));
+        ended
+    });
+    host.until("the namespace is back", |host| {
+        let mut namespaces = host.controller.namespaces();
+        namespaces.any(|namespace| namespace.geometry().block_size == 4096)
+    });
 }

@@ -278,8 +278,14 @@ impl Controller {
             options.admin_timeout
         };
         let owner = Owner::User(id);
-        self.admin
-            .submit(&self.shared, owner, request, Some(timeout), now)?;
+        let sent = self
+            .admin
+            .submit(&self.shared, owner, request, Some(timeout), now);
+        if sent.is_err() && request.sqe.opcode() == admin::FORMAT_NVM {
+            // Those that were closed come back as new devices.
+            self.push_job(Job::ListNamespaces);
+        }
+        sent?;
         self.next_id += 1;
         Ok(id)
     }

@@ -559,3 +559,23 @@ fn a_namespace_is_not_in_use_before_its_format_has_ended() {
         namespaces.any(|namespace| namespace.geometry().block_size == 4096)
     });
 }
+
+#[test]
+fn a_format_that_cannot_be_sent_leaves_the_namespace_in_use() {
+    let mut host = Host::default();
+    host.emu()
+        .inject(Fault::admin(admin::GET_FEATURES, FaultKind::Stall).times(99));
+    while host
+        .controller
+        .admin(&AdminRequest::get_features(1), host.now)
+        .is_ok()
+    {}
+    let request = AdminRequest::format(Nsid(1), 1, 0);
+    let refused = host.controller.admin(&request, host.now);
+    assert!(matches!(refused, Err(NvmeError::AdminBusy { .. })));
+    host.until("the namespace is back", |host| {
+        let mut namespaces = host.controller.namespaces();
+        namespaces.any(|namespace| !namespace.is_gone())
+    });
+    host.open();
+}

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failing unwrap is a failing test")]
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
@@ -178,6 +179,21 @@ impl Drop for TimeServer {
     }
 }
 
+/// The files of a support bundle, by their names below its folder.
+fn unpacked(path: &Path) -> BTreeMap<String, Vec<u8>> {
+    let file = std::fs::File::open(path).unwrap();
+    let mut archive = tar::Archive::new(zstd::stream::read::Decoder::new(file).unwrap());
+    let entries = archive.entries().unwrap().map(|entry| {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().display().to_string();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        let (_, name) = name.split_once('/').unwrap();
+        (name.to_owned(), bytes)
+    });
+    entries.collect()
+}
+
 /// Goal: a node is configured, looked at, repaired and ended over the network alone. Method: what a
 /// person does with the console's code, `aditctl` and a document; the clock begins in 1970.
 #[test]
@@ -331,9 +347,30 @@ fn a_node_is_configured_and_kept_over_the_network() {
     );
     follow.kill_9();
 
-    person.ctl(&["node", "bundle", "-f", "b.tar.zst"]);
-    let bundle = std::fs::read(person.path().join("b.tar.zst")).unwrap();
-    assert_eq!(bundle[..4], [0x28, 0xb5, 0x2f, 0xfd], "zstd's magic number");
+    // A bundle has what there is of a crash, the core too where it is asked for.
+    node.run("kill -ABRT $(pidof aditd)").unwrap();
+    node.wait_until("ls /run/adit/crash | grep aditd").unwrap();
+    person.wait_for(&["bdev", "list"], "m0");
+    person.ctl(&["node", "bundle", "-f", "b.tar.zst", "--cores"]);
+    let bundle = unpacked(&person.path().join("b.tar.zst"));
+    let text = |name: &str| String::from_utf8_lossy(&bundle[name]).into_owned();
+    let manifest = text("manifest.json");
+    let log = text("logs/aditd.log");
+    assert!(log.matches("program: ready").count() >= 4, "{log}");
+    assert!(text("kernel.log").contains("Linux version"), "{manifest}");
+    assert!(text("aditd/document.json").contains("\"m0\""), "{manifest}");
+    assert!(
+        text("aditd/bdevs.json").contains("malloc disk"),
+        "{manifest}"
+    );
+    assert!(text("network.json").contains("10.0.2.15/24"), "{manifest}");
+    let reports = text("crash/reports.json");
+    assert!(reports.contains("\"program\": \"aditd\""), "{reports}");
+    assert!(reports.contains("\"signal\": 6"), "{reports}");
+    let core = bundle
+        .iter()
+        .find(|(name, _)| name.starts_with("crash/cores/"));
+    assert_eq!(core.unwrap().1[..4], *b"\x7fELF", "{manifest}");
 
     // A network that cannot be: the node is reached all the same, and says what is wrong.
     let wrong =

@@ -104,6 +104,7 @@ const TABLE: &[Entry] = &[
         ],
         operator: &[
             "RestartService",
+            // With cores it is an administrator's: the method itself looks.
             "GetSupportBundle",
             "SetTime",
             "Reboot",

@@ -1,5 +1,6 @@
 //! The agent's own services over the node.
 
+mod bundle;
 mod config;
 mod system;
 

@@ -4,16 +4,55 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use crate::config::Crash;
 use crate::status::{State, Status};
 use crate::system::System;
 
-/// Where reports are, until a support bundle takes them along.
-pub(crate) const FOLDER: &str = "/run/adit/crash";
+/// Where reports are. The agent's support bundle lists them and takes them along.
+pub const FOLDER: &str = "/run/adit/crash";
+/// Where in it the last words of a kernel are.
+pub const PSTORE_FOLDER: &str = "pstore";
 const PSTORE: &str = "/sys/fs/pstore";
 /// Most records of the kernel that are kept, and most bytes of one.
 const PSTORE_MAX: usize = 32;
 const PSTORE_BYTES_MAX: usize = 1 << 20;
+
+/// What the name of a report's file tells: `TIME-PROGRAM-PID-SIGNAL.core`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// When, in seconds since 1970 by the node's clock.
+    pub unix_s: u64,
+    /// Name of the thread that crashed, which is the program's unless it gave it another. What is no letter,
+    /// digit or `-` in it is `_` here.
+    pub program: String,
+    /// Process.
+    pub pid: u64,
+    /// Signal that ended it.
+    pub signal: u64,
+}
+
+impl Report {
+    fn file_name(&self) -> String {
+        let (unix_s, pid, signal) = (self.unix_s, self.pid, self.signal);
+        format!("{unix_s:012}-{}-{pid}-{signal}.core", self.program)
+    }
+
+    /// The report in a file of this name; `None` where it is none.
+    #[must_use]
+    pub fn of_file(name: &str) -> Option<Report> {
+        let (unix_s, rest) = name.strip_suffix(".core")?.split_once('-')?;
+        let (rest, signal) = rest.rsplit_once('-')?;
+        let (program, pid) = rest.rsplit_once('-')?;
+        Some(Report {
+            unix_s: unix_s.parse().ok()?,
+            program: program.to_owned(),
+            pid: pid.parse().ok()?,
+            signal: signal.parse().ok()?,
+        })
+    }
+}
 
 /// Has the kernel hand the memory of crashed processes to `own`.
 pub(crate) fn set_handler(system: &dyn System, own: &str, config: &Crash) -> Status {
@@ -49,7 +88,7 @@ pub(crate) fn report(words: &[String], input: &mut dyn Read, folder: &Path) -> i
         let word = words.get(at);
         word.and_then(|word| word.parse().ok()).unwrap_or(default)
     };
-    let (pid, signal, time) = (number(0, 0), number(2, 0), number(3, 0));
+    let (pid, signal, unix_s) = (number(0, 0), number(2, 0), number(3, 0));
     let size_max = number(4, 32 << 20);
     let count_max = usize::try_from(number(5, 4)).unwrap_or(4).max(1);
     let name: String = words
@@ -68,7 +107,13 @@ pub(crate) fn report(words: &[String], input: &mut dyn Read, folder: &Path) -> i
     fs::create_dir_all(folder)?;
     // Room first: /run is memory.
     prune(folder, count_max.saturating_sub(1))?;
-    let path = folder.join(format!("{time:012}-{name}-{pid}.core"));
+    let report = Report {
+        unix_s,
+        program: name.clone(),
+        pid,
+        signal,
+    };
+    let path = folder.join(report.file_name());
     let mut file = File::create(&path)?;
     let kept = io::copy(&mut input.take(size_max), &mut file)?;
     let whole = input.read(&mut [0; 1])? == 0;
@@ -104,7 +149,7 @@ pub(crate) fn keep_pstore(system: &dyn System) -> Status {
     if names.is_empty() {
         return Status::new("pstore", State::Ok, "no kernel has left last words");
     }
-    let folder = Path::new(FOLDER).join("pstore");
+    let folder = Path::new(FOLDER).join(PSTORE_FOLDER);
     let mut kept = 0;
     let mut failed = None;
     for name in names.iter().take(PSTORE_MAX) {
@@ -158,11 +203,33 @@ mod tests {
             .collect();
         names.sort();
         assert_eq!(names.len(), 3);
-        assert_eq!(names[0], "000000000004-___x-42.core");
+        assert_eq!(names[0], "000000000004-___x-42-11.core");
         assert_eq!(
             fs::metadata(folder.path().join(&names[0])).unwrap().len(),
             1000
         );
+    }
+
+    #[test]
+    fn the_name_of_a_report_tells_who_crashed_and_why() {
+        let report = Report {
+            unix_s: 1_790_000_000,
+            program: "adit-agent".to_owned(),
+            pid: 42,
+            signal: 6,
+        };
+        assert_eq!(Report::of_file(&report.file_name()), Some(report));
+        for none in [
+            "",
+            ".core",
+            "pstore",
+            "1-x-2.core",
+            "1-x-y-6.core",
+            "x-y-1-6.core",
+            "1-x-1-6",
+        ] {
+            assert_eq!(Report::of_file(none), None, "{none}");
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ mod acpi;
 mod clock;
 pub mod config;
 pub mod control;
-mod crash;
+pub mod crash;
 mod entropy;
 mod hardware;
 pub mod identity;

@@ -7,18 +7,20 @@ use std::time::{Duration, UNIX_EPOCH};
 use api::v1::node_service_client::NodeServiceClient;
 use api::v1::system_service_server::SystemService;
 use api::v1::*;
+use pki::Role;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 use super::{Answer, Services, invalid};
-use crate::bundle::{self, ChunkWriter, Part};
+use crate::bundle::{self, BUNDLE_BYTES_MAX, ChunkWriter};
 use crate::clock::unix_ms;
 use crate::config;
 use crate::error::chain;
 use crate::health;
 use crate::kernel_log::{self, KernelLog};
+use crate::listener::PeerInfo;
 use crate::node::Node;
 use crate::wipe::{Wipe, WipeError};
 
@@ -26,11 +28,11 @@ use crate::wipe::{Wipe, WipeError};
 /// ring loses meanwhile is counted in the next line.
 const LINES_WAITING: usize = 64;
 /// Lines that are asked of init at once.
-const LINES_AT_ONCE: usize = 500;
+pub(super) const LINES_AT_ONCE: usize = 500;
 /// How often init is asked for new lines.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
-/// Lines of each log in a support bundle.
-const BUNDLE_LINES_MAX: usize = 20_000;
+/// Most lines of a log that are held at once.
+pub(super) const LINES_MAX: usize = 20_000;
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -161,16 +163,31 @@ impl SystemService for Services {
 
     async fn get_support_bundle(
         &self,
-        _: Request<GetSupportBundleRequest>,
+        request: Request<GetSupportBundleRequest>,
     ) -> Answer<Self::GetSupportBundleStream> {
-        let parts = parts(&self.node).await;
+        let peer = request.extensions().get::<PeerInfo>();
+        let role = peer.and_then(|peer| Some(peer.client.as_ref()?.role));
+        let with_cores = request.into_inner().cores;
+        if with_cores && role != Some(Role::Admin) {
+            return Err(Status::permission_denied(format!(
+                "the memory of programs that crashed holds keys: it needs the role {}",
+                Role::Admin
+            )));
+        }
+        let parts = super::bundle::parts(&self.node, with_cores).await;
         let now = self.node.clock.now();
         let unix_s = unix_ms(now) / 1000;
         let folder = self.node.current().server_name.replace('/', "_");
         let (chunks, receiver) = mpsc::channel(4);
         tokio::task::spawn_blocking(move || {
-            let written = bundle::write(ChunkWriter::new(chunks), &folder, unix_s, parts)
-                .and_then(|mut writer| std::io::Write::flush(&mut writer));
+            let written = bundle::write(
+                ChunkWriter::new(chunks),
+                &folder,
+                unix_s,
+                parts,
+                BUNDLE_BYTES_MAX,
+            )
+            .and_then(|mut writer| std::io::Write::flush(&mut writer));
             if let Err(error) = written {
                 tracing::info!(%error, "a support bundle was not taken whole");
             }
@@ -204,16 +221,7 @@ impl SystemService for Services {
     }
 
     async fn get_network(&self, _: Request<GetNetworkRequest>) -> Answer<Network> {
-        let status = self.node.network.borrow().clone();
-        Ok(Response::new(Network {
-            interface: status.interface,
-            mode: status.mode,
-            addresses: status.addresses,
-            gateways: status.gateways,
-            dns: status.dns,
-            state: status.state,
-            lease_end_unix_ms: status.lease_end_unix_ms,
-        }))
+        Ok(Response::new(network(&self.node)))
     }
 
     async fn wipe_drive(
@@ -259,7 +267,7 @@ impl SystemService for Services {
 }
 
 /// What the node is, for [`SystemService::get_system`] and the bundle.
-async fn system(node: &Node) -> System {
+pub(super) async fn system(node: &Node) -> System {
     let current = node.current();
     let identity = identity(node).await;
     let mode = if current.is_configured {
@@ -308,7 +316,7 @@ pub(crate) async fn aditd_serves(node: &Node) -> bool {
     matches!(asked.await, Ok(Ok(_)))
 }
 
-async fn facts(node: &Node) -> Result<machine::Facts, Status> {
+pub(super) async fn facts(node: &Node) -> Result<machine::Facts, Status> {
     let root = machine::Root::new(&node.paths.root);
     blocking(move || machine::Facts::read(&root))
         .await?
@@ -316,7 +324,7 @@ async fn facts(node: &Node) -> Result<machine::Facts, Status> {
 }
 
 /// Runs what blocks on a thread of its own.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Status> {
     tokio::task::spawn_blocking(work).await.map_err(internal)
@@ -352,7 +360,20 @@ fn plan_message(plan: &machine::Plan) -> Result<MachinePlan, Status> {
     })
 }
 
-fn time(node: &Node) -> Time {
+pub(super) fn network(node: &Node) -> Network {
+    let status = node.network.borrow().clone();
+    Network {
+        interface: status.interface,
+        mode: status.mode,
+        addresses: status.addresses,
+        gateways: status.gateways,
+        dns: status.dns,
+        state: status.state,
+        lease_end_unix_ms: status.lease_end_unix_ms,
+    }
+}
+
+pub(super) fn time(node: &Node) -> Time {
     let status = node.time.borrow().clone();
     Time {
         unix_ms: unix_ms(node.clock.now()),
@@ -383,7 +404,7 @@ async fn service_logs(
                 // What was gone before anybody asked is not lost on the way.
                 let lost = if known == 0 { 0 } else { lost };
                 found.extend(entries(service, batch, lost));
-                if !is_first || found.len() >= BUNDLE_LINES_MAX {
+                if !is_first || found.len() >= LINES_MAX {
                     break;
                 }
             }
@@ -436,7 +457,7 @@ async fn kernel_lines(
     let since = request.since_unix_ms.unwrap_or(0);
     let failed = |error| Status::unavailable(format!("/dev/kmsg cannot be read: {error}"));
     if let Some(tail) = request.tail {
-        let tail = (tail as usize).min(BUNDLE_LINES_MAX);
+        let tail = (tail as usize).min(LINES_MAX);
         let mut kept = std::collections::VecDeque::new();
         while let Some(entry) = log.next(false).await.map_err(failed)? {
             kept.push_back(entry);
@@ -460,84 +481,4 @@ async fn kernel_lines(
             return Ok(());
         }
     }
-}
-
-/// What is in a support bundle.
-async fn parts(node: &Node) -> Vec<Part> {
-    let text = |result: Result<String, String>| result;
-    let mut parts = Vec::new();
-    let system = api::json::to_json(&system(node).await);
-    parts.push(Part::new("system.json", text(Ok(format!("{system:#}")))));
-    let facts = facts(node)
-        .await
-        .map_err(|status| status.message().to_owned());
-    let facts =
-        facts.and_then(|facts| serde_json::to_string_pretty(&facts).map_err(|e| e.to_string()));
-    parts.push(Part::new("facts.json", facts));
-    parts.push(Part::new(
-        "config.toml",
-        text(Ok(node.current().document.clone())),
-    ));
-    parts.push(Part::new(
-        "config-sources.txt",
-        text(Ok(node.current().sources.join("\n"))),
-    ));
-    let previous = node.document(true).map_err(|error| chain(&error));
-    parts.push(Part::new("config-previous.toml", previous));
-    let status = node.init.status().await.map_err(|error| chain(&error));
-    let status =
-        status.and_then(|groups| serde_json::to_string_pretty(&groups).map_err(|e| e.to_string()));
-    parts.push(Part::new("actions.json", status));
-    let services = node.init.services().await;
-    let names: Vec<String> = services
-        .iter()
-        .flatten()
-        .map(|each| each.name.clone())
-        .collect();
-    let services = services.map_err(|error| chain(&error));
-    let services =
-        services.and_then(|all| serde_json::to_string_pretty(&all).map_err(|e| e.to_string()));
-    parts.push(Part::new("services.json", services));
-    for name in names {
-        let lines = node.init.logs(&name, 0, LINES_AT_ONCE).await;
-        let lines = lines.map_err(|error| chain(&error)).map(|(lines, _)| {
-            let lines = lines
-                .iter()
-                .map(|line| format!("{} {}\n", line.unix_ms, line.text));
-            lines.collect::<String>()
-        });
-        parts.push(Part::new(
-            &format!("logs/{}.log", name.replace('/', "_")),
-            lines,
-        ));
-    }
-    parts.push(Part::new("kernel.log", kernel_text(node).await));
-    let mut aditd = NodeServiceClient::new(node.forward.channel());
-    let asked = tokio::time::timeout(Duration::from_secs(5), aditd.get_node(GetNodeRequest {}));
-    let answer = match asked.await {
-        Ok(Ok(answer)) => Ok(format!("{:#}", api::json::to_json(answer.get_ref()))),
-        Ok(Err(status)) => Err(status.message().to_owned()),
-        Err(_) => Err("aditd did not answer in 5 s".to_owned()),
-    };
-    parts.push(Part::new("aditd.json", answer));
-    parts
-}
-
-async fn kernel_text(node: &Node) -> Result<String, String> {
-    let log = KernelLog::open(&node.paths.root, node.clock.now());
-    let mut log = log.map_err(|error| error.to_string())?;
-    let mut text = String::new();
-    for _ in 0..BUNDLE_LINES_MAX {
-        match log.next(false).await {
-            Ok(Some(entry)) => {
-                text.push_str(&format!(
-                    "{} <{}> {}\n",
-                    entry.time_unix_ms, entry.priority, entry.line
-                ));
-            }
-            Ok(None) => break,
-            Err(error) => return Err(error.to_string()),
-        }
-    }
-    Ok(text)
 }

@@ -12,6 +12,7 @@ use agent::node::{Node, Paths, Wanted};
 use agent::services::Services;
 use init::control::{Answer, Request};
 use init::ring::Line;
+use init::supervisor::ServiceReport;
 use pki::{Authority, Issued, Validity};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, UnixListener};
@@ -109,7 +110,7 @@ impl Running {
     }
 }
 
-/// Most lines that the ring of [`FakeInit`] keeps.
+/// Most lines that the ring of [`FakeInit`] keeps where a test does not say.
 pub(crate) const RING_LINES: usize = 500;
 
 #[derive(Debug, Default)]
@@ -123,12 +124,26 @@ struct Ring {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FakeInit {
     ring: Arc<Mutex<Ring>>,
+    ring_lines: usize,
 }
 
 impl FakeInit {
     /// Answers at `path` for as long as the runtime runs.
     pub(crate) fn serve(path: &Path) -> FakeInit {
-        let fake = FakeInit::default();
+        FakeInit::with_ring(path, RING_LINES)
+    }
+
+    /// The same, with so many lines in its ring.
+    pub(crate) fn with_ring(path: &Path, ring_lines: usize) -> FakeInit {
+        let fake = FakeInit {
+            ring_lines,
+            ..FakeInit::default()
+        };
+        fake.answers_at(path)
+    }
+
+    fn answers_at(self, path: &Path) -> FakeInit {
+        let fake = self;
         let listener = UnixListener::bind(path).unwrap();
         let serving = fake.clone();
         tokio::spawn(async move {
@@ -160,7 +175,7 @@ impl FakeInit {
                 text,
             });
         }
-        let gone = ring.lines.len().saturating_sub(RING_LINES);
+        let gone = ring.lines.len().saturating_sub(self.ring_lines);
         ring.lines.drain(..gone);
     }
 
@@ -186,9 +201,20 @@ impl FakeInit {
                     lost: first.saturating_sub(after + 1),
                 }
             }
+            Request::Services => Answer::Services {
+                services: vec![service()],
+            },
             other => Answer::Error {
                 text: format!("there is nothing for {other:?}"),
             },
         }
     }
+}
+
+fn service() -> ServiceReport {
+    let json = serde_json::json!({
+        "name": "aditd", "state": "ready", "text": "ready", "pid": 7, "starts": 1, "crashes": 0,
+        "for_ms": 1, "health": null,
+    });
+    serde_json::from_value(json).unwrap()
 }

@@ -205,12 +205,12 @@ async fn streams(
             )
             .await
         }
-        NodeVerb::Bundle { file } => {
+        NodeVerb::Bundle { file, cores } => {
             let failed = |source| Failure::File {
                 path: file.display().to_string(),
                 source,
             };
-            let request = v1::GetSupportBundleRequest {};
+            let request = v1::GetSupportBundleRequest { cores };
             let mut chunks = client.get_support_bundle(request).await?.into_inner();
             let mut out = tokio::fs::File::create(&file).await.map_err(failed)?;
             while let Some(chunk) = chunks.message().await? {

@@ -64,6 +64,9 @@ pub(crate) enum NodeVerb {
         /// Where to
         #[arg(short, long, value_name = "FILE")]
         file: PathBuf,
+        /// Take the memory of programs that crashed along, keys included (administrators)
+        #[arg(long)]
+        cores: bool,
     },
     /// The configuration document
     #[command(subcommand)]

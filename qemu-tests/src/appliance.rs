@@ -440,7 +440,7 @@ impl Appliance {
         let start = Instant::now();
         loop {
             let answered = fingerprint(&self.console()).map(|fingerprint| {
-                let endpoint = format!("127.0.0.1:{}", self.agent_port);
+                let endpoint = self.endpoint();
                 let words = ["context", "add", "node", "--endpoint", &endpoint];
                 let known = ["--fingerprint", &fingerprint, "--cert", "site/admin.pem"];
                 self.ctl(&[&words[..], &known, &["--key", "site/admin.key"]].concat())?;
@@ -519,6 +519,11 @@ impl Appliance {
             self.keep();
         }
         ended
+    }
+
+    /// Where `aditctl` reaches its agent.
+    pub fn endpoint(&self) -> String {
+        format!("127.0.0.1:{}", self.agent_port)
     }
 
     /// The fingerprint of its certificate, from the newest screen on the console.

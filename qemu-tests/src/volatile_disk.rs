@@ -171,6 +171,22 @@ impl VolatileDisk {
         })
     }
 
+    /// Writes to its medium, as before the machine is switched on.
+    pub fn put(&self, offset: u64, bytes: &[u8]) {
+        let mut content = lock(&self.shared.content);
+        content.durable.write_at(offset, bytes);
+        content.current.write_at(offset, bytes);
+    }
+
+    /// What a power cut leaves there.
+    pub fn durable(&self, offset: u64, bytes: usize) -> Vec<u8> {
+        let mut found = vec![0; bytes];
+        lock(&self.shared.content)
+            .durable
+            .read_at(offset, &mut found);
+        found
+    }
+
     /// Its name: the name of the NBD export too.
     pub fn name(&self) -> &str {
         &self.name

@@ -286,6 +286,91 @@ fn a_node_without_a_network_says_so_and_serves_what_it_can() {
     }
 }
 
+/// Goal: a person at a node in maintenance mode destroys the data of a drive that the kernel has not, and of
+/// that drive alone. Method: the code on the console; drives that are vfio-pci's; what is on the disks.
+#[test]
+fn a_drive_is_wiped_in_maintenance_mode_and_is_then_what_it_was() {
+    if skip_without_qemu() {
+        return;
+    }
+    const DATA: [u8; 512] = [0xa5; 512];
+    let image = Image::make("release").unwrap();
+    let power = Power::new();
+    let disk = |name| VolatileDisk::new(name, 64 * MIB, &power).unwrap();
+    let (disk, other) = (disk("drive-1"), disk("drive-2"));
+    let places = [0, MIB + 512, 64 * MIB - 512];
+    for place in places {
+        disk.put(place, &DATA);
+        other.put(place, &DATA);
+    }
+    let mut node = Appliance::builder("wipe", &image)
+        .drive(&disk)
+        .drive(&other)
+        .kernel("adit.maintenance")
+        .start()
+        .unwrap();
+    node.wait_for_console("aditd: ready", patience(240))
+        .unwrap();
+    let code = until("the code and the fingerprint", || {
+        let console = node.console();
+        let mut words = console
+            .lines()
+            .rev()
+            .filter_map(|line| line.trim().strip_prefix("code "));
+        let code = words.find_map(|word| Some(word.trim()).filter(|word| word.len() == 14))?;
+        node.fingerprint()
+            .map(|fingerprint| (code.to_owned(), fingerprint))
+    });
+    let endpoint = node.endpoint();
+    let words = [
+        "context",
+        "add",
+        "node",
+        "--endpoint",
+        &endpoint,
+        "--code",
+        &code.0,
+    ];
+    node.ctl(&[&words[..], &["--fingerprint", &code.1]].concat())
+        .unwrap();
+    let shown = || {
+        let text = node.ctl_until(&["machine", "show", "-o", "json"], "\"pci\"");
+        let facts: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let drives = facts["pci"].as_array().unwrap().iter();
+        let drives = drives.filter(|function| function["class"] == 0x0001_0802);
+        let drives = drives.map(|drive| (drive["address"].clone(), drive["driver"].clone()));
+        drives.collect::<Vec<_>>()
+    };
+    let before = shown();
+    assert_eq!(before.len(), 2);
+    assert!(
+        before.iter().all(|(_, driver)| driver == "vfio-pci"),
+        "{before:?}"
+    );
+    let at = before[0].0.as_str().unwrap();
+    let refused = |words: &[&str]| node.ctl(words).unwrap_err().to_string();
+    let text = refused(&["node", "wipe", at]);
+    assert!(
+        text.contains("has the serial number drive-1: give it back"),
+        "{text}"
+    );
+    let text = refused(&["node", "wipe", at, "--serial", "drive-2"]);
+    assert!(text.contains("another serial number"), "{text}");
+    assert_eq!(shown(), before);
+    for place in places {
+        assert_eq!(disk.durable(place, 512), DATA, "nothing was written");
+    }
+    let told = node
+        .ctl(&["node", "wipe", at, "--serial", "drive-1"])
+        .unwrap();
+    assert!(told.contains("100"), "{told}");
+    assert_eq!(shown(), before, "it is what it was");
+    for place in places {
+        assert_eq!(disk.durable(place, 512), [0; 512]);
+        assert_eq!(other.durable(place, 512), DATA, "the other drive");
+    }
+}
+
 /// Says once what takes memory: the proportional share of each program but for what is files of the
 /// image, and the files, which live in memory.
 const MEASURE: &str = r#"

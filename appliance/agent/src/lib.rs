@@ -6,7 +6,8 @@
 //! [`fetch`]) and what of it outlives the power ([`keep`]); [`network`], [`time`], [`health`] and [`console`] care for the
 //! machine.
 //!
-//! What it is not: it binds no devices and starts no programs. That is PID 1's ([`init_client`]).
+//! What it is not: it binds no devices, but for a drive that is wiped ([`wipe`]), and starts no programs. That
+//! is PID 1's ([`init_client`]).
 //!
 //! Threading: tokio's current-thread runtime; what blocks runs on its blocking threads, eight at most.
 //!

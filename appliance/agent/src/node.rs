@@ -23,6 +23,7 @@ use crate::network::NetworkStatus;
 use crate::store::{Generation, Store};
 use crate::time::TimeStatus;
 use crate::tls::{self, Identity};
+use crate::wipe::Loans;
 
 /// How long a certificate holds that the node makes for itself, in days. Clients pin it or its
 /// authority; nobody is there to renew it.
@@ -145,6 +146,8 @@ pub struct Node {
     pub time: watch::Sender<TimeStatus>,
     /// Whether this boot is good.
     pub boot: watch::Sender<Boot>,
+    /// Drives that the kernel has while they are wiped.
+    pub loans: Arc<Loans>,
     /// Where this program's state is kept.
     pub keeping: watch::Sender<Keeping>,
     store: Store,
@@ -185,6 +188,7 @@ impl Node {
             gate.open();
         }
         Ok(Arc::new(Node {
+            loans: Loans::new(&paths.init_socket),
             paths,
             clock,
             gate,

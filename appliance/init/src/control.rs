@@ -75,6 +75,11 @@ pub enum Request {
     },
     /// Looks at the hardware again and does what is to be done.
     Prepare,
+    /// Loads the kernel's driver for drives, which then takes none by itself, or unloads it. No boot does.
+    DriveModule {
+        /// Whether it is to be there.
+        loaded: bool,
+    },
     /// A service says how it is. One that stops doing so is ended and started again.
     Health {
         /// The service.

@@ -256,6 +256,47 @@ pub(crate) fn load_extra(
     load(system, index, words, config, &list)
 }
 
+/// The kernel's driver for drives. No boot loads it; it is there for a drive that is to be wiped.
+const DRIVE_MODULE: &str = "nvme";
+/// Whether drivers take functions of PCI unasked.
+const AUTOPROBE: &str = "/sys/bus/pci/drivers_autoprobe";
+
+/// Loads the kernel's driver for drives in such a way that it takes none: who wants it to have one says which.
+pub(crate) fn load_for_drives(
+    system: &dyn System,
+    words: &[String],
+    config: &Modules,
+) -> Result<String, String> {
+    let failed = |error| format!("{AUTOPROBE} cannot be written: {error}");
+    let before = system.read(AUTOPROBE).map_err(failed)?;
+    system.write(AUTOPROBE, b"0").map_err(failed)?;
+    let wanted = Wanted {
+        name: DRIVE_MODULE.to_owned(),
+        parameters: String::new(),
+        optional: false,
+        for_device: false,
+    };
+    let loaded = load(system, &Index::read(system), words, config, &[wanted]);
+    // Else no card that is plugged in would get its driver.
+    system.write(AUTOPROBE, &before).map_err(failed)?;
+    match loaded.first() {
+        Some(status) if status.state == State::Ok => Ok(status.text.clone()),
+        Some(status) => Err(format!("{DRIVE_MODULE}: {}", status.text)),
+        None => Err(format!("{DRIVE_MODULE} was not loaded")),
+    }
+}
+
+/// Unloads it again: a drive that is plugged in later is not the kernel's.
+pub(crate) fn unload_for_drives(system: &dyn System) -> Result<String, String> {
+    match system.unload_module(DRIVE_MODULE) {
+        Ok(()) => Ok(format!("{DRIVE_MODULE} is unloaded")),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            Ok(format!("{DRIVE_MODULE} was not loaded"))
+        }
+        Err(error) => Err(format!("{DRIVE_MODULE} cannot be unloaded: {error}")),
+    }
+}
+
 fn load(
     system: &dyn System,
     index: &Index,
@@ -388,6 +429,41 @@ mod tests {
                 "vfio_pci disable_vga=1 # first\n\n?button\n?absent\nmissing\nvirtio_console\n?dog\n",
             ),
         ])
+    }
+
+    #[test]
+    fn the_driver_for_drives_is_loaded_while_no_driver_takes_anything_unasked() {
+        let files = [
+            ("/proc/sys/kernel/osrelease", "6.12\n"),
+            (
+                "/lib/modules/6.12/modules.dep",
+                "kernel/nvme.ko.xz: kernel/nvme-core.ko.xz\nkernel/nvme-core.ko.xz:\n",
+            ),
+            (AUTOPROBE, "1\n"),
+        ];
+        let modules = [
+            "module /lib/modules/6.12/kernel/nvme-core.ko.xz ",
+            "module /lib/modules/6.12/kernel/nvme.ko.xz ",
+        ];
+        let (off, on) = (
+            format!("write {AUTOPROBE} 0"),
+            format!("write {AUTOPROBE} 1\n"),
+        );
+        let system = Fake::with(&files);
+        load_for_drives(&system, &[], &Modules::default()).unwrap();
+        assert_eq!(
+            *system.calls.borrow(),
+            [&*off, modules[0], modules[1], &*on]
+        );
+        // Also when it cannot be loaded.
+        let mut system = Fake::with(&files);
+        system.refuses.push((modules[1].to_owned(), libc::ENOMEM));
+        load_for_drives(&system, &[], &Modules::default()).unwrap_err();
+        assert_eq!(system.calls.borrow().last(), Some(&on));
+        // Where nothing can be held back nothing is loaded.
+        let system = Fake::with(&files[..2]);
+        load_for_drives(&system, &[], &Modules::default()).unwrap_err();
+        assert!(system.calls.borrow().is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 
-use nix::kmod::ModuleInitFlags;
+use nix::kmod::{DeleteModuleFlags, ModuleInitFlags};
 use nix::mount::MsFlags;
 
 /// Longest file that is read, in bytes.
@@ -40,6 +40,8 @@ pub(crate) trait System {
     ) -> io::Result<()>;
     /// Loads a module, compressed or not.
     fn load_module(&self, path: &str, parameters: &str) -> io::Result<()>;
+    /// Takes a module out of the kernel; not while somebody uses it.
+    fn unload_module(&self, name: &str) -> io::Result<()>;
     /// Names the host.
     fn set_hostname(&self, name: &str) -> io::Result<()>;
     /// Seconds since 1970 on the machine's clock.
@@ -139,6 +141,13 @@ impl System for Kernel {
         };
         let flags = ModuleInitFlags::from_bits_retain(flags);
         nix::kmod::finit_module(file, &parameters, flags)?;
+        Ok(())
+    }
+
+    fn unload_module(&self, name: &str) -> io::Result<()> {
+        let name = CString::new(name)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "a NUL in a name"))?;
+        nix::kmod::delete_module(&name, DeleteModuleFlags::O_NONBLOCK)?;
         Ok(())
     }
 
@@ -276,6 +285,10 @@ pub(crate) mod fake {
 
         fn load_module(&self, path: &str, parameters: &str) -> io::Result<()> {
             self.call(format!("module {path} {parameters}"))
+        }
+
+        fn unload_module(&self, name: &str) -> io::Result<()> {
+            self.call(format!("no module {name}"))
         }
 
         fn set_hostname(&self, name: &str) -> io::Result<()> {

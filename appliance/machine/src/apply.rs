@@ -249,17 +249,17 @@ fn reserve(
 }
 
 /// A PCI function on a host.
-struct Function<'a> {
-    host: &'a dyn Host,
-    address: PciAddress,
+pub(crate) struct Function<'a> {
+    pub(crate) host: &'a dyn Host,
+    pub(crate) address: PciAddress,
 }
 
 impl Function<'_> {
-    fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         format!("sys/bus/pci/devices/{}/{name}", self.address)
     }
 
-    fn driver(&self) -> Option<String> {
+    pub(crate) fn driver(&self) -> Option<String> {
         last_name(self.host, &self.file("driver"))
     }
 
@@ -268,7 +268,7 @@ impl Function<'_> {
             .filter(|name| !name.is_empty() && name != "(null)")
     }
 
-    fn not_taken(&self, reason: impl Into<String>) -> ApplyError {
+    pub(crate) fn not_taken(&self, reason: impl Into<String>) -> ApplyError {
         ApplyError::NotTaken {
             subject: self.address.to_string(),
             reason: reason.into(),
@@ -276,7 +276,7 @@ impl Function<'_> {
     }
 
     /// The host and this function, as they are now.
-    fn look_again(&self) -> Result<(Facts, PciDevice), ApplyError> {
+    pub(crate) fn look_again(&self) -> Result<(Facts, PciDevice), ApplyError> {
         let failed = |source| ApplyError::Recheck {
             address: self.address,
             source,
@@ -379,7 +379,7 @@ impl Function<'_> {
         }
     }
 
-    fn set_override(&self, driver: Option<&str>) -> Result<(), ApplyError> {
+    pub(crate) fn set_override(&self, driver: Option<&str>) -> Result<(), ApplyError> {
         if self.driver_override().as_deref() == driver {
             return Ok(());
         }
@@ -399,7 +399,7 @@ impl Function<'_> {
     }
 
     /// Takes the function from its driver, if it has one.
-    fn unbind(&self) -> Result<(), ApplyError> {
+    pub(crate) fn unbind(&self) -> Result<(), ApplyError> {
         if self.driver().is_none() {
             return Ok(());
         }
@@ -420,7 +420,7 @@ impl Function<'_> {
 
     /// Has the kernel look for a driver. What came of it is seen in `driver`: some kernels answer the
     /// write with an error when no driver wanted the function.
-    fn probe(&self) -> Result<(), ApplyError> {
+    pub(crate) fn probe(&self) -> Result<(), ApplyError> {
         let written = write(
             self.host,
             "sys/bus/pci/drivers_probe",

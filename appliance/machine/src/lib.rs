@@ -10,6 +10,7 @@
 //!   An action that is already so is left alone, so a plan may be applied again at any time.
 //! - [`verify`]: whether an action has taken effect. Some effects come late (`/dev/vfio/N`): the
 //!   caller asks again, for as long as it cares to.
+//! - [`lend`]: another driver has a function for a while, and [`Loan::give_back`] makes it what it was.
 //! - [`RdmaNode::read`]: RDMA devices, their ports and GIDs, for who looks at nothing else.
 //! - [`Uevent`]: what the kernel tells of a device; whether it asks for another look.
 //!
@@ -34,6 +35,7 @@ mod dcb;
 mod error;
 mod facts;
 mod host;
+mod loan;
 pub mod netlink;
 mod plan;
 mod rdma_link;
@@ -53,6 +55,7 @@ pub use crate::facts::{
     RdmaPort, RouteFamily,
 };
 pub use crate::host::{Host, Root};
+pub use crate::loan::{Loan, lend};
 pub use crate::plan::{Action, Plan, Reason, Refusal, Subject, claim_of, plan};
 pub use crate::rdma_link::RdmaLink;
 pub use crate::uevent::{UEVENT_GROUPS, Uevent};

@@ -231,7 +231,9 @@ impl SystemService for Services {
         let request = request.into_inner();
         let root = machine::Root::new(&self.node.paths.root);
         let drive = request.drive.clone();
-        let wipe = blocking(move || Wipe::begin(&root, &request.drive, &request.serial)).await?;
+        let loans = self.node.loans.clone();
+        let begin = move || Wipe::begin(&root, &loans, &request.drive, &request.serial);
+        let wipe = blocking(begin).await?;
         let mut wipe = wipe.map_err(wipe_status)?;
         tracing::warn!(drive, "a drive is being wiped");
         let (progress, receiver) = mpsc::channel(1);
@@ -338,8 +340,10 @@ fn wipe_status(error: WipeError) -> Status {
     let text = chain(&error);
     match error {
         WipeError::NotFound(_) => Status::not_found(text),
-        WipeError::Serial { .. } => Status::invalid_argument(text),
-        WipeError::Unfit { .. } | WipeError::InUse { .. } => Status::failed_precondition(text),
+        WipeError::Serial { .. } | WipeError::SerialWanted { .. } => Status::invalid_argument(text),
+        WipeError::Unfit { .. } | WipeError::InUse { .. } | WipeError::Lend { .. } => {
+            Status::failed_precondition(text)
+        }
         _ => Status::internal(text),
     }
 }

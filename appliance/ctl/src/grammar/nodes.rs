@@ -78,10 +78,10 @@ pub(crate) enum NodeVerb {
     Network,
     /// Destroy all data of a drive that nothing uses
     Wipe {
-        /// Name of the disk, as in nvme0n1
+        /// Name of the disk, as in nvme0n1, or PCI address of an NVMe drive
         drive: String,
-        /// Its serial number, as `machine show` tells it
-        #[arg(long)]
+        /// Its serial number; without it the answer tells which it is, and nothing is done
+        #[arg(long, default_value = "", hide_default_value = true)]
         serial: String,
     },
     /// Restart the node in order

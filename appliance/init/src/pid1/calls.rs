@@ -4,6 +4,7 @@ use super::Init;
 use crate::clock;
 use crate::config::{Effective, Source, merge, parse_document};
 use crate::control::{Answer, LOG_LINES_MAX, Request};
+use crate::modules;
 use crate::service::MACHINE;
 use crate::shutdown::Goal;
 use crate::system::System;
@@ -47,6 +48,7 @@ impl Init {
                 self.prepare_at_ms = Some(now_ms);
                 done("the hardware is looked at".to_owned())
             }
+            Request::DriveModule { loaded } => self.drive_module(loaded),
             Request::Health { service, ok, text } => self.with(&service, |init, at| {
                 init.supervisor.report_health(at, ok, &text, now_ms);
                 done("heard".to_owned())
@@ -67,6 +69,21 @@ impl Init {
             None => Answer::Error {
                 text: format!("there is no service {name:?}"),
             },
+        }
+    }
+
+    fn drive_module(&self, loaded: bool) -> Answer {
+        let answer = if loaded {
+            let line = self.system.text("/proc/cmdline").unwrap_or_default();
+            let words = crate::config::words(&line);
+            let config = &self.effective.document.modules;
+            modules::load_for_drives(&self.system, &words, config)
+        } else {
+            modules::unload_for_drives(&self.system)
+        };
+        match answer {
+            Ok(text) => done(text),
+            Err(text) => Answer::Error { text },
         }
     }
 

@@ -7,6 +7,7 @@
 mod apply;
 mod facts;
 mod fake;
+mod loan;
 mod plan;
 
 use std::path::Path;

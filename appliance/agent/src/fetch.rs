@@ -14,6 +14,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
 use crate::config::DOCUMENT_BYTES_MAX;
 use crate::error::chain;
+use crate::keep::Keeping;
 use crate::node::{Alert, ConfigureError, Node, Wanted};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -131,7 +132,9 @@ fn escaped(value: &str) -> String {
 pub async fn keep(node: Arc<Node>) {
     // With what outlived the power the node has its key again, and may have been configured by a person.
     let mut keeping = node.keeping.subscribe();
-    let asked = keeping.wait_for(|_| node.has_asked());
+    let is_asked =
+        |keeping: &Keeping| node.has_asked() || matches!(keeping, Keeping::Unreadable(_));
+    let asked = keeping.wait_for(is_asked);
     let _ = tokio::time::timeout(RESTORED_WITHIN, asked).await;
     if node.current().config_url.is_none() {
         return;

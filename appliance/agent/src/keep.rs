@@ -3,7 +3,8 @@
 //! A node without a disk has a state directory in memory. At the first start since the power came `aditd`
 //! is asked for what it kept, and the node is again who it was: document, certificate, keys. From then on the
 //! directory counts, and each change goes to `aditd`. A configuration that was applied before `aditd` answered
-//! is newer than what it kept, and stays.
+//! is newer than what it kept, and stays. What this program cannot read, of a newer version or damaged, is
+//! looked at again by each start, and nothing replaces it but a configuration that is applied.
 //!
 //! Bounds: one call at a time, 20 s each; asked every second, told again after 1 to 30 s.
 
@@ -94,6 +95,8 @@ pub enum Keeping {
         /// Why it is in `aditd`'s memory only; empty when the system pool has it.
         notice: String,
     },
+    /// `aditd` has what this program cannot read, for this reason. It stays until a configuration is applied here.
+    Unreadable(String),
 }
 
 /// Restores what was kept, then keeps every change, for as long as the program runs.
@@ -101,7 +104,7 @@ pub async fn keep(node: Arc<Node>) {
     let mut changes = node.changes();
     let mut kept = match restore(&node).await {
         Restored::NobodyKeeps => return,
-        // What this program cannot read stays until there is something newer.
+        // It stays until there is something newer than what holds now.
         Restored::Unreadable => node.to_keep().ok().flatten(),
         Restored::Done => None,
     };
@@ -125,6 +128,8 @@ pub async fn keep(node: Arc<Node>) {
         };
         match put(&node, &wanted).await {
             Ok(notice) => {
+                // From now on the directory counts, also after what could not be read.
+                settle(&node);
                 let digest = pki::sha256_hex(&wanted);
                 node.keeping.send_replace(Keeping::Kept { digest, notice });
                 kept = Some(wanted);
@@ -155,24 +160,29 @@ enum Restored {
 async fn restore(node: &Node) -> Restored {
     let waiting = "aditd was not asked yet".to_owned();
     node.keeping.send_replace(Keeping::Waiting(waiting));
-    let mut restored = Restored::Done;
     loop {
-        match get(node).await {
-            Ok(bytes) if node.has_asked() || bytes.is_empty() => {}
+        let restored = match get(node).await {
+            Ok(bytes) if node.has_asked() || bytes.is_empty() => Restored::Done,
             Ok(bytes) => match node.restore(&bytes).await {
-                Ok(true) => tracing::info!("the configuration comes from the system pool"),
+                Ok(true) => {
+                    tracing::info!("the configuration comes from the system pool");
+                    Restored::Done
+                }
                 Ok(false) => {
                     tracing::warn!("what the system pool keeps is replaced by what holds here");
+                    Restored::Done
                 }
                 Err(error) => {
                     let why = chain(&error);
                     node.alert(format!("what the system pool keeps is not used: {why}"));
-                    restored = Restored::Unreadable;
+                    // No mark: the next start must not take its directory for what counts.
+                    node.keeping.send_replace(Keeping::Unreadable(why));
+                    return Restored::Unreadable;
                 }
             },
             Err(status) if status.code() == Code::Unimplemented => {
                 node.keeping.send_replace(Keeping::Here);
-                restored = Restored::NobodyKeeps;
+                Restored::NobodyKeeps
             }
             Err(status) => {
                 node.keeping
@@ -181,14 +191,22 @@ async fn restore(node: &Node) -> Restored {
                 tokio::time::sleep(PAUSE_MIN).await;
                 continue;
             }
-        }
+        };
         // Last: a program that dies before asks again.
-        if let Err(error) = node.set_asked() {
-            tracing::warn!(error = chain(&error), "aditd will be asked again");
-        }
+        settle(node);
         // Who waits for that looks.
         node.keeping.send_modify(|_| ());
         return restored;
+    }
+}
+
+/// The directory counts from now on, whatever `aditd` keeps.
+fn settle(node: &Node) {
+    if node.has_asked() {
+        return;
+    }
+    if let Err(error) = node.set_asked() {
+        tracing::warn!(error = chain(&error), "aditd will be asked again");
     }
 }
 
@@ -207,7 +225,9 @@ pub(crate) async fn applied(node: &Node) -> Option<String> {
     let why = match &*keeping.borrow() {
         Keeping::Kept { digest, notice } if *digest == wanted => notice.clone(),
         Keeping::Waiting(why) => format!("aditd does not keep it yet: {why}"),
-        Keeping::Kept { .. } | Keeping::Here => "aditd does not keep it yet".to_owned(),
+        Keeping::Kept { .. } | Keeping::Here | Keeping::Unreadable(_) => {
+            "aditd does not keep it yet".to_owned()
+        }
     };
     (!why.is_empty()).then(|| format!("a power cut would take it away: {why}"))
 }

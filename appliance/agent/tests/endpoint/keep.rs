@@ -17,7 +17,7 @@ use pki::{Role, Validity};
 use tokio::net::UnixListener;
 use tonic::{Request, Response, Status};
 
-use crate::rig::{Running, Site, YEARS, now, site, start};
+use crate::rig::{FakeInit, Running, Site, YEARS, now, site, start, start_in};
 
 /// An `aditd` as far as it keeps the agent's state. What it keeps outlives the nodes of a test.
 #[derive(Debug, Clone, Default)]
@@ -83,6 +83,20 @@ impl FakeAditd {
             .unwrap();
         running
     }
+}
+
+/// The program starts again, the power stays: its directory and `aditd` are there.
+async fn restart(running: Running) -> Running {
+    // The one before keeps nothing any more.
+    let running = start_in(running.folder, Limits::default()).await;
+    tokio::spawn(keep::keep(running.node.clone()));
+    running
+}
+
+async fn until_unreadable(running: &Running) {
+    let mut keeping = running.node.keeping.subscribe();
+    let is_unreadable = |keeping: &Keeping| matches!(keeping, Keeping::Unreadable(_));
+    keeping.wait_for(is_unreadable).await.unwrap();
 }
 
 async fn until_kept(running: &Running) {
@@ -187,9 +201,7 @@ async fn what_cannot_be_read_changes_nothing_and_stays_until_there_is_something_
     *aditd.state.lock().unwrap() = newer.to_vec();
     let site = site();
     let running = aditd.power_on().await;
-    let mut keeping = running.node.keeping.subscribe();
-    let has_asked = |_: &Keeping| !running.node.alerts().is_empty();
-    keeping.wait_for(has_asked).await.unwrap();
+    until_unreadable(&running).await;
     let alerts = running.node.alerts();
     assert!(alerts[0].contains("version 9"), "{alerts:?}");
     assert!(!running.node.current().is_configured);
@@ -198,6 +210,38 @@ async fn what_cannot_be_read_changes_nothing_and_stays_until_there_is_something_
     running.configure(&site).await;
     until_kept(&running).await;
     assert_ne!(aditd.kept(), newer);
+}
+
+/// Goal: an older image, or damage, costs nobody the newer state. Method: a node that another source configures
+/// with each boot, so that it has something to keep at every start of the program.
+#[tokio::test]
+async fn what_cannot_be_read_stays_over_restarts_of_the_program() {
+    let aditd = FakeAditd::default();
+    let newer = b"{\"version\":9}";
+    *aditd.state.lock().unwrap() = newer.to_vec();
+    let site = site();
+    let folder = tempfile::tempdir().unwrap();
+    let document = format!("[agent.api]\nca = '''{}'''\n", site.ca_pem);
+    FakeInit::configured(&folder.path().join("init.sock"), &document);
+    let mut running = start_in(folder, Limits::default()).await;
+    aditd.serve(running.folder.path());
+    tokio::spawn(keep::keep(running.node.clone()));
+    for _ in 0..3 {
+        assert!(running.node.current().is_configured);
+        assert_ne!(running.node.to_keep().unwrap(), None);
+        until_unreadable(&running).await;
+        assert_eq!(aditd.kept(), newer);
+        running = restart(running).await;
+    }
+    until_unreadable(&running).await;
+    // What a person applies is newer, and takes its place: here and after a restart.
+    running.configure(&site).await;
+    until_kept(&running).await;
+    let kept = aditd.kept();
+    assert_ne!(kept, newer);
+    let running = restart(running).await;
+    until_kept(&running).await;
+    assert_eq!(aditd.kept(), kept);
 }
 
 #[tokio::test]

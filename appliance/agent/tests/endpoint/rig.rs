@@ -35,7 +35,11 @@ pub(crate) struct Running {
 }
 
 pub(crate) async fn start(limits: Limits) -> Running {
-    let folder = tempfile::tempdir().unwrap();
+    start_in(tempfile::tempdir().unwrap(), limits).await
+}
+
+/// A start with what is in a folder: one that follows another while the power is on.
+pub(crate) async fn start_in(folder: tempfile::TempDir, limits: Limits) -> Running {
     let paths = Paths {
         state_dir: folder.path().join("state"),
         init_socket: folder.path().join("init.sock"),
@@ -125,6 +129,8 @@ struct Ring {
 pub(crate) struct FakeInit {
     ring: Arc<Mutex<Ring>>,
     ring_lines: usize,
+    /// The whole document, where there is one.
+    document: Option<String>,
 }
 
 impl FakeInit {
@@ -137,6 +143,15 @@ impl FakeInit {
     pub(crate) fn with_ring(path: &Path, ring_lines: usize) -> FakeInit {
         let fake = FakeInit {
             ring_lines,
+            ..FakeInit::default()
+        };
+        fake.answers_at(path)
+    }
+
+    /// One that has a document from another source than the agent.
+    pub(crate) fn configured(path: &Path, document: &str) -> FakeInit {
+        let fake = FakeInit {
+            document: Some(document.to_owned()),
             ..FakeInit::default()
         };
         fake.answers_at(path)
@@ -199,6 +214,14 @@ impl FakeInit {
                 Answer::Logs {
                     lines,
                     lost: first.saturating_sub(after + 1),
+                }
+            }
+            Request::Configuration | Request::Configure { .. } if self.document.is_some() => {
+                Answer::Configuration {
+                    document: self.document.clone().unwrap_or_default(),
+                    values: Vec::new(),
+                    problems: Vec::new(),
+                    later: Vec::new(),
                 }
             }
             Request::Services => Answer::Services {

@@ -304,6 +304,7 @@ fn a_drive_is_wiped_in_maintenance_mode_and_is_then_what_it_was() {
         other.put(place, &DATA);
     }
     let mut node = Appliance::builder("wipe", &image)
+        .machine("appliance-two-drives")
         .drive(&disk)
         .drive(&other)
         .kernel("adit.maintenance")

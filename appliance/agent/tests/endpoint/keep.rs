@@ -95,8 +95,10 @@ async fn restart(running: Running) -> Running {
 
 async fn until_unreadable(running: &Running) {
     let mut keeping = running.node.keeping.subscribe();
-    let is_unreadable = |keeping: &Keeping| matches!(keeping, Keeping::Unreadable(_));
-    keeping.wait_for(is_unreadable).await.unwrap();
+    let is_looked_at =
+        |keeping: &Keeping| matches!(keeping, Keeping::Unreadable(_) | Keeping::Kept { .. });
+    let looked = keeping.wait_for(is_looked_at).await.unwrap();
+    assert!(matches!(*looked, Keeping::Unreadable(_)), "it was replaced");
 }
 
 async fn until_kept(running: &Running) {

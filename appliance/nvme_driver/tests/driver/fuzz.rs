@@ -1,5 +1,6 @@
 //! Random faults, and a device that writes nonsense.
 
+use std::path::Path;
 use std::time::Duration;
 
 use block::{Io, IoError, Op, Submit};
@@ -10,6 +11,7 @@ use nvme_spec::opcode::nvm;
 use proptest::prelude::*;
 
 use crate::rig::{Host, bytes, driver_options};
+use crate::{liar, scenario};
 
 /// Blocks that one I/O of the model covers.
 const PIECE: u64 = 4;
@@ -163,6 +165,27 @@ proptest! {
         prop_assert!(host.controller.is_final());
         prop_assert_eq!(channel.map_or(0, |channel| channel.in_flight()), 0);
     }
+}
+
+/// What the fuzzer found worth keeping.
+fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus");
+    let files = std::fs::read_dir(Path::new(folder).join(target)).unwrap();
+    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    files
+        .iter()
+        .map(|file| std::fs::read(file).unwrap())
+        .collect()
+}
+
+#[test]
+fn whatever_the_fuzzer_kept_still_holds() {
+    corpus("faults")
+        .iter()
+        .for_each(|bytes| scenario::run(bytes));
+    corpus("lies").iter().for_each(|bytes| liar::run(bytes));
 }
 
 /// Notes what a write will leave, if it succeeds.

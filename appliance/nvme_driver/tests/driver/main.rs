@@ -7,6 +7,9 @@
 mod admin;
 mod faults;
 mod fuzz;
+mod input;
 mod io;
+mod liar;
 mod rig;
+mod scenario;
 mod threads;

@@ -24,7 +24,7 @@ pub(crate) struct Function {
     bus: Arc<BusView>,
     pub(crate) reset_fails: AtomicBool,
     pub(crate) clears: Mutex<Vec<u16>>,
-    /// Regions that are mapped, in the order they were: the queues' first.
+    /// Regions that are mapped, in the order they were mapped: the queues' first.
     pub(crate) regions: Mutex<Vec<Arc<Region>>>,
 }
 
@@ -50,7 +50,7 @@ impl DmaMapper for Function {
     fn map(&self, region: &Arc<Region>) -> Result<(), DeviceError> {
         self.bus.map(region);
         let mut regions = self.regions.lock().unwrap();
-        if !regions.iter().any(|other| Arc::ptr_eq(other, region)) {
+        if !regions.iter().any(|mapped| mapped.addr() == region.addr()) {
             regions.push(Arc::clone(region));
         }
         Ok(())
@@ -58,7 +58,7 @@ impl DmaMapper for Function {
     fn unmap(&self, region: &Arc<Region>) {
         self.bus.unmap(region);
         let mut regions = self.regions.lock().unwrap();
-        regions.retain(|other| !Arc::ptr_eq(other, region));
+        regions.retain(|mapped| mapped.addr() != region.addr());
     }
     fn address_bits(&self) -> u8 {
         48
@@ -121,8 +121,18 @@ pub(crate) fn driver_options() -> ControllerOptions {
 impl Host {
     /// A controller that is being attached.
     pub(crate) fn attach(emu: EmuOptions, options: ControllerOptions) -> Self {
+        Self::try_attach(emu, options, |_| {}).unwrap()
+    }
+
+    /// A controller that is being attached, `prepare`d before the driver sees it.
+    pub(crate) fn try_attach(
+        emu: EmuOptions,
+        options: ControllerOptions,
+        prepare: impl FnOnce(&mut Emu),
+    ) -> Result<Self, NvmeError> {
         let bus = BusView::new();
-        let emu = Emu::new(emu, Arc::clone(&bus));
+        let mut emu = Emu::new(emu, Arc::clone(&bus));
+        prepare(&mut emu);
         let function = Arc::new(Function {
             emu: Mutex::new(emu),
             bus,
@@ -132,7 +142,7 @@ impl Host {
         });
         let device = device(&function);
         let now = Instant::now();
-        let controller = Controller::attach(device, options, now).unwrap();
+        let controller = Controller::attach(device, options, now)?;
         let pool = IobufPool::new(IobufOptions {
             small_pool_count: 1024,
             reserve_small: 64,
@@ -146,7 +156,7 @@ impl Host {
             ..ChannelOptions::default()
         };
         let bufs = pool.channel("test", caches).unwrap();
-        Self {
+        Ok(Self {
             function,
             controller,
             now,
@@ -154,7 +164,7 @@ impl Host {
             events: Vec::new(),
             pool,
             bufs,
-        }
+        })
     }
 
     /// A controller that runs.

@@ -166,6 +166,28 @@ fn a_uki_boots_under_uefi_firmware() {
         .unwrap();
     println!("UKI: ready {:.1?} after the start of QEMU", node.age());
     node.ctl_until(&["node", "show"], "");
+    // What the node's firmware is set to is read through its agent; the release has no `aditctl`.
+    let words = [
+        "firmware",
+        "check",
+        "default",
+        "--only",
+        "platform.iommu",
+        "--only",
+        "boot",
+    ];
+    let shown = match node.ctl(&words) {
+        Ok(text) => text,
+        // This firmware is not set as a storage node's.
+        Err(error) => error.to_string(),
+    };
+    for source in [
+        "/sys/kernel/iommu_groups",
+        "/sys/firmware/efi/efivars/BootOrder",
+        ", 0 not readable",
+    ] {
+        assert!(shown.contains(source), "no {source} in {shown}");
+    }
 }
 
 /// Goal: a node with UEFI firmware and no disk boots over HTTP. Method: OVMF fetches the UKI from a

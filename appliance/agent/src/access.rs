@@ -94,6 +94,7 @@ const TABLE: &[Entry] = &[
         reader: &[
             "GetSystem",
             "GetFacts",
+            "ReadFirmware",
             "PlanMachine",
             "ListActions",
             "ListServices",

@@ -1,6 +1,6 @@
 //! Everything that a profile may ask for.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::read::{Node, boot, cpu, nic, nvme, platform};
 use crate::value::Value;
@@ -67,7 +67,7 @@ impl Effect {
 }
 
 /// What was found out about one setting of one object.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reading {
     /// The current value.
@@ -107,7 +107,7 @@ impl Reading {
 }
 
 /// A setting of one object, as it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     /// What has the setting: `eth0`, `drive a`; empty for the node.
     pub object: String,

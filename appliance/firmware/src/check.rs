@@ -5,7 +5,6 @@ use serde::Serialize;
 use crate::catalogue::{Effect, Found, Reading, Rule};
 use crate::profile::{FirmwareRule, Profile, Wanted};
 use crate::read::Node;
-use crate::tree::Tree;
 use crate::value::Value;
 
 /// How one setting of one object stands.
@@ -170,7 +169,7 @@ fn of_setting(wanted: &Wanted, node: &Node) -> Vec<Item> {
             change: setting.effect,
         }
     };
-    let found = (setting.read)(node);
+    let found = node.found(setting);
     if found.is_empty() {
         return vec![item(String::new(), None)];
     }
@@ -240,23 +239,18 @@ fn drive_firmware(profile: &Profile, node: &Node) -> Vec<Item> {
 
 /// Firmware of the node, if a rule names its product.
 fn system_firmware(profile: &Profile, node: &Node) -> Option<Item> {
-    const DMI: &str = "sys/class/dmi/id";
     let first = profile.system_firmware.first()?;
     let unreadable = |why: &str| {
-        let reading = Reading::unreadable(why, format!("/{DMI}"));
+        let reading = Reading::unreadable(why, "/sys/class/dmi/id");
         of_rule("system.firmware", String::new(), first, reading)
     };
-    let tree: &Tree = match &node.tree {
-        Ok(tree) => tree,
-        Err(why) => return Some(unreadable(why)),
-    };
-    let Ok(product) = tree.text(&format!("{DMI}/product_name")) else {
-        return Some(unreadable("the kernel shows no name of the product"));
+    let (product, reading) = match node.system_firmware() {
+        Ok(found) => found,
+        Err(why) => return Some(unreadable(&why)),
     };
     let rule = profile
         .system_firmware
         .iter()
         .find(|rule| rule.is_for(&product))?;
-    let reading = tree.reading(&format!("{DMI}/bios_version"), |text| Ok(text.into()));
     Some(of_rule("system.firmware", product, rule, reading))
 }

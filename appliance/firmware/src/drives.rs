@@ -1,10 +1,12 @@
 //! Drives, whoever drives them.
 
+use serde::{Deserialize, Serialize};
+
 /// A value, or why it is not known.
 pub type Known<T> = Result<T, String>;
 
 /// A drive.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drive {
     /// How it is called in a report: `drive a`, `nvme0`.
     pub object: String,
@@ -27,7 +29,7 @@ pub struct Drive {
 }
 
 /// A namespace of a drive.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriveNamespace {
     /// How it is called in a report: `an1`, `nvme0n1`.
     pub object: String,

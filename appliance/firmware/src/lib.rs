@@ -8,6 +8,7 @@
 //! - [`Node`]: what is. It reads sysfs, procfs, configfs, ACPI tables, EFI variables and PCI
 //!   configuration space below a folder ([`Tree`]), and is given what is known of drives that the
 //!   kernel does not drive ([`Drive`]).
+//! - [`Readings`]: the same of a node elsewhere, as its agent tells it.
 //! - [`check`]: both together, a [`Report`] with an [`Item`] for each setting of each object: wanted,
 //!   current, where that was read, or why it cannot be.
 //! - [`changes`]: what of a profile can be set on drives that `aditd` drives.
@@ -43,7 +44,7 @@ pub use crate::efi::{
 pub use crate::pci_config::{ExpressCapability, find_express_capability};
 pub use crate::plan::{Change, DriveState, LbaFormat, NamespaceState, Plan, changes};
 pub use crate::profile::{BUILT_IN, FirmwareRule, Problem, Profile, ProfileError, Wanted};
-pub use crate::read::Node;
+pub use crate::read::{Node, Readings};
 pub use crate::schema::{json_schema, settings_table};
 pub use crate::tree::Tree;
 pub use crate::value::Value;

@@ -5,12 +5,15 @@ pub(crate) mod cpu;
 pub(crate) mod nic;
 pub(crate) mod nvme;
 pub(crate) mod platform;
+mod told;
 
 use machine::{Facts, NetInterface, PciDevice};
 
-use crate::catalogue::{Found, Reading};
+use crate::catalogue::{Found, Reading, Setting};
 use crate::drives::{Drive, Known};
 use crate::tree::Tree;
+
+pub use self::told::Readings;
 
 /// A node: its files, its devices, its drives.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub struct Node {
     pub(crate) unknown_drives: String,
     /// Names or MAC addresses of data ports; `None`: physical ports without a default route.
     pub(crate) ports: Option<Vec<String>>,
+    /// What a node far away told of itself.
+    pub(crate) told: Option<Readings>,
 }
 
 impl Node {
@@ -31,6 +36,23 @@ impl Node {
     #[must_use]
     pub fn local(tree: Tree, drives: Known<Vec<Drive>>) -> Self {
         let facts = Facts::read(&tree.root()).map_err(|error| error.to_string());
+        let mut node = Self::of_aditd(drives);
+        (node.tree, node.facts) = (Ok(tree), facts);
+        node.add_drives(nvme::all_of_host(&node));
+        node
+    }
+
+    /// A node far away, by what it told. `drives` as in [`Node::local`]. Ports are those that it was asked for.
+    #[must_use]
+    pub fn told(readings: Readings, drives: Known<Vec<Drive>>) -> Self {
+        let mut node = Self::of_aditd(drives);
+        node.add_drives(readings.drives.clone());
+        node.told = Some(readings);
+        node
+    }
+
+    /// A node of which nothing but these drives is known, or why they are not.
+    fn of_aditd(drives: Known<Vec<Drive>>) -> Self {
         let (drives, unknown_drives) = match drives {
             Ok(drives) => (
                 drives,
@@ -38,16 +60,17 @@ impl Node {
             ),
             Err(why) => (Vec::new(), format!("on vfio-pci, and {why}")),
         };
-        let mut node = Self {
-            tree: Ok(tree),
-            facts,
-            drives,
+        Self {
             unknown_drives,
-            ports: None,
-        };
-        let of_kernel = nvme::of_host(&node);
-        node.drives.extend(of_kernel);
-        node
+            ..Self::remote(drives, "it was not asked")
+        }
+    }
+
+    fn add_drives(&mut self, of_host: Known<Vec<nvme::HostDrive>>) {
+        if let Ok(all) = of_host {
+            let more = nvme::of_host(self, all);
+            self.drives.extend(more);
+        }
     }
 
     /// A node of which only the drives of `aditd` are known.
@@ -59,6 +82,7 @@ impl Node {
             drives,
             unknown_drives: String::new(),
             ports: None,
+            told: None,
         }
     }
 
@@ -71,6 +95,28 @@ impl Node {
     #[must_use]
     pub fn drives(&self) -> &[Drive] {
         &self.drives
+    }
+
+    /// What has a setting, and what it is there.
+    pub(crate) fn found(&self, setting: &Setting) -> Vec<Found> {
+        match &self.told {
+            Some(told) if !told::is_of_drives(setting) => told.found(setting),
+            _ => (setting.read)(self),
+        }
+    }
+
+    /// The product that the node is, and the version of its firmware.
+    pub(crate) fn system_firmware(&self) -> Known<(String, Reading)> {
+        const DMI: &str = "sys/class/dmi/id";
+        if let Some(told) = &self.told {
+            return told.system_firmware.clone();
+        }
+        let tree = self.tree.as_ref().map_err(Clone::clone)?;
+        let product = tree
+            .text(&format!("{DMI}/product_name"))
+            .map_err(|_| "the kernel shows no name of the product".to_owned())?;
+        let reading = tree.reading(&format!("{DMI}/bios_version"), |text| Ok(text.into()));
+        Ok((product, reading))
     }
 
     /// One reading of the whole node, from its files.

@@ -7,8 +7,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use firmware::{
-    Drive, DriveNamespace, Item, Known, Node, Profile, Reading, Report, SETTINGS, Tree, Verdict,
-    check,
+    Drive, DriveNamespace, Item, Known, Node, Profile, Reading, Readings, Report, SETTINGS, Tree,
+    Verdict, check,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -437,6 +437,40 @@ fn of_a_node_far_away_only_its_drives_are_known() {
         .filter(|item| !item.setting.starts_with("nvme."));
     for item in elsewhere {
         assert_eq!(item.verdict, Verdict::Unreadable, "{item:?}");
+    }
+}
+
+/// Goal: who looks through a node's agent sees what who sits at the node sees. Method: both, of hosts that show
+/// much, little and nothing, with and without `aditd`.
+#[test]
+fn a_node_that_tells_of_itself_is_the_node_that_is_looked_at() {
+    let good = Host::good();
+    let bare = Host::good();
+    bare.remove("sys/firmware/efi");
+    bare.remove("proc/self/mountinfo");
+    let empty = Host(tempfile::tempdir().unwrap());
+    let asked: [Known<Vec<Drive>>; 3] = [
+        Ok(vec![drive()]),
+        Ok(Vec::new()),
+        Err("aditd cannot be asked: no such socket".to_owned()),
+    ];
+    let ports = [None, Some(vec!["eth7".to_owned()])];
+    for host in [&good, &bare, &empty] {
+        for (name, _) in firmware::BUILT_IN {
+            for (drives, ports) in asked
+                .iter()
+                .flat_map(|one| ports.iter().map(move |p| (one, p)))
+            {
+                let profile = Profile::built_in(name).unwrap();
+                let mut local = Node::local(Tree::new(host.path()), drives.clone());
+                local.set_ports(ports.clone());
+                let mut far = Node::local(Tree::new(host.path()), Ok(Vec::new()));
+                far.set_ports(ports.clone());
+                let json = serde_json::to_string(&Readings::of(&far)).unwrap();
+                let told = Node::told(serde_json::from_str(&json).unwrap(), drives.clone());
+                assert_eq!(check(&profile, &told), check(&profile, &local), "{name}");
+            }
+        }
     }
 }
 

@@ -58,6 +58,22 @@ impl SystemService for Services {
         }))
     }
 
+    async fn read_firmware(
+        &self,
+        request: Request<ReadFirmwareRequest>,
+    ) -> Answer<ReadFirmwareResponse> {
+        let ports = request.into_inner().ports;
+        let tree = firmware::Tree::new(&self.node.paths.root);
+        let read = move || {
+            // Drives of `aditd` are asked of it by who asks this.
+            let mut node = firmware::Node::local(tree, Ok(Vec::new()));
+            node.set_ports((!ports.is_empty()).then_some(ports));
+            serde_json::to_string(&firmware::Readings::of(&node))
+        };
+        let json = blocking(read).await?.map_err(internal)?;
+        Ok(Response::new(ReadFirmwareResponse { json }))
+    }
+
     async fn plan_machine(&self, request: Request<PlanMachineRequest>) -> Answer<MachinePlan> {
         let text = match request.into_inner().toml {
             Some(text) => text,

@@ -5,6 +5,8 @@ mod drives;
 
 use std::path::Path;
 
+use api::v1::ReadFirmwareRequest;
+use api::v1::system_service_client::SystemServiceClient;
 use firmware::{BUILT_IN, Drive, Item, Known, Node, Profile, Report, Tree, Verdict, check};
 use serde_json::json;
 
@@ -82,6 +84,44 @@ async fn drives(global: &Global) -> Result<Known<Vec<Drive>>, Failure> {
     })
 }
 
+/// A node over the network: what its agent tells of it, and the drives of `aditd`. Where there is no agent, or an
+/// older one, those drives alone.
+async fn far(
+    global: &Global,
+    server: String,
+    drives: Known<Vec<Drive>>,
+    profile: &Profile,
+) -> Result<Node, Failure> {
+    // Readings of a large node are longer than an answer is by default.
+    const READINGS_BYTES_MAX: usize = 32 << 20;
+    let context = connect(global).await?;
+    let channel = context.channel.clone();
+    let mut client = SystemServiceClient::with_interceptor(channel, context.code.clone())
+        .max_decoding_message_size(READINGS_BYTES_MAX);
+    let ports = profile.ports.clone().unwrap_or_default();
+    let why = match client.read_firmware(ReadFirmwareRequest { ports }).await {
+        Ok(answer) => {
+            let readings = serde_json::from_str(&answer.into_inner().json);
+            return match readings {
+                Ok(readings) => Ok(Node::told(readings, drives)),
+                Err(error) => Err(Failure::Unreachable {
+                    server,
+                    reason: format!("its agent tells what is not understood: {error}"),
+                }),
+            };
+        }
+        Err(status) => status.message().to_owned(),
+    };
+    match drives {
+        Ok(drives) => {
+            let why =
+                format!("aditctl does not run on that node, and it tells nothing of itself: {why}");
+            Ok(Node::remote(drives, &why))
+        }
+        Err(reason) => Err(Failure::Unreachable { server, reason }),
+    }
+}
+
 async fn report(global: &Global, look: &FirmwareLook) -> Result<Report, Failure> {
     let mut profile = profile(&look.profile)?;
     if !look.only.is_empty() {
@@ -104,13 +144,10 @@ async fn report(global: &Global, look: &FirmwareLook) -> Result<Report, Failure>
         None => {
             let (server, _) = super::server(global)?;
             let drives = drives(global).await?;
-            match (server.uri.starts_with("tcp:"), drives) {
-                (true, Ok(drives)) => Node::remote(drives, "aditctl does not run on that node"),
-                (true, Err(reason)) => {
-                    let server = server.uri;
-                    return Err(Failure::Unreachable { server, reason });
-                }
-                (false, drives) => Node::local(Tree::new("/"), drives),
+            if server.uri.starts_with("tcp:") {
+                far(global, server.uri, drives, &profile).await?
+            } else {
+                Node::local(Tree::new("/"), drives)
             }
         }
     };

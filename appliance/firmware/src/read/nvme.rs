@@ -1,6 +1,7 @@
 //! NVMe drives.
 
 use machine::{NvmeController, PciDevice};
+use serde::{Deserialize, Serialize};
 
 use super::{Node, unreadable_node};
 use crate::catalogue::{Found, Reading};
@@ -29,10 +30,16 @@ fn each_drive(node: &Node, read: impl Fn(&Drive) -> Option<Reading>) -> Vec<Foun
     found.chain(hidden(node)).collect()
 }
 
-/// What stands for drives that cannot be looked for. Of a node far away all that matter are known.
+/// What stands for drives that cannot be looked for. Of a node far away that tells nothing of itself all that
+/// matter are known.
 fn hidden(node: &Node) -> Option<Found> {
-    match (&node.tree, &node.facts) {
-        (Ok(_), Err(why)) => unreadable_node(why).pop(),
+    match (&node.tree, &node.facts, &node.told) {
+        (Ok(_), Err(why), _) => unreadable_node(why).pop(),
+        (_, _, Some(told)) => told
+            .drives
+            .as_ref()
+            .err()
+            .and_then(|why| unreadable_node(why).pop()),
         _ => None,
     }
 }
@@ -82,32 +89,66 @@ pub(crate) fn arbitration_burst(node: &Node) -> Vec<Found> {
     })
 }
 
-/// Drives of the host that `aditd` does not drive.
-pub(super) fn of_host(node: &Node) -> Vec<Drive> {
-    let (Ok(tree), Ok(facts)) = (&node.tree, &node.facts) else {
-        return Vec::new();
-    };
-    let is_known = |function: &PciDevice| {
-        let address = function.address.to_string();
-        node.drives.iter().any(|drive| drive.address == address)
+/// A drive of a host, as its files show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HostDrive {
+    /// The kernel drives it.
+    Kernel(Drive),
+    /// Somebody else has it, or nobody.
+    Hidden {
+        address: String,
+        driver: Option<String>,
+    },
+}
+
+impl HostDrive {
+    fn address(&self) -> &str {
+        match self {
+            Self::Kernel(drive) => &drive.address,
+            Self::Hidden { address, .. } => address,
+        }
+    }
+}
+
+/// Every drive of the host, or why they cannot be looked for.
+pub(crate) fn all_of_host(node: &Node) -> Known<Vec<HostDrive>> {
+    let (tree, facts) = match (&node.tree, &node.facts) {
+        (Ok(tree), Ok(facts)) => (tree, facts),
+        (Err(why), _) | (_, Err(why)) => return Err(why.clone()),
     };
     let functions = facts.pci.iter().filter(|function| function.is_nvme());
-    let unknown = functions.filter(|function| !is_known(function));
-    unknown
-        .map(|function| match (&function.nvme, &function.driver) {
-            (Some(controller), _) => of_kernel(tree, function, controller),
-            (None, Some(driver)) if driver == machine::VFIO_DRIVER => {
-                unseen(function, &node.unknown_drives)
-            }
-            (None, Some(driver)) => unseen(function, &format!("{driver} has it")),
-            (None, None) => unseen(function, "no driver has it"),
-        })
-        .collect()
+    let found = functions.map(|function| match &function.nvme {
+        Some(controller) => HostDrive::Kernel(of_kernel(tree, function, controller)),
+        None => HostDrive::Hidden {
+            address: function.address.to_string(),
+            driver: function.driver.clone(),
+        },
+    });
+    Ok(found.collect())
+}
+
+/// Those of them that `aditd` does not drive.
+pub(super) fn of_host(node: &Node, all: Vec<HostDrive>) -> Vec<Drive> {
+    let is_known = |drive: &HostDrive| {
+        node.drives
+            .iter()
+            .any(|known| known.address == drive.address())
+    };
+    let unknown = all.into_iter().filter(|drive| !is_known(drive));
+    let found = unknown.map(|drive| match drive {
+        HostDrive::Kernel(drive) => drive,
+        HostDrive::Hidden { address, driver } => match driver.as_deref() {
+            Some(machine::VFIO_DRIVER) => unseen(address, &node.unknown_drives),
+            Some(driver) => unseen(address, &format!("{driver} has it")),
+            None => unseen(address, "no driver has it"),
+        },
+    });
+    found.collect()
 }
 
 /// A drive of which only its function is known.
-fn unseen(function: &PciDevice, why: &str) -> Drive {
-    let address = function.address.to_string();
+fn unseen(address: String, why: &str) -> Drive {
     Drive {
         object: address.clone(),
         model: Err(why.to_owned()),

@@ -35,7 +35,8 @@ pub(crate) enum Job {
     WriteCache(bool),
     Arbitration(u32),
     ListNamespaces,
-    IdentifyNamespace(Nsid),
+    /// Of a namespace, and how often that has failed.
+    IdentifyNamespace(Nsid, u8),
     CreateCq(usize),
     CreateSq(usize),
     DeleteSq(usize),
@@ -91,7 +92,7 @@ impl Controller {
             }
             Job::Arbitration(value) => AdminRequest::set_features(fid::ARBITRATION, value),
             Job::ListNamespaces => AdminRequest::identify(Nsid::NONE, cns::ACTIVE_NAMESPACES),
-            Job::IdentifyNamespace(nsid) => AdminRequest::identify(nsid, cns::NAMESPACE),
+            Job::IdentifyNamespace(nsid, _) => AdminRequest::identify(nsid, cns::NAMESPACE),
             Job::CreateCq(place) => {
                 let qid = qid(place);
                 let ring = self.new_ring(place);
@@ -132,6 +133,9 @@ impl Controller {
         events: &mut Vec<Event>,
     ) -> Result<(), NvmeError> {
         if !status.is_success() {
+            if let Job::IdentifyNamespace(nsid, failed) = job {
+                self.namespace_not_identified(nsid, failed, status, events);
+            }
             let Some(command) = job.required() else {
                 return Ok(());
             };
@@ -157,7 +161,7 @@ impl Controller {
             }
             Job::DoorbellBuffers => self.shared.shadow.store(true, SeqCst),
             Job::ListNamespaces => self.namespaces_listed(&reply.data, events),
-            Job::IdentifyNamespace(nsid) => self.namespace_identified(nsid, &reply.data, events),
+            Job::IdentifyNamespace(nsid, _) => self.namespace_identified(nsid, &reply.data, events),
             Job::CreateCq(place) => self.jobs.push_front(Job::CreateSq(place)),
             Job::CreateSq(place) => self.created.push(place),
             Job::DeleteSq(place) => self.jobs.push_front(Job::DeleteCq(place)),
@@ -303,7 +307,7 @@ impl Controller {
             self.remove_namespace(nsid, events);
         }
         for nsid in listed {
-            self.push_job(Job::IdentifyNamespace(nsid));
+            self.push_job(Job::IdentifyNamespace(nsid, 0));
         }
     }
 
@@ -311,6 +315,22 @@ impl Controller {
         if let Some(namespace) = self.namespaces.remove(&nsid) {
             namespace.set_gone();
             events.push(Event::NamespaceRemoved(nsid));
+        }
+    }
+
+    /// One that is known stays as it is; of another it is told that it is there.
+    fn namespace_not_identified(
+        &mut self,
+        nsid: Nsid,
+        failed: u8,
+        status: Status,
+        events: &mut Vec<Event>,
+    ) {
+        if !status.dnr() && failed < self.shared.options.retries {
+            self.push_job(Job::IdentifyNamespace(nsid, failed + 1));
+        } else if !self.namespaces.contains_key(&nsid) && !self.is_formatting() {
+            let why = "Identify Namespace fails";
+            events.push(Event::NamespaceUnusable { nsid, why });
         }
     }
 

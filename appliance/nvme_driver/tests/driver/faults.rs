@@ -579,3 +579,19 @@ fn a_format_that_cannot_be_sent_leaves_the_namespace_in_use() {
     });
     host.open();
 }
+
+#[test]
+fn a_namespace_that_is_not_identified_is_asked_again_and_in_the_end_told_of() {
+    let retries = u32::from(driver_options().retries);
+    for (failures, is_there) in [(retries, true), (retries + 1, false)] {
+        let mut host = Host::attach(EmuOptions::default(), driver_options());
+        let status = FaultKind::Status(Status::INTERNAL_ERROR);
+        // The controller, its command set and the list of namespaces come first.
+        let fault = Fault::admin(admin::IDENTIFY, status).after(3);
+        host.emu().inject(fault.times(failures));
+        host.until_state(ControllerState::Running);
+        assert_eq!(host.controller.namespaces().count() == 1, is_there);
+        let told = host.has_event(|event| matches!(event, Event::NamespaceUnusable { .. }));
+        assert_eq!(told, !is_there);
+    }
+}

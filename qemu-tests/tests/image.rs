@@ -183,7 +183,7 @@ fn a_uki_boots_under_uefi_firmware() {
     };
     for source in [
         "/sys/kernel/iommu_groups",
-        "/sys/firmware/efi/efivars/BootOrder",
+        "/sys/firmware/efi/efivars/Boot",
         ", 0 not readable",
     ] {
         assert!(shown.contains(source), "no {source} in {shown}");

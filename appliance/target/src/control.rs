@@ -18,6 +18,7 @@ use std::time::Duration;
 use api::v1::{EventType, NodeState};
 use metastore::{CommitError, Contents, StateStore};
 use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
 
 use crate::error::ControlError;
 use crate::events::Events;
@@ -35,8 +36,8 @@ use pending::Touched as _;
 /// does not let go must not hold the caller.
 const SETTLE_MAX: Duration = Duration::from_secs(30);
 
-/// How long a start waits for devices to open: a drive that does not come up must not keep the others
-/// from being served.
+/// How long a start waits for devices to open, and its listeners for the namespaces of their subsystem: a
+/// drive that does not come up must not keep the others from being served.
 const START_MAX: Duration = Duration::from_secs(20);
 
 /// A change that takes longer to store is logged: callers wait for the state directory's disk.
@@ -62,6 +63,8 @@ struct Inner {
     uncommitted: VecDeque<Change>,
     events: Events,
     state: NodeState,
+    /// Until then restored listeners wait for what hosts look for behind them.
+    listeners_wait_until: Option<Instant>,
 }
 
 /// The control plane. Clones share it.
@@ -140,6 +143,7 @@ impl Control {
             uncommitted: VecDeque::new(),
             events: Events::new(revision),
             state: NodeState::Starting,
+            listeners_wait_until: None,
         };
         Control {
             inner: Arc::new(Mutex::new(inner)),
@@ -218,6 +222,7 @@ impl Control {
     }
 
     async fn start_within(&self, wait: Duration) {
+        self.lock().listeners_wait_until = Some(Instant::now() + wait);
         self.attempt_pending(wait).await;
         self.lock().state = NodeState::Serving;
     }

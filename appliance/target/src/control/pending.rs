@@ -7,7 +7,7 @@ use api::v1::EventType;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Control, missing};
+use super::{Control, Inner, missing};
 use crate::model::{Change, Edit, Key, Object};
 use crate::pool::Attach;
 use crate::runtime::{Prepared, RuntimeError};
@@ -146,7 +146,7 @@ impl Control {
                 let object = inner.pending.get(key).and_then(|_| inner.model.get(key));
                 let Some(object) = object else { continue };
                 let waits = missing(&inner, &new(key, &object));
-                (object, waits)
+                (object, waits.or_else(|| comes_first(&inner, key)))
             };
             if waits.is_some() || !is_opened(&object) {
                 moved |= self.conclude(key, &object, waits, None);
@@ -241,6 +241,32 @@ fn new(key: &Key, object: &Object) -> Edit {
         old: None,
         new: Some(object.clone()),
     }
+}
+
+/// What a restored listener waits for, for a while after a start. A host comes back as soon as there is a
+/// listener: of a namespace that it does not find then it fails all I/O and forgets it, and where it is not let
+/// in yet it gives up.
+fn comes_first(inner: &Inner, key: &Key) -> Option<String> {
+    let Key::Listener(nqn, _) = key else {
+        return None;
+    };
+    if inner
+        .listeners_wait_until
+        .is_none_or(|until| Instant::now() >= until)
+    {
+        return None;
+    }
+    let from = [
+        Key::Namespace(nqn.clone(), 0),
+        Key::Host(nqn.clone(), String::new()),
+    ];
+    let mut firsts = from
+        .into_iter()
+        .filter_map(|from| inner.pending.range(from..).next());
+    let (key, pending) = firsts
+        .find(|(key, _)| matches!(key, Key::Namespace(of, _) | Key::Host(of, _) if of == nqn))?;
+    let (kind, name) = (key.kind(), key.name());
+    Some(format!("{kind} {name} comes first: {}", pending.reason))
 }
 
 /// Whether it is opened before it is put in place.

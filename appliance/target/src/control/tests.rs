@@ -200,6 +200,35 @@ async fn a_start_does_not_wait_for_a_device_that_does_not_come_up() {
     assert_eq!(control.state(), NodeState::Degraded);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_restored_listener_waits_for_the_namespaces_of_its_subsystem_for_a_while() {
+    let directory = tempfile::tempdir().unwrap();
+    let (control, _) = started(&directory).await;
+    apply(&control, &document()).await.unwrap();
+    drop(control);
+    let listener = format!("{NQN}/tcp://127.0.0.1:4420");
+    for comes in [true, false] {
+        let (control, runtime) = open(directory.path());
+        runtime.memory().pending = [("m0".to_owned(), "not let go of yet".to_owned())].into();
+        control.start().await;
+        assert_eq!(control.state(), NodeState::Degraded);
+        let waiting = ["m0".to_owned(), format!("{NQN}/1"), listener.clone()];
+        assert_eq!(pending_names(&control), waiting);
+        let key = Key::Listener(NQN.into(), "tcp://127.0.0.1:4420".into());
+        let reason = control.read(|view| view.pending[&key].reason.clone());
+        let first = format!("namespace {NQN}/1 comes first: bdev m0 is pending: not let go of yet");
+        assert_eq!(reason, first);
+        if comes {
+            runtime.memory().pending.clear();
+        } else {
+            tokio::time::advance(START_MAX).await;
+        }
+        control.attempt_pending(START_MAX).await;
+        let left = if comes { &[][..] } else { &waiting[..2] };
+        assert_eq!(pending_names(&control), left);
+    }
+}
+
 #[tokio::test]
 async fn devices_are_opened_so_many_at_a_time_and_each_gets_its_turn() {
     let directory = tempfile::tempdir().unwrap();

@@ -269,7 +269,8 @@ async fn attached_pools_are_opened_at_start_or_wait() {
         .into_iter()
         .map(|(key, _)| key.name())
         .collect();
-    assert_eq!(names, ["p".to_owned(), format!("{NQN}/1")]);
+    let listener = format!("{NQN}/tcp://127.0.0.1:4420");
+    assert_eq!(names, ["p".to_owned(), format!("{NQN}/1"), listener]);
     let request = v1::GetPoolRequest { name: "p".into() };
     let pool = services.get_pool(Request::new(request)).await.unwrap();
     let status = pool.into_inner().status.unwrap();

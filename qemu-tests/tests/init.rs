@@ -245,7 +245,7 @@ fn a_service_that_hangs_is_started_again_and_the_node_goes_on() {
         let crashed = format!("{name}: crashed: no report of health for 3");
         node.wait_for_console(&crashed, patience(60)).unwrap();
         // Named after the thread that took the signal.
-        let kept = format!("ls /run/adit/crash | grep -e '-{}.core'", pid.trim());
+        let kept = format!("ls /run/adit/crash | grep -e '-{}-6.core'", pid.trim());
         node.wait_until(&kept).unwrap();
     }
     let console = node.console();

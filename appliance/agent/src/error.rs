@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+pub use logging::chain;
+
 /// Why the agent cannot do something.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -85,16 +87,4 @@ impl AgentError {
             source,
         }
     }
-}
-
-/// An error and its causes in one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

@@ -31,6 +31,7 @@ use crate::layer::QueueLayer;
 use crate::stderr::Stderr;
 use crate::writer::{Place, Queue, Writer};
 
+pub use crate::layer::chain;
 pub use crate::rfc3339::civil;
 
 /// Where the log goes.

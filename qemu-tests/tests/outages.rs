@@ -71,17 +71,10 @@ impl Storage {
     /// Process and restarts of a service.
     fn service(&self, name: &str) -> (u64, u64) {
         let services: Value = serde_json::from_str(&self.ctl("node services -o json")).unwrap();
-        let services = services["services"]
-            .as_array()
-            .unwrap_or_else(|| services.as_array().unwrap_or_else(|| panic!("{services}")));
+        let services = services["services"].as_array().unwrap();
         let service = services.iter().find(|service| service["name"] == name);
         let service = service.unwrap_or_else(|| panic!("{services:?}"));
-        let number = |key: &str| {
-            let value = &service[key];
-            let text = value.as_str().map(str::to_owned);
-            let text = text.unwrap_or_else(|| value.to_string());
-            text.parse().unwrap_or(0)
-        };
+        let number = |key: &str| service[key].as_u64().unwrap();
         (number("pid"), number("restarts"))
     }
 }
